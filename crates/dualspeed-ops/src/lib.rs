@@ -1,1 +1,27 @@
-//! dualspeed-ops
+//! The heavy operations of `dualspeed`, as an extension of Burn's backend trait.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`Backend`] | primitive-level operations, forward and backward, each with a body in plain Burn |
+//! | [`plain`] | those bodies: the reference every fast path is tested against |
+//! | [`functions`] | the same operations on [`Tensor`](burn::tensor::Tensor)s: what model code calls |
+//! | `autodiff` | `Backend` for `Autodiff<B, C>`: hand-written backwards, one graph node per operation |
+//! | `cpu` | fused bodies for ndarray and Flex on contiguous `f32` slices |
+//!
+//! A backend of your own joins with `impl dualspeed_ops::Backend for MyBackend {}`; whatever it does faster it
+//! overrides. Statistics of norms, softmax and losses are computed in `f32` (`f64` for `f64` input), whatever the
+//! dtype of the tensors.
+
+mod autodiff;
+mod backend;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+mod cpu;
+pub mod functions;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod gpu;
+pub mod plain;
+mod types;
+
+pub use backend::{AutodiffBackend, Backend};
+pub use functions::*;
+pub use types::*;

@@ -1,0 +1,106 @@
+//! Nodes of the linear layers.
+
+use burn::tensor::ops::FloatTensor;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops};
+
+use super::{Tracked, constant, node, register};
+use crate::Backend;
+use crate::types::*;
+
+#[derive(Debug)]
+struct Linear;
+
+impl<B: Backend> Backward<B, 3> for Linear {
+    /// The input where the weight is trained, the weight where the input is tracked.
+    type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, weight, bias] = ops.parents.map(|parent| parent.map(|node| node.id));
+        let (saved_x, saved_weight) = ops.state;
+        let out = B::fused_linear_backward(saved_x, saved_weight, bias.is_some(), grad);
+        register::<B>(grads, x, out.x);
+        register::<B>(grads, weight, out.weight);
+        register::<B>(grads, bias, out.bias);
+    }
+}
+
+pub(super) fn linear<B: Backend, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    weight: Tracked<B, C>,
+    bias: Option<Tracked<B, C>>,
+) -> Tracked<B, C> {
+    let (needs_x, needs_weight) = (x.is_tracked(), weight.is_tracked());
+    let needs_bias = bias.as_ref().is_some_and(|bias| bias.is_tracked());
+    let output = B::fused_linear(
+        x.primitive.clone(),
+        weight.primitive.clone(),
+        bias.as_ref().map(|bias| bias.primitive.clone()),
+    );
+    if !(needs_x || needs_weight || needs_bias) {
+        return constant::<B, C>(output);
+    }
+    let state =
+        (needs_weight.then(|| x.primitive.clone()), needs_x.then(|| weight.primitive.clone()));
+    // A layer without bias has an untracked stand-in as its third parent.
+    let bias = bias.unwrap_or_else(|| constant::<B, C>(weight.primitive.clone()));
+    node::<B, C, _, 3>(Linear, [&x, &weight, &bias], state, output)
+}
+
+#[derive(Debug)]
+struct LoraLinear;
+
+impl<B: Backend> Backward<B, 4> for LoraLinear {
+    type State = LoraLinearSaved<B>;
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
+        let needs = [0, 1, 2, 3].map(|i: usize| parents[i].is_some());
+        let out = B::fused_lora_linear_backward(ops.state, grad, needs);
+        let [x, weight, a, b] = parents;
+        register::<B>(grads, x, out.x);
+        register::<B>(grads, weight, out.weight);
+        register::<B>(grads, a, out.a);
+        register::<B>(grads, b, out.b);
+    }
+}
+
+pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    weight: Tracked<B, C>,
+    a: Tracked<B, C>,
+    b: Tracked<B, C>,
+    scale: f64,
+    dropout_mask: Option<Tracked<B, C>>,
+) -> LoraLinearOutput<burn_autodiff::Autodiff<B, C>> {
+    let mask = dropout_mask.map(|mask| mask.primitive);
+    let [needs_x, needs_weight, needs_a, needs_b] =
+        [&x, &weight, &a, &b].map(|tensor| tensor.is_tracked());
+    let forward = B::fused_lora_linear(
+        x.primitive.clone(),
+        weight.primitive.clone(),
+        a.primitive.clone(),
+        b.primitive.clone(),
+        scale,
+        mask.clone(),
+    );
+    let hidden = constant::<B, C>(forward.hidden.clone());
+    if !(needs_x || needs_weight || needs_a || needs_b) {
+        return LoraLinearOutput { output: constant::<B, C>(forward.output), hidden };
+    }
+    let saved = LoraLinearSaved {
+        x: (needs_weight || needs_a).then(|| x.primitive.clone()),
+        weight: needs_x.then(|| weight.primitive.clone()),
+        a: a.primitive.clone(),
+        b: b.primitive.clone(),
+        hidden: forward.hidden,
+        dropout_mask: mask,
+        scale,
+    };
+    let output = node::<B, C, _, 4>(LoraLinear, [&x, &weight, &a, &b], saved, forward.output);
+    LoraLinearOutput { output, hidden }
+}

@@ -1,0 +1,137 @@
+//! [`Backend`] for `Autodiff<B, C>`: every operation is one node of the graph with a hand-written backward.
+//!
+//! An operation none of whose inputs is tracked runs as on the inner backend and saves nothing. Otherwise it saves
+//! what the wanted gradients need, and the backward computes those only: a frozen weight costs no gradient product.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod losses;
+mod norm;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, OpsKind};
+use burn_autodiff::{Autodiff, NodeId};
+
+use crate::Backend;
+use crate::types::*;
+
+/// A tracked primitive.
+type Tracked<B, C> = FloatTensor<Autodiff<B, C>>;
+
+fn constant<B: Backend, C: CheckpointStrategy>(primitive: FloatTensor<B>) -> Tracked<B, C> {
+    <Autodiff<B, C> as AutodiffBackend>::from_inner(primitive)
+}
+
+/// Registers `op` as the origin of `output`; the caller has checked that one of the parents is tracked.
+fn node<B, C, O, const N: usize>(
+    op: O,
+    parents: [&Tracked<B, C>; N],
+    state: O::State,
+    output: FloatTensor<B>,
+) -> Tracked<B, C>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    O: Backward<B, N>,
+{
+    let nodes = parents.map(|parent| parent.node.clone());
+    match op.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(state, output),
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+fn register<B: Backend>(
+    grads: &mut Gradients,
+    parent: Option<NodeId>,
+    grad: Option<FloatTensor<B>>,
+) {
+    if let (Some(id), Some(grad)) = (parent, grad) {
+        grads.register::<B>(id, grad);
+    }
+}
+
+impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        linear::linear::<B, C>(x, weight, bias)
+    }
+
+    fn fused_lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+    ) -> LoraLinearOutput<Self> {
+        linear::lora_linear::<B, C>(x, weight, a, b, scale, dropout_mask)
+    }
+
+    fn fused_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::rms_norm::<B, C>(x, weight, eps)
+    }
+
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        norm::layer_norm::<B, C>(x, weight, bias, eps)
+    }
+
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::gelu::<B, C>(x)
+    }
+
+    fn fused_quick_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::quick_gelu::<B, C>(x)
+    }
+
+    fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::swiglu::<B, C>(gate, up)
+    }
+
+    fn fused_rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        elementwise::rope::<B, C>(x, cos, sin)
+    }
+
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        attention::attention::<B, C>(q, k, v, spec)
+    }
+
+    fn fused_token_losses(
+        hidden: FloatTensor<Self>,
+        lm_head: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        teacher: Option<FloatTensor<Self>>,
+        tau: f64,
+    ) -> FloatTensor<Self> {
+        losses::token_losses::<B, C>(hidden, lm_head, targets, teacher, tau)
+    }
+
+    fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        B::fused_farthest_points(features.primitive, keep)
+    }
+}

@@ -1,0 +1,159 @@
+//! The operations on tensors: what model code calls.
+
+use burn::tensor::{Int, Tensor, TensorPrimitive};
+
+use crate::{AttentionSpec, Backend};
+
+fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}
+
+/// `x W + bias`.
+///
+/// # Shapes
+/// `x` `[.., d_in]`, `weight` `[d_in, d_out]` (Burn's layout), `bias` `[d_out]` -> `[.., d_out]`.
+pub fn linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap)))
+}
+
+/// A linear layer with a low-rank update: `x W + scale ((x * dropout_mask) A) B` (Hu et al. 2021, eq. 3).
+///
+/// The mask is already divided by `1 - p`; it acts on the low-rank branch only.
+///
+/// # Shapes
+/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]`, mask as `x` -> `[.., d_out]`.
+pub fn lora_linear<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    a: Tensor<B, 2>,
+    b: Tensor<B, 2>,
+    scale: f64,
+    dropout_mask: Option<Tensor<B, D>>,
+) -> Tensor<B, D> {
+    let mask = dropout_mask.map(unwrap);
+    wrap(B::fused_lora_linear(unwrap(x), unwrap(weight), unwrap(a), unwrap(b), scale, mask).output)
+}
+
+/// RMSNorm over the last dimension (Zhang & Sennrich 2019), as in Llama: `x / sqrt(mean(x^2) + eps) * weight`.
+///
+/// # Shapes
+/// `x` `[.., d]`, `weight` `[d]` -> `[.., d]`.
+pub fn rms_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    wrap(B::fused_rms_norm(unwrap(x), unwrap(weight), eps))
+}
+
+/// LayerNorm over the last dimension with the biased variance.
+///
+/// # Shapes
+/// `x` `[.., d]`, `weight` `[d]`, `bias` `[d]` -> `[.., d]`.
+pub fn layer_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    wrap(B::fused_layer_norm(unwrap(x), unwrap(weight), unwrap(bias), eps))
+}
+
+/// GELU in its erf form, elementwise.
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    wrap(B::fused_gelu(unwrap(x)))
+}
+
+/// `x sigmoid(1.702 x)`, elementwise: the activation of OpenAI's CLIP.
+pub fn quick_gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    wrap(B::fused_quick_gelu(unwrap(x)))
+}
+
+/// `silu(gate) * up`, elementwise (Shazeer 2020).
+///
+/// # Shapes
+/// Both operands and the result have the same shape.
+pub fn swiglu<B: Backend, const D: usize>(gate: Tensor<B, D>, up: Tensor<B, D>) -> Tensor<B, D> {
+    wrap(B::fused_swiglu(unwrap(gate), unwrap(up)))
+}
+
+/// Rotary position embedding with the halves of a head paired (the convention of Hugging Face's Llama).
+///
+/// # Shapes
+/// `x` `[b, h, s, d]`, `cos` and `sin` `[1 or b, s, d/2]` -> `[b, h, s, d]`.
+pub fn rope<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 3>, sin: Tensor<B, 3>) -> Tensor<B, 4> {
+    wrap(B::fused_rope(unwrap(x), unwrap(cos), unwrap(sin)))
+}
+
+/// Scaled dot-product attention, `softmax(q k^T / sqrt(d)) v`, with grouped queries.
+///
+/// Neither forward nor backward keeps an `[sq, sk]` matrix. With permuted views of `[b, s, h, d]` tensors no copy
+/// is made on the CPU, and the result is such a view again.
+///
+/// # Shapes
+/// `q` `[b, hq, sq, d]`, `k` and `v` `[b, hkv, sk, d]` with `hq` a multiple of `hkv` -> `[b, hq, sq, d]`.
+///
+/// # Panics
+/// When `hq` is no multiple of `hkv`, or `key_lengths` has not `b` entries.
+pub fn attention<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    spec: &AttentionSpec,
+) -> Tensor<B, 4> {
+    let ([batch, heads, ..], [_, kv_heads, ..]) = (q.dims(), k.dims());
+    assert!(
+        kv_heads > 0 && heads % kv_heads == 0,
+        "attention: {heads} query heads cannot share {kv_heads} key heads evenly"
+    );
+    if let Some(lengths) = &spec.key_lengths {
+        let rows = lengths.len();
+        assert_eq!(rows, batch, "attention: {rows} key lengths for a batch of {batch}");
+    }
+    wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), spec).output)
+}
+
+/// Losses of every supervised token at once, from hidden states: logits exist for one chunk of rows at a time.
+///
+/// Column 0: cross entropy with `targets`. Column 1: `tau^2 KL(teacher || student)` at temperature `tau`, both
+/// sides through the same `lm_head`, the teacher a constant; 0 without a teacher. Column 2: 1 where the arg max is
+/// the target (lowest index wins ties), else 0; no gradient.
+///
+/// # Shapes
+/// `hidden` `[n, d]`, `lm_head` `[d, vocab]`, `targets` `[n]` in `0..vocab`, `teacher` `[n, d]` -> `[n, 3]` in f32
+/// (f64 for f64).
+pub fn token_losses<B: Backend>(
+    hidden: Tensor<B, 2>,
+    lm_head: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    teacher: Option<Tensor<B, 2>>,
+    tau: f64,
+) -> Tensor<B, 2> {
+    let (hidden, lm_head) = (unwrap(hidden), unwrap(lm_head));
+    wrap(B::fused_token_losses(hidden, lm_head, targets.into_primitive(), teacher.map(unwrap), tau))
+}
+
+/// Max-min diverse subset per image: the selection of DivPrune (Alvar et al. 2025).
+///
+/// With `D = 1 - cosine`: first the row whose nearest other row is farthest; then, again and again, the row
+/// farthest from all picked so far. f32 throughout, the lowest index wins ties, rows of zeros and NaN sit at
+/// distance 1 and 0. No gradient.
+///
+/// # Shapes
+/// `features` `[b, n, d]` -> `[b, keep]`, in the order of picking.
+///
+/// # Panics
+/// When `keep > n`.
+pub fn farthest_points<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tensor<B, 2, Int> {
+    let [_, n, _] = features.dims();
+    assert!(keep <= n, "farthest_points: cannot keep {keep} of {n} rows");
+    Tensor::from_primitive(B::fused_farthest_points(unwrap(features), keep))
+}

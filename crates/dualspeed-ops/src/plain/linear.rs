@@ -1,0 +1,112 @@
+//! Linear layers, with and without LoRA.
+
+use burn::tensor::TensorMetadata;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use super::{primitive, reshape, rows, tensor, with_last};
+use crate::types::*;
+
+/// See [`Backend::fused_linear`](crate::Backend::fused_linear).
+pub fn linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let shape = with_last(&x.shape(), weight.shape()[1]);
+    let mut y = rows::<B>(x).matmul(tensor(weight)); // [rows, d_out]
+    if let Some(bias) = bias {
+        y = y + tensor::<B, 1>(bias).unsqueeze();
+    }
+    reshape(y, shape)
+}
+
+/// See [`Backend::fused_linear_backward`](crate::Backend::fused_linear_backward).
+pub fn linear_backward<B: Backend>(
+    x: Option<FloatTensor<B>>,
+    weight: Option<FloatTensor<B>>,
+    needs_bias: bool,
+    grad: FloatTensor<B>,
+) -> LinearGrads<B> {
+    let shape = grad.shape();
+    let grad = rows::<B>(grad); // [rows, d_out]
+    LinearGrads {
+        x: weight.map(|weight| {
+            let shape = with_last(&shape, weight.shape()[0]);
+            reshape(grad.clone().matmul(tensor::<B, 2>(weight).transpose()), shape)
+        }),
+        weight: x.map(|x| primitive(rows::<B>(x).transpose().matmul(grad.clone()))),
+        bias: needs_bias.then(|| primitive(grad.sum_dim(0).squeeze_dim::<1>(0))),
+    }
+}
+
+/// See [`Backend::fused_lora_linear`](crate::Backend::fused_lora_linear).
+pub fn lora_linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    scale: f64,
+    dropout_mask: Option<FloatTensor<B>>,
+) -> LoraLinearOutput<B> {
+    let shape = with_last(&x.shape(), weight.shape()[1]);
+    let x = rows::<B>(x);
+    let masked = match dropout_mask {
+        Some(mask) => x.clone() * rows(mask),
+        None => x.clone(),
+    };
+    let hidden = masked.matmul(tensor(a)); // [rows, r]
+    let y = x.matmul(tensor(weight)) + hidden.clone().matmul(tensor(b)).mul_scalar(scale);
+    LoraLinearOutput { output: reshape(y, shape), hidden: primitive(hidden) }
+}
+
+/// See [`Backend::fused_lora_linear_backward`](crate::Backend::fused_lora_linear_backward).
+pub fn lora_linear_backward<B: Backend>(
+    saved: LoraLinearSaved<B>,
+    grad: FloatTensor<B>,
+    needs: [bool; 4],
+) -> LoraLinearGrads<B> {
+    let [needs_x, needs_weight, needs_a, needs_b] = needs;
+    let shape = grad.shape();
+    let grad = rows::<B>(grad); // [rows, d_out]
+    let a = tensor::<B, 2>(saved.a);
+    let mask = saved.dropout_mask.map(rows::<B>);
+    let grad_hidden =
+        (needs_x || needs_a) // [rows, r]
+            .then(|| {
+                grad.clone().matmul(tensor::<B, 2>(saved.b).transpose()).mul_scalar(saved.scale)
+            });
+
+    let x = match (needs_x, saved.weight, grad_hidden.clone()) {
+        (true, Some(weight), Some(grad_hidden)) => {
+            let shape = with_last(&shape, weight.shape()[0]);
+            let mut low_rank = grad_hidden.matmul(a.transpose());
+            if let Some(mask) = mask.clone() {
+                low_rank = low_rank * mask;
+            }
+            let dense = grad.clone().matmul(tensor::<B, 2>(weight).transpose());
+            Some(reshape(dense + low_rank, shape))
+        }
+        _ => None,
+    };
+    let input = saved.x.map(rows::<B>);
+    let grad_a = match (needs_a, input.clone(), grad_hidden) {
+        (true, Some(input), Some(grad_hidden)) => {
+            let masked = match mask {
+                Some(mask) => input * mask,
+                None => input,
+            };
+            Some(primitive(masked.transpose().matmul(grad_hidden)))
+        }
+        _ => None,
+    };
+    let grad_b = needs_b.then(|| {
+        let hidden = tensor::<B, 2>(saved.hidden).transpose();
+        primitive(hidden.matmul(grad.clone()).mul_scalar(saved.scale))
+    });
+    let weight = match (needs_weight, input) {
+        (true, Some(input)) => Some(primitive(input.transpose().matmul(grad))),
+        _ => None,
+    };
+    LoraLinearGrads { x, weight, a: grad_a, b: grad_b }
+}
