@@ -1,0 +1,158 @@
+//! The LLaVA data format from disk: a JSON array of records, or one record a line (JSONL).
+//!
+//! ```json
+//! {"id": "7", "image": "coco/7.jpg", "conversations": [
+//!     {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}
+//! ```
+//! `image` is a path under the image folder, a list of them, or absent. Every record is checked when the file is
+//! opened, so that a mistake in the last one does not end a run after days; [`LlavaJson::verify`] also checks the
+//! images and token lengths.
+
+mod read;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::error::{DataError, EncodeError, RecordProblem};
+use crate::example::{Example, ExampleSource, Modality};
+use crate::picture::{ImageProcessor, preprocess_image};
+use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
+
+/// What becomes of the records.
+#[derive(Clone, Debug)]
+pub struct LlavaJsonConfig {
+    /// `image` paths are relative to this folder.
+    pub image_root: PathBuf,
+    /// How conversations are written out.
+    pub template: Template,
+    /// The system prompt: `None` is the template's own, `Some("")` is none at all.
+    pub system: Option<String>,
+    /// Longer examples are cut, in ids with an image as one.
+    pub max_length: Option<usize>,
+    /// What becomes of the images.
+    pub processor: ImageProcessor,
+}
+
+/// A data set in LLaVA's format.
+#[derive(Clone)]
+pub struct LlavaJson {
+    path: PathBuf,
+    records: Vec<Record>,
+    config: LlavaJsonConfig,
+    tokenizer: Arc<TextTokenizer>,
+    fingerprint: String,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    line: usize,
+    id: String,
+    images: Vec<String>,
+    conversation: Conversation,
+}
+
+impl LlavaJson {
+    /// Reads and checks a `.json` or `.jsonl` file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file, line, record and id.
+    pub fn open(
+        path: impl AsRef<Path>,
+        config: LlavaJsonConfig,
+        tokenizer: Arc<TextTokenizer>,
+    ) -> Result<Self, DataError> {
+        config.processor.validate()?;
+        let path = path.as_ref().to_path_buf();
+        let bytes = std::fs::read(&path)
+            .map_err(|source| DataError::Read { path: path.clone(), source })?;
+        let mut records = read::records(&path, &bytes)?;
+        for record in &mut records {
+            record.conversation.system.clone_from(&config.system);
+        }
+        let mut hash = Sha256::new();
+        hash.update(&bytes);
+        let LlavaJsonConfig { template, system, max_length, processor, .. } = &config;
+        hash.update(format!("{template:?} {system:?} {max_length:?} {processor:?}"));
+        let hex: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { path, records, config, tokenizer, fingerprint: format!("llava-{hex}") })
+    }
+
+    /// Decodes every image and encodes every conversation, in parallel; what `get` would fail on, in order.
+    pub fn verify(&self) -> Vec<DataError> {
+        (0..self.records.len()).into_par_iter().filter_map(|index| self.get(index).err()).collect()
+    }
+
+    /// The conversation of a record.
+    pub fn conversation(&self, index: usize) -> Option<&Conversation> {
+        self.records.get(index).map(|record| &record.conversation)
+    }
+
+    fn encode(&self, record: &Record) -> Result<Encoded, EncodeError> {
+        let LlavaJsonConfig { template, max_length, .. } = self.config;
+        encode_training(&record.conversation, template, &self.tokenizer, max_length)
+    }
+
+    fn problem(&self, index: usize, problem: impl Into<RecordProblem>) -> DataError {
+        let Record { line, id, .. } = &self.records[index];
+        DataError::Record {
+            path: self.path.clone(),
+            line: *line,
+            record: index,
+            id: id.clone(),
+            problem: problem.into(),
+        }
+    }
+}
+
+impl ExampleSource for LlavaJson {
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    fn get(&self, index: usize) -> Result<Example, DataError> {
+        let out_of_range = DataError::OutOfRange { index, len: self.records.len() };
+        let record = self.records.get(index).ok_or(out_of_range)?;
+        let encoded = self.encode(record).map_err(|e| self.problem(index, e))?;
+        let load = |name: &String| {
+            preprocess_image(self.config.image_root.join(name), &self.config.processor)
+                .map(Arc::new)
+                .map_err(|e| self.problem(index, e))
+        };
+        let images = record.images.iter().map(load).collect::<Result<_, _>>()?;
+        let Encoded { input_ids, labels, .. } = encoded;
+        Ok(Example { id: record.id.clone(), input_ids, labels, images, questions: Vec::new() })
+    }
+
+    fn modality(&self, index: usize) -> Modality {
+        match self.records.get(index) {
+            Some(record) if !record.images.is_empty() => Modality::Image,
+            _ => Modality::Text,
+        }
+    }
+
+    /// Words of all turns.
+    fn length_hint(&self, index: usize) -> usize {
+        let words = |text: &str| text.split_whitespace().count();
+        self.records.get(index).map_or(0, |record| {
+            let turns = record.conversation.turns.iter();
+            turns.map(|turn| words(&turn.user) + turn.assistant.as_deref().map_or(0, words)).sum()
+        })
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+}
+
+impl burn_dataset::Dataset<Example> for LlavaJson {
+    fn get(&self, index: usize) -> Option<Example> {
+        ExampleSource::get(self, index).ok()
+    }
+
+    fn len(&self) -> usize {
+        self.records.len()
+    }
+}

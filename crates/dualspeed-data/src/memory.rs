@@ -1,0 +1,88 @@
+//! A source held in memory.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::error::DataError;
+use crate::example::{Example, ExampleSource, HostImage, Modality};
+
+/// Examples made once and kept, for data sets that are small or whose visual features are cached.
+#[derive(Clone, Debug)]
+pub struct MemorySource {
+    examples: Vec<Example>,
+    fingerprint: String,
+}
+
+impl MemorySource {
+    /// Wraps examples; `fingerprint` identifies their content.
+    pub fn new(examples: Vec<Example>, fingerprint: impl Into<String>) -> Self {
+        Self { examples, fingerprint: fingerprint.into() }
+    }
+
+    /// Makes all examples of `source`, in parallel. With `keep_pixels = false` the images keep key and size only:
+    /// enough for training on cached features, at a few hundred bytes an example.
+    ///
+    /// # Errors
+    /// The first error of `source`.
+    pub fn collect(source: &dyn ExampleSource, keep_pixels: bool) -> Result<Self, DataError> {
+        let examples = (0..source.len())
+            .into_par_iter()
+            .map(|index| {
+                let mut example = source.get(index)?;
+                if !keep_pixels {
+                    for image in &mut example.images {
+                        *image = Arc::new(HostImage {
+                            key: image.key,
+                            size: image.size,
+                            pixels: Vec::new(),
+                        });
+                    }
+                }
+                Ok(example)
+            })
+            .collect::<Result<Vec<_>, DataError>>()?;
+        Ok(Self::new(examples, source.fingerprint()))
+    }
+
+    /// The examples.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+}
+
+impl ExampleSource for MemorySource {
+    fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    fn get(&self, index: usize) -> Result<Example, DataError> {
+        let out_of_range = DataError::OutOfRange { index, len: self.examples.len() };
+        self.examples.get(index).cloned().ok_or(out_of_range)
+    }
+
+    fn modality(&self, index: usize) -> Modality {
+        match self.examples.get(index) {
+            Some(example) if !example.images.is_empty() => Modality::Image,
+            _ => Modality::Text,
+        }
+    }
+
+    fn length_hint(&self, index: usize) -> usize {
+        self.examples.get(index).map_or(0, |example| example.input_ids.len())
+    }
+
+    fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+}
+
+impl burn_dataset::Dataset<Example> for MemorySource {
+    fn get(&self, index: usize) -> Option<Example> {
+        self.examples.get(index).cloned()
+    }
+
+    fn len(&self) -> usize {
+        self.examples.len()
+    }
+}

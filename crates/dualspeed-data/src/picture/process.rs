@@ -1,0 +1,158 @@
+//! RGB pixels to what a vision tower takes.
+
+use std::path::Path;
+
+use image::RgbImage;
+use image::imageops;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::load::{ImageLimits, decode_image, load_image};
+use super::resample::{Filter, resize_padded, resize_rgb};
+use crate::error::{ConfigError, ImageError};
+use crate::example::HostImage;
+
+/// How a rectangle becomes a square.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FitMode {
+    /// Stretched.
+    Resize,
+    /// Padded to a square with the mean colour, then resized (LLaVA 1.5's `image_aspect_ratio = "pad"`).
+    #[default]
+    Pad,
+    /// The shorter side resized, then the centre cut out (CLIP's own preprocessing).
+    CentreCrop,
+}
+
+/// Fits, resizes (antialiased bicubic) and normalises images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageProcessor {
+    /// Side of the result, in pixels.
+    pub size: usize,
+    /// How a rectangle becomes a square.
+    pub mode: FitMode,
+    /// Mean of red, green and blue, on a scale of 0 to 1.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green and blue, on a scale of 0 to 1.
+    pub std: [f32; 3],
+    /// Larger images are refused.
+    pub limits: ImageLimits,
+}
+
+impl Default for ImageProcessor {
+    /// CLIP ViT-L/14-336, padded as in LLaVA 1.5.
+    fn default() -> Self {
+        Self::clip(336, FitMode::Pad)
+    }
+}
+
+impl ImageProcessor {
+    /// CLIP's normalisation at another size.
+    pub fn clip(size: usize, mode: FitMode) -> Self {
+        Self {
+            size,
+            mode,
+            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            limits: ImageLimits::default(),
+        }
+    }
+
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// If the size is 0 or a standard deviation is not positive.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.size == 0 || self.size > self.limits.max_side as usize {
+            return Err(ConfigError::new(
+                "size",
+                format!("{} is not in 1..={}", self.size, self.limits.max_side),
+            ));
+        }
+        if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
+            return Err(ConfigError::new("std", format!("{:?} must be positive", self.std)));
+        }
+        Ok(())
+    }
+
+    /// Fits and resizes to `size` x `size`, 8-bit: what a person would look at.
+    pub fn fit(&self, image: &RgbImage) -> RgbImage {
+        let size = self.size as u32;
+        let (width, height) = image.dimensions();
+        match self.mode {
+            _ if (width, height) == (size, size) => image.clone(),
+            FitMode::Resize => resize_rgb(image, size, size, Filter::Bicubic),
+            FitMode::Pad => {
+                let side = width.max(height);
+                // Truncated, as `tuple(int(x * 255) for x in image_mean)` does.
+                let colour = self.mean.map(|mean| (mean * 255.0) as u8);
+                resize_padded(image, (side, side), colour, (size, size), Filter::Bicubic)
+            }
+            FitMode::CentreCrop => {
+                let shorter = u64::from(width.min(height).max(1));
+                let scaled =
+                    |side: u32| (u64::from(side) * u64::from(size) / shorter).max(1) as u32;
+                // A long thin image is cut first: only what ends in the square is worth resizing.
+                let (w, h) =
+                    (width.min(height.saturating_mul(2)), height.min(width.saturating_mul(2)));
+                let cut =
+                    imageops::crop_imm(image, (width - w) / 2, (height - h) / 2, w, h).to_image();
+                let resized =
+                    resize_rgb(&cut, scaled(w).max(size), scaled(h).max(size), Filter::Bicubic);
+                let (left, top) = ((resized.width() - size) / 2, (resized.height() - size) / 2);
+                imageops::crop_imm(&resized, left, top, size, size).to_image()
+            }
+        }
+    }
+
+    /// Fits, resizes and normalises.
+    pub fn process(&self, image: &RgbImage) -> HostImage {
+        let fitted = self.fit(image);
+        let area = self.size * self.size;
+        let mut pixels = vec![0.0; 3 * area];
+        for (channel, plane) in pixels.chunks_exact_mut(area.max(1)).enumerate() {
+            let (mean, std) = (self.mean[channel], self.std[channel]);
+            let table: [f32; 256] = std::array::from_fn(|v| (v as f32 / 255.0 - mean) / std);
+            for (to, from) in plane.iter_mut().zip(fitted.pixels()) {
+                *to = table[usize::from(from.0[channel])];
+            }
+        }
+        HostImage { key: self.key(&fitted), size: self.size, pixels }
+    }
+
+    fn key(&self, fitted: &RgbImage) -> u64 {
+        let mut hash = Sha256::new();
+        for value in self.mean.iter().chain(&self.std) {
+            hash.update(value.to_le_bytes());
+        }
+        hash.update((self.size as u64).to_le_bytes());
+        hash.update(fitted.as_raw());
+        let digest = hash.finalize();
+        digest[..8].iter().fold(0, |key, &byte| (key << 8) | u64::from(byte))
+    }
+}
+
+/// Loads and processes an image file.
+///
+/// # Errors
+/// As [`load_image`].
+pub fn preprocess_image(
+    path: impl AsRef<Path>,
+    processor: &ImageProcessor,
+) -> Result<HostImage, ImageError> {
+    Ok(processor.process(&load_image(path, &processor.limits)?.pixels))
+}
+
+/// Decodes and processes an image; `name` is what errors call it.
+///
+/// # Errors
+/// As [`load_image`].
+pub fn preprocess_bytes(
+    bytes: &[u8],
+    name: &str,
+    processor: &ImageProcessor,
+) -> Result<HostImage, ImageError> {
+    Ok(processor.process(&decode_image(bytes, name, &processor.limits)?.pixels))
+}

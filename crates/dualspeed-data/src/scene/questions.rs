@@ -1,0 +1,195 @@
+//! Questions about a scene, with answers of one word.
+//!
+//! Rules that keep a turn from giving a later one away, and guessing from paying:
+//!  - presence questions come first and are yes or no with equal odds (any other turn may name what is there);
+//!  - an object is the answer of one turn at most, and of a pair of neighbours only one is asked for;
+//!  - no question occurs twice; the number of things is asked once at most;
+//!  - "nothing" is the answer of about a quarter of the position and neighbour questions.
+
+use rand::RngExt;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::{IndexedRandom, SliceRandom};
+
+use super::config::SceneConfig;
+use super::layout::{Placed, Scene};
+use super::words::{NOTHING, NUMBERS, place_name};
+use crate::atlas::Atlas;
+use crate::example::QuestionKind;
+
+/// A question with its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// What is asked.
+    pub kind: QuestionKind,
+    /// The words of the question, separated by spaces.
+    pub text: String,
+    /// One word.
+    pub answer: String,
+}
+
+/// Share of position and neighbour questions whose answer is "nothing", where the scene allows.
+const NOTHING_SHARE: f64 = 0.25;
+
+/// Draws up to `config.turns` questions.
+pub(super) fn ask(
+    scene: &Scene,
+    config: &SceneConfig,
+    atlas: &Atlas,
+    rng: &mut Xoshiro256PlusPlus,
+) -> Vec<Question> {
+    let mut kinds = Vec::new();
+    while kinds.len() < config.turns {
+        let mut round = config.kinds.clone();
+        round.shuffle(rng);
+        kinds.extend(round);
+    }
+    kinds.truncate(config.turns);
+    kinds.sort_by_key(|&kind| kind != QuestionKind::Presence);
+
+    let mut asker = Asker {
+        scene,
+        config,
+        atlas,
+        rng,
+        asked: Vec::new(),
+        answers: Vec::new(),
+        pairs: Vec::new(),
+    };
+    for kind in kinds {
+        // Where a scene has no question of this kind left, another kind takes the turn.
+        let mut others = config.kinds.clone();
+        others.shuffle(asker.rng);
+        let question =
+            asker.draw(kind).or_else(|| others.into_iter().find_map(|kind| asker.draw(kind)));
+        match question {
+            Some(question) => asker.asked.push(question),
+            None => break,
+        }
+    }
+    asker.asked
+}
+
+struct Asker<'a> {
+    scene: &'a Scene,
+    config: &'a SceneConfig,
+    atlas: &'a Atlas,
+    rng: &'a mut Xoshiro256PlusPlus,
+    asked: Vec<Question>,
+    /// Objects that were the answer of a turn.
+    answers: Vec<&'a str>,
+    /// Left cells of neighbours that were asked for.
+    pairs: Vec<(usize, usize)>,
+}
+
+impl<'a> Asker<'a> {
+    fn draw(&mut self, kind: QuestionKind) -> Option<Question> {
+        let (text, answer) = match kind {
+            QuestionKind::Presence => self.presence(),
+            QuestionKind::Count => self.count(),
+            QuestionKind::Position => self.position(),
+            QuestionKind::LeftOf => self.neighbour("left"),
+            QuestionKind::RightOf => self.neighbour("right"),
+            QuestionKind::Colour => self.colour(),
+        }?;
+        Some(Question { kind, text, answer })
+    }
+
+    fn is_new(&self, text: &str) -> bool {
+        self.asked.iter().all(|question| question.text != text)
+    }
+
+    fn presence(&mut self) -> Option<(String, String)> {
+        let there = self.rng.random_bool(0.5);
+        let named = |name: &str| {
+            self.asked.iter().any(|q| q.answer == name || q.text.split(' ').any(|w| w == name))
+        };
+        let classes: Vec<&str> = if there {
+            self.scene
+                .objects
+                .iter()
+                .map(|object| object.name)
+                .filter(|name| !named(name))
+                .collect()
+        } else {
+            let present = self.scene.present_classes();
+            (0..self.config.classes)
+                .filter(|class| !present.contains(class))
+                .map(|class| self.atlas.classes()[class].name.as_str())
+                .filter(|name| !named(name))
+                .collect()
+        };
+        let name = classes.choose(self.rng)?;
+        let article = if name.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" };
+        Some((format!("is there {article} {name} ?"), if there { "yes" } else { "no" }.to_string()))
+    }
+
+    fn count(&mut self) -> Option<(String, String)> {
+        let text = "how many things ?".to_string();
+        let answer = NUMBERS.get(self.scene.objects.len())?;
+        self.is_new(&text).then(|| (text, answer.to_string()))
+    }
+
+    fn position(&mut self) -> Option<(String, String)> {
+        let grid = self.scene.grid;
+        let ask = |cell| format!("what is at {} ?", place_name(grid, cell));
+        let cells = (0..grid * grid).map(|cell| (cell / grid, cell % grid));
+        let (taken, empty): (Vec<_>, Vec<_>) = cells
+            .filter(|&cell| self.is_new(&ask(cell)))
+            .map(|cell| (cell, self.scene.at(cell)))
+            .filter(|(_, object)| object.is_none_or(|object| !self.answers.contains(&object.name)))
+            .partition(|(_, object)| object.is_some());
+        let (cell, object) = self.choose(taken, empty)?;
+        Some((ask(cell), self.answer(object)))
+    }
+
+    fn neighbour(&mut self, side: &str) -> Option<(String, String)> {
+        let ask = |object: &Placed| format!("what is {side} of {} ?", object.name);
+        let scene = self.scene;
+        let (with, without): (Vec<_>, Vec<_>) = scene
+            .objects
+            .iter()
+            .filter(|object| self.is_new(&ask(object)))
+            .map(|object| {
+                let found =
+                    if side == "left" { scene.left_of(object) } else { scene.right_of(object) };
+                (object, found)
+            })
+            .filter(|(object, found)| {
+                found.is_none_or(|found| {
+                    let pair = object.cell.min(found.cell);
+                    !self.answers.contains(&found.name) && !self.pairs.contains(&pair)
+                })
+            })
+            .partition(|(_, found)| found.is_some());
+        let (object, found) = self.choose(with, without)?;
+        if let Some(found) = found {
+            self.pairs.push(object.cell.min(found.cell));
+        }
+        Some((ask(object), self.answer(found)))
+    }
+
+    fn colour(&mut self) -> Option<(String, String)> {
+        let ask = |object: &Placed| format!("which colour is behind {} ?", object.name);
+        let objects: Vec<_> =
+            self.scene.objects.iter().filter(|object| self.is_new(&ask(object))).collect();
+        let object = objects.choose(self.rng)?;
+        Some((ask(object), object.colour.name().to_string()))
+    }
+
+    /// One of `something`, or about a quarter of the time one of `nothing`; whichever there is if only one is left.
+    fn choose<T: Copy>(&mut self, something: Vec<T>, nothing: Vec<T>) -> Option<T> {
+        let empty = self.rng.random_bool(NOTHING_SHARE);
+        let (first, second) = if empty { (nothing, something) } else { (something, nothing) };
+        first.choose(self.rng).or_else(|| second.choose(self.rng)).copied()
+    }
+
+    fn answer(&mut self, object: Option<&'a Placed>) -> String {
+        match object {
+            Some(object) => {
+                self.answers.push(object.name);
+                object.name.to_string()
+            }
+            None => NOTHING.to_string(),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Scenes as a data set.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::config::SceneConfig;
+use super::layout::{Purpose, Scene, lay_out, stream};
+use super::questions::{Question, ask};
+use super::render::render;
+use super::words::scene_tokenizer;
+use crate::atlas::Atlas;
+use crate::error::DataError;
+use crate::example::{Example, ExampleSource, Modality, QuestionMeta};
+use crate::picture::ImageProcessor;
+use crate::text::{Conversation, Template, TextTokenizer, Turn, encode_training};
+
+/// Increase when the same configuration comes to mean other scenes.
+const GENERATOR_VERSION: u32 = 1;
+
+/// A data set of generated scenes. Example `i` is a pure function of the configuration and `i`.
+#[derive(Clone)]
+pub struct SceneSource {
+    config: SceneConfig,
+    len: usize,
+    atlas: &'static Atlas,
+    tokenizer: Arc<TextTokenizer>,
+    processor: ImageProcessor,
+}
+
+impl SceneSource {
+    /// The first `len` scenes of a configuration.
+    ///
+    /// # Errors
+    /// If the configuration is not valid.
+    pub fn new(config: SceneConfig, len: usize) -> Result<Self, DataError> {
+        config.validate()?;
+        let tokenizer = Arc::new(scene_tokenizer()?);
+        let processor = config.processor();
+        Ok(Self { config, len, atlas: Atlas::embedded()?, tokenizer, processor })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &SceneConfig {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
+    /// What becomes of a rendered scene.
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// The layout of scene `index` (any index, also beyond `len`).
+    pub fn scene(&self, index: usize) -> Scene {
+        lay_out(&self.config, self.atlas, index)
+    }
+
+    /// The questions of scene `index`.
+    pub fn questions(&self, index: usize) -> Vec<Question> {
+        self.questions_about(&self.scene(index), index)
+    }
+
+    fn questions_about(&self, scene: &Scene, index: usize) -> Vec<Question> {
+        ask(scene, &self.config, self.atlas, &mut stream(&self.config, index, Purpose::Questions))
+    }
+
+    fn example(&self, index: usize) -> Result<Example, DataError> {
+        let scene = self.scene(index);
+        let (turns, questions) = match self.config.template {
+            Template::Plain => (vec![Turn::answered("", caption(&scene))], Vec::new()),
+            _ => {
+                let questions = self.questions_about(&scene, index);
+                (questions.iter().map(|q| Turn::answered(&q.text, &q.answer)).collect(), questions)
+            }
+        };
+        let mut conversation = Conversation { system: None, turns };
+        let mut images = Vec::new();
+        if !self.config.text_only {
+            if let Some(turn) = conversation.turns.first_mut() {
+                turn.user.insert_str(0, "<image>\n");
+            }
+            images.push(Arc::new(self.processor.process(&render(&scene))));
+        }
+        let encoded = encode_training(&conversation, self.config.template, &self.tokenizer, None)?;
+        let questions = questions
+            .into_iter()
+            .zip(&encoded.answers)
+            .map(|(q, place)| QuestionMeta {
+                kind: q.kind,
+                answer_position: place.start,
+                answer: q.answer,
+            })
+            .collect();
+        let id = format!("scene-{}-{}-{index}", self.config.split.name(), self.config.seed);
+        Ok(Example { id, input_ids: encoded.input_ids, labels: encoded.labels, images, questions })
+    }
+}
+
+/// What is where, in reading order: "cat on red , apple on blue".
+fn caption(scene: &Scene) -> String {
+    let parts: Vec<_> =
+        scene.objects.iter().map(|o| format!("{} on {}", o.name, o.colour)).collect();
+    parts.join(" , ")
+}
+
+impl ExampleSource for SceneSource {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn get(&self, index: usize) -> Result<Example, DataError> {
+        if index < self.len {
+            self.example(index)
+        } else {
+            Err(DataError::OutOfRange { index, len: self.len })
+        }
+    }
+
+    fn modality(&self, _index: usize) -> Modality {
+        if self.config.text_only { Modality::Text } else { Modality::Image }
+    }
+
+    /// Words of the questions and answers (of the caption's objects under `Plain`).
+    fn length_hint(&self, index: usize) -> usize {
+        match self.config.template {
+            Template::Plain => 4 * self.scene(index).objects.len(),
+            _ => self.questions(index).iter().map(|q| q.text.split(' ').count() + 2).sum(),
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("scenes v{GENERATOR_VERSION} {} {:?}", self.len, self.config));
+        hash.update(format!("{:?}", self.atlas.classes()));
+        let digest = hash.finalize();
+        let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("scenes-{hex}")
+    }
+}
+
+impl burn_dataset::Dataset<Example> for SceneSource {
+    fn get(&self, index: usize) -> Option<Example> {
+        ExampleSource::get(self, index).ok()
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}

@@ -1,0 +1,47 @@
+//! A conversation, before any template.
+
+/// Stands for an image in human turns.
+pub const IMAGE_PLACEHOLDER: &str = "<image>";
+
+/// Questions and answers in turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// The system prompt: `None` is the template's own, `Some("")` is none at all.
+    pub system: Option<String>,
+    /// The turns, oldest first.
+    pub turns: Vec<Turn>,
+}
+
+/// One question and its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// What the human says; `<image>` stands for an image.
+    pub user: String,
+    /// What the model answers; `None` in the open last turn of a prompt.
+    pub assistant: Option<String>,
+}
+
+impl Conversation {
+    /// A conversation of answered questions, with the template's system prompt.
+    pub fn new<Q: Into<String>, A: Into<String>>(turns: impl IntoIterator<Item = (Q, A)>) -> Self {
+        let turns = turns.into_iter();
+        Self { system: None, turns: turns.map(|(q, a)| Turn::answered(q, a)).collect() }
+    }
+
+    /// Number of `<image>` in the human turns.
+    pub fn placeholders(&self) -> usize {
+        self.turns.iter().map(|turn| turn.user.matches(IMAGE_PLACEHOLDER).count()).sum()
+    }
+}
+
+impl Turn {
+    /// A question with its answer.
+    pub fn answered(user: impl Into<String>, assistant: impl Into<String>) -> Self {
+        Self { user: user.into(), assistant: Some(assistant.into()) }
+    }
+
+    /// A question the model is to answer.
+    pub fn open(user: impl Into<String>) -> Self {
+        Self { user: user.into(), assistant: None }
+    }
+}
