@@ -121,7 +121,7 @@ impl Atlas {
         let colours = (0..classes.len())
             .map(|class| {
                 let stands_out = |colour: &Colour| {
-                    drawings.iter().all(|vendor| share_unlike(&vendor[class], *colour) >= 0.45)
+                    drawings.iter().all(|vendor| share_unlike(&vendor[class], *colour) >= 0.6)
                 };
                 Colour::ALL.into_iter().filter(stands_out).collect()
             })

@@ -43,7 +43,7 @@ pub enum DataError {
         /// Its `id`.
         id: String,
         /// What is wrong with it.
-        problem: RecordProblem,
+        problem: Box<RecordProblem>,
     },
     /// An image could not be used.
     #[error(transparent)]

@@ -102,7 +102,7 @@ impl LlavaJson {
             line: *line,
             record: index,
             id: id.clone(),
-            problem: problem.into(),
+            problem: Box::new(problem.into()),
         }
     }
 }

@@ -81,12 +81,12 @@ fn strip_position(error: &serde_json::Error) -> String {
 }
 
 fn record(path: &Path, line: usize, number: usize, text: &str) -> Result<Record, DataError> {
-    let fail = |id: &str, problem| DataError::Record {
+    let fail = |id: &str, problem: RecordProblem| DataError::Record {
         path: path.to_path_buf(),
         line,
         record: number,
         id: id.to_string(),
-        problem,
+        problem: Box::new(problem),
     };
     let raw: RawRecord = serde_json::from_str(text)
         .map_err(|e| fail(&id_of(text), RecordProblem::Shape { reason: strip_position(&e) }))?;

@@ -138,16 +138,19 @@ pub(super) fn lay_out(config: &SceneConfig, atlas: &'static Atlas, index: usize)
     }
 }
 
-/// Different cells in random order. Mostly two of them share a row, or "left of" would nearly always be "nothing".
+/// Different cells in random order. Mostly they fill rows, by two or more: or "left of" would nearly always be "nothing".
 fn cells(rng: &mut Xoshiro256PlusPlus, grid: usize, count: usize) -> Vec<(usize, usize)> {
     let mut cells: Vec<_> = (0..grid * grid).map(|cell| (cell / grid, cell % grid)).collect();
-    cells.shuffle(rng);
-    if rng.random_bool(0.75) {
-        // The first cell's neighbours come next: a stable sort that moves one row mate to the second place.
-        let row = cells[0].0;
-        if let Some(mate) = (1..cells.len()).find(|&i| cells[i].0 == row) {
-            cells.swap(1, mate);
-        }
+    // Rows, and cells within rows, in random order.
+    let mut rows: Vec<Vec<_>> = cells.chunks(grid).map(<[_]>::to_vec).collect();
+    rows.shuffle(rng);
+    rows.iter_mut().for_each(|row| row.shuffle(rng));
+    if rng.random_bool(0.8) {
+        let first = if rng.random_bool(0.5) { grid } else { 2.min(grid) };
+        let (head, tail): (Vec<_>, Vec<_>) = rows.iter().map(|row| row.split_at(first)).unzip();
+        cells = [head.concat(), tail.concat()].concat();
+    } else {
+        cells.shuffle(rng);
     }
     cells.truncate(count);
     cells.shuffle(rng);

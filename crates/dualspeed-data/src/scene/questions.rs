@@ -4,7 +4,7 @@
 //!  - presence questions come first and are yes or no with equal odds (any other turn may name what is there);
 //!  - an object is the answer of one turn at most, and of a pair of neighbours only one is asked for;
 //!  - no question occurs twice; the number of things is asked once at most;
-//!  - "nothing" is the answer of about a quarter of the position and neighbour questions.
+//!  - "nothing" is the answer of a fifth of the position questions and of about a third of the neighbour questions.
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -27,8 +27,11 @@ pub struct Question {
     pub answer: String,
 }
 
-/// Share of position and neighbour questions whose answer is "nothing", where the scene allows.
-const NOTHING_SHARE: f64 = 0.25;
+/// How often a position question is answered by "nothing" where the scene has a choice.
+const EMPTY_CELLS: f64 = 0.2;
+
+/// The same for neighbours, of which few scenes have enough: want of choice alone makes "nothing" a third of them.
+const NO_NEIGHBOUR: f64 = 0.05;
 
 /// Draws up to `config.turns` questions.
 pub(super) fn ask(
@@ -44,7 +47,12 @@ pub(super) fn ask(
         kinds.extend(round);
     }
     kinds.truncate(config.turns);
-    kinds.sort_by_key(|&kind| kind != QuestionKind::Presence);
+    // Presence first, then what is hardest to find something to ask about; asked in another order below.
+    kinds.sort_by_key(|&kind| match kind {
+        QuestionKind::Presence => 0,
+        QuestionKind::LeftOf | QuestionKind::RightOf => 1,
+        _ => 2,
+    });
 
     let mut asker = Asker {
         scene,
@@ -66,7 +74,11 @@ pub(super) fn ask(
             None => break,
         }
     }
-    asker.asked
+    let mut asked = asker.asked;
+    let presence =
+        asked.iter().take_while(|question| question.kind == QuestionKind::Presence).count();
+    asked[presence..].shuffle(rng);
+    asked
 }
 
 struct Asker<'a> {
@@ -138,7 +150,7 @@ impl<'a> Asker<'a> {
             .map(|cell| (cell, self.scene.at(cell)))
             .filter(|(_, object)| object.is_none_or(|object| !self.answers.contains(&object.name)))
             .partition(|(_, object)| object.is_some());
-        let (cell, object) = self.choose(taken, empty)?;
+        let (cell, object) = self.choose(taken, empty, EMPTY_CELLS)?;
         Some((ask(cell), self.answer(object)))
     }
 
@@ -161,7 +173,7 @@ impl<'a> Asker<'a> {
                 })
             })
             .partition(|(_, found)| found.is_some());
-        let (object, found) = self.choose(with, without)?;
+        let (object, found) = self.choose(with, without, NO_NEIGHBOUR)?;
         if let Some(found) = found {
             self.pairs.push(object.cell.min(found.cell));
         }
@@ -176,9 +188,9 @@ impl<'a> Asker<'a> {
         Some((ask(object), object.colour.name().to_string()))
     }
 
-    /// One of `something`, or about a quarter of the time one of `nothing`; whichever there is if only one is left.
-    fn choose<T: Copy>(&mut self, something: Vec<T>, nothing: Vec<T>) -> Option<T> {
-        let empty = self.rng.random_bool(NOTHING_SHARE);
+    /// One of `something`, or with probability `share` one of `nothing`; of the other if there is none.
+    fn choose<T: Copy>(&mut self, something: Vec<T>, nothing: Vec<T>, share: f64) -> Option<T> {
+        let empty = self.rng.random_bool(share);
         let (first, second) = if empty { (nothing, something) } else { (something, nothing) };
         first.choose(self.rng).or_else(|| second.choose(self.rng)).copied()
     }

@@ -1,0 +1,7 @@
+//! Behaviour of dualspeed-data, one module per concept.
+
+mod images;
+mod json;
+mod sampler;
+mod scenes;
+mod text;
