@@ -32,3 +32,28 @@ pub fn chance<'a>(questions: impl IntoIterator<Item = &'a QuestionMeta>) -> Chan
     }
     Chance { accuracy: if total == 0 { 0.0 } else { right as f64 / total as f64 }, by_kind }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_frequent_answer_of_each_kind() {
+        let asked = [
+            (QuestionKind::Count, "two"),
+            (QuestionKind::Count, "three"),
+            (QuestionKind::Count, "three"),
+            (QuestionKind::Presence, "yes"),
+            (QuestionKind::Presence, "no"),
+        ];
+        let questions: Vec<_> = asked
+            .into_iter()
+            .map(|(kind, answer)| QuestionMeta { kind, answer_position: 0, answer: answer.into() })
+            .collect();
+        let chance = chance(&questions);
+        assert_eq!(chance.accuracy, 3.0 / 5.0);
+        assert_eq!(chance.by_kind[&QuestionKind::Count], (2.0 / 3.0, "three".into(), 3));
+        assert_eq!(chance.by_kind[&QuestionKind::Presence], (0.5, "no".into(), 2));
+        assert_eq!(super::chance([]), Chance::default());
+    }
+}

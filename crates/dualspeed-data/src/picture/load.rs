@@ -79,12 +79,16 @@ pub fn decode_image(
         ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(fail)?;
     let (width, height) = decoder.dimensions();
     check_size(name, width, height, limits)?;
-    let mut allocation = image::Limits::default();
-    // 16 bytes a pixel (RGBA f32) for the result, as much again for the decoder's own buffers.
-    allocation.max_alloc = Some(limits.max_pixels.saturating_mul(32));
-    decoder.set_limits(allocation).map_err(fail)?;
+    decoder.set_limits(allocation(limits)).map_err(fail)?;
     let image = DynamicImage::from_decoder(decoder).map_err(fail)?;
-    Ok(LoadedImage { pixels: over_white(image), animated: is_animated(bytes, format) })
+    Ok(LoadedImage { pixels: over_white(image), animated: is_animated(bytes, format, limits) })
+}
+
+/// 16 bytes a pixel (RGBA f32) for the result, as much again for the decoder's own buffers.
+fn allocation(limits: &ImageLimits) -> image::Limits {
+    let mut allocation = image::Limits::default();
+    allocation.max_alloc = Some(limits.max_pixels.saturating_mul(32));
+    allocation
 }
 
 fn check_size(name: &str, width: u32, height: u32, limits: &ImageLimits) -> Result<(), ImageError> {
@@ -149,14 +153,15 @@ fn jpeg_is_complete(bytes: &[u8]) -> bool {
     false
 }
 
-fn is_animated(bytes: &[u8], format: ImageFormat) -> bool {
+fn is_animated(bytes: &[u8], format: ImageFormat, limits: &ImageLimits) -> bool {
     use image::AnimationDecoder;
     use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
     let cursor = Cursor::new(bytes);
     match format {
-        ImageFormat::Gif => {
-            GifDecoder::new(cursor).is_ok_and(|d| d.into_frames().take(2).count() > 1)
-        }
+        ImageFormat::Gif => GifDecoder::new(cursor).is_ok_and(|mut decoder| {
+            let limited = decoder.set_limits(allocation(limits)).is_ok();
+            limited && decoder.into_frames().take(2).count() > 1
+        }),
         ImageFormat::WebP => WebPDecoder::new(cursor).is_ok_and(|d| d.has_animation()),
         ImageFormat::Png => PngDecoder::new(cursor).is_ok_and(|d| d.is_apng().unwrap_or(false)),
         _ => false,
