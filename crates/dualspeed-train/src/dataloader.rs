@@ -1,0 +1,148 @@
+//! The window stream behind Burn's `DataLoader` trait, for training and for validation.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
+use dualspeed_data::{ExampleSource, collate};
+use dualspeed_ops::{AutodiffBackend, Backend};
+
+use crate::loader::{WindowPlan, WindowStream};
+use crate::model::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
+
+/// Micro-batches of the optimiser steps in `steps`, in order.
+pub(crate) struct TrainLoader<B: AutodiffBackend> {
+    pub(crate) plan: WindowPlan,
+    pub(crate) steps: Range<u64>,
+    pub(crate) workers: usize,
+    pub(crate) runtime: Arc<TrainRuntime<B>>,
+}
+
+impl<B: AutodiffBackend> DataLoader<B, TrainInput<B>> for TrainLoader<B> {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TrainInput<B>> + 'a> {
+        // Two windows ahead per worker: enough to hide one slow sample, little host memory.
+        let windows = self.plan.stream(self.steps.clone(), self.workers, 2);
+        Box::new(TrainIterator { loader: self, windows, queue: VecDeque::new(), done: 0 })
+    }
+
+    fn num_items(&self) -> usize {
+        (self.steps.end - self.steps.start) as usize
+    }
+
+    fn to_device(&self, _device: &B::Device) -> Arc<dyn DataLoader<B, TrainInput<B>>> {
+        // Batches are host data; tensors are made on the training thread, on the model's device.
+        self.slice(0, self.num_items())
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, TrainInput<B>>> {
+        let at = |offset: usize| (self.steps.start + offset as u64).min(self.steps.end);
+        Arc::new(Self {
+            plan: self.plan.clone(),
+            steps: at(start)..at(end),
+            workers: self.workers,
+            runtime: self.runtime.clone(),
+        })
+    }
+}
+
+struct TrainIterator<'a, B: AutodiffBackend> {
+    loader: &'a TrainLoader<B>,
+    windows: WindowStream,
+    queue: VecDeque<TrainInput<B>>,
+    done: usize,
+}
+
+impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
+    type Item = TrainInput<B>;
+
+    fn next(&mut self) -> Option<TrainInput<B>> {
+        if self.queue.is_empty() {
+            let runtime = &self.loader.runtime;
+            let window = match self.windows.next()? {
+                Ok(window) => window,
+                Err(error) => {
+                    runtime.errors.set(error.into());
+                    return None;
+                }
+            };
+            let (step, mode, count) = (window.step, window.mode, window.batches.len());
+            self.queue.extend(window.batches.into_iter().enumerate().map(|(micro, batch)| {
+                let last = micro + 1 == count;
+                TrainInput { batch, step, mode, last, runtime: runtime.clone() }
+            }));
+            self.done += 1;
+        }
+        self.queue.pop_front()
+    }
+}
+
+impl<B: AutodiffBackend> DataLoaderIterator<TrainInput<B>> for TrainIterator<'_, B> {
+    fn progress(&self) -> Progress {
+        Progress::new(self.done, self.loader.num_items())
+    }
+}
+
+/// The validation set in its order.
+pub(crate) struct ValidLoader<B: Backend> {
+    pub(crate) source: Option<Arc<dyn ExampleSource>>,
+    pub(crate) range: Range<usize>,
+    pub(crate) batch: usize,
+    pub(crate) runtime: Arc<ValidRuntime<B>>,
+}
+
+impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ValidInput<B>> + 'a> {
+        Box::new(ValidIterator { loader: self, next: self.range.start })
+    }
+
+    fn num_items(&self) -> usize {
+        self.range.len()
+    }
+
+    fn to_device(&self, _device: &B::Device) -> Arc<dyn DataLoader<B, ValidInput<B>>> {
+        self.slice(0, self.num_items())
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, ValidInput<B>>> {
+        let at = |offset: usize| (self.range.start + offset).min(self.range.end);
+        Arc::new(Self {
+            source: self.source.clone(),
+            range: at(start)..at(end),
+            batch: self.batch,
+            runtime: self.runtime.clone(),
+        })
+    }
+}
+
+struct ValidIterator<'a, B: Backend> {
+    loader: &'a ValidLoader<B>,
+    next: usize,
+}
+
+impl<B: Backend> Iterator for ValidIterator<'_, B> {
+    type Item = ValidInput<B>;
+
+    fn next(&mut self) -> Option<ValidInput<B>> {
+        let ValidLoader { source, range, batch, runtime } = self.loader;
+        let source = source.as_ref()?;
+        if self.next >= range.end {
+            return None;
+        }
+        let indices = self.next..(self.next + batch).min(range.end);
+        self.next = indices.end;
+        match indices.map(|index| source.get(index)).collect() {
+            Ok(examples) => Some(ValidInput { batch: collate(examples), runtime: runtime.clone() }),
+            Err(error) => {
+                runtime.errors.set(error.into());
+                None
+            }
+        }
+    }
+}
+
+impl<B: Backend> DataLoaderIterator<ValidInput<B>> for ValidIterator<'_, B> {
+    fn progress(&self) -> Progress {
+        Progress::new(self.next - self.loader.range.start, self.loader.num_items())
+    }
+}

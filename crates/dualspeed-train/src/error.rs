@@ -1,0 +1,196 @@
+//! Errors of this crate: what went wrong, where, and what to do about it.
+
+use std::path::PathBuf;
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the config {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The text is not TOML.
+    #[error("{origin} is not valid TOML: {message}")]
+    Syntax {
+        /// The file or "config".
+        origin: String,
+        /// The parser's message with line and column.
+        message: String,
+    },
+    /// A key that no section knows.
+    #[error("unknown key `{key}` in the config{}", match nearest {
+        Some(nearest) => format!("; did you mean `{nearest}`?"),
+        None => String::from("; remove it or see the documented keys of that section"),
+    })]
+    UnknownKey {
+        /// The full dotted path of the key.
+        key: String,
+        /// The known key that is spelled most alike.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong type, or a missing key.
+    #[error("the config does not fit: {message}")]
+    Type {
+        /// The message with the key's path.
+        message: String,
+    },
+    /// A value outside of its range.
+    #[error("`{key} = {value}` cannot be used: {problem}; {advice}")]
+    Invalid {
+        /// The full dotted path of the key.
+        key: String,
+        /// The value found.
+        value: String,
+        /// Why it cannot be used.
+        problem: String,
+        /// What to write instead.
+        advice: String,
+    },
+    /// An override that is not `key=value` or that does not fit the config.
+    #[error("cannot apply `--set {text}`: {problem}")]
+    Override {
+        /// The text of the override.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Anything that stops a training, an evaluation or the computation of features.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A sample could not be read.
+    #[error(transparent)]
+    Data(#[from] dualspeed_data::DataError),
+    /// The model refused its input.
+    #[error(transparent)]
+    Model(#[from] dualspeed_model::ModelError),
+    /// The pruner is unknown or refused its input.
+    #[error(transparent)]
+    Pruner(#[from] dualspeed_model::PruneError),
+    /// The run directory holds files already.
+    #[error(
+        "the run directory {path} exists and is not empty; pass --overwrite to replace it, --resume to continue \
+         it, or choose another directory"
+    )]
+    RunDirExists {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is nothing to resume from.
+    #[error(
+        "{path} holds no complete checkpoint, so there is nothing to resume; start the run without --resume"
+    )]
+    NoCheckpoint {
+        /// The run directory.
+        path: PathBuf,
+    },
+    /// The checkpoint was written by a run with another config.
+    #[error(
+        "the checkpoint {path} was written with another config; these keys differ: {}; resume with the config it was \
+         written with, or start a new run directory", differing.join(", ")
+    )]
+    ForeignCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// `key (checkpoint: x, config: y)` for every key that differs.
+        differing: Vec<String>,
+    },
+    /// A checkpoint that cannot be read back.
+    #[error(
+        "the checkpoint {path} cannot be used: {problem}; delete it to fall back on the one before"
+    )]
+    BadCheckpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The file system refused.
+    #[error("cannot {doing} {path}: {source}{}", io_advice(source))]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The loss of a step is not a number.
+    #[error(
+        "the loss of step {step} is {value} (samples {}); the last checkpoint is untouched: lower optim.lr, lower \
+         optim.max_grad_norm, or look at these samples", samples.join(", ")
+    )]
+    NonFiniteLoss {
+        /// The optimiser step, from 0.
+        step: u64,
+        /// The loss.
+        value: f64,
+        /// The ids of the samples of the step.
+        samples: Vec<String>,
+    },
+    /// No parameter is trainable in this stage.
+    #[error("stage {stage} leaves no parameter to train: {advice}")]
+    NothingToTrain {
+        /// The stage's name.
+        stage: String,
+        /// What to change.
+        advice: String,
+    },
+    /// The data set has no sample.
+    #[error("the data set {what} is empty; check the data section of the config")]
+    EmptySource {
+        /// Which data set.
+        what: String,
+    },
+    /// An image without a row in the feature cache.
+    #[error(
+        "sample {sample}: its image is not in the feature cache; compute the cache from the data set that is trained on"
+    )]
+    FeatureMissing {
+        /// The sample's id.
+        sample: String,
+    },
+    /// A background thread ended without a result.
+    #[error("the {what} thread stopped unexpectedly; its message is on stderr")]
+    Thread {
+        /// What the thread was doing.
+        what: &'static str,
+    },
+    /// A tensor could not be read back from the device.
+    #[error("cannot read {what} back from the device: {message}")]
+    Device {
+        /// What was read.
+        what: &'static str,
+        /// The device's message.
+        message: String,
+    },
+}
+
+impl TrainError {
+    /// Wraps an I/O error with what was attempted, and where.
+    pub(crate) fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+fn io_advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => {
+            "; the disk is full: free some space and resume, the last checkpoint is intact"
+        }
+        std::io::ErrorKind::PermissionDenied => "; check the permissions of the directory",
+        _ => "",
+    }
+}

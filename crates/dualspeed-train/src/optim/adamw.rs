@@ -1,0 +1,155 @@
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch): one fused pass on the host, plain tensors elsewhere.
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// The constants of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// First and second moment of one parameter, flattened, in f32, and how often it was updated.
+#[derive(Clone, Debug)]
+pub(crate) struct Moments<B: Backend> {
+    pub(crate) updates: u64,
+    pub(crate) store: Store<B>,
+}
+
+/// Where the moments live: beside the arithmetic.
+#[derive(Clone, Debug)]
+pub(crate) enum Store<B: Backend> {
+    Host { m: Vec<f32>, v: Vec<f32> },
+    Device { m: Tensor<B, 1>, v: Tensor<B, 1> },
+}
+
+/// The moments of one parameter on the host, as records and checkpoints hold them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostMoments {
+    /// How often the parameter was updated.
+    pub updates: u64,
+    /// The first moment, row-major.
+    pub m: Vec<f32>,
+    /// The second moment, row-major.
+    pub v: Vec<f32>,
+}
+
+impl<B: Backend> Moments<B> {
+    pub(crate) fn to_host(&self) -> HostMoments {
+        let (m, v) = match &self.store {
+            Store::Host { m, v } => (m.clone(), v.clone()),
+            Store::Device { m, v } => (to_f32(m.clone()), to_f32(v.clone())),
+        };
+        HostMoments { updates: self.updates, m, v }
+    }
+
+    pub(crate) fn from_host(host: HostMoments, on_host: bool, device: &B::Device) -> Self {
+        let HostMoments { updates, m, v } = host;
+        let store = if on_host {
+            Store::Host { m, v }
+        } else {
+            let length = m.len();
+            Store::Device {
+                m: Tensor::from_data(TensorData::new(m, [length]), device),
+                v: Tensor::from_data(TensorData::new(v, [length]), device),
+            }
+        };
+        Self { updates, store }
+    }
+
+    pub(crate) fn zeros(length: usize, on_host: bool, device: &B::Device) -> Self {
+        let store = if on_host {
+            Store::Host { m: vec![0.0; length], v: vec![0.0; length] }
+        } else {
+            Store::Device { m: Tensor::zeros([length], device), v: Tensor::zeros([length], device) }
+        };
+        Self { updates: 0, store }
+    }
+}
+
+/// The values of a tensor as f32 on the host.
+pub(crate) fn to_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    match data.into_vec::<f32>() {
+        Ok(values) => values,
+        // `convert` made it f32, which is what `into_vec` asks for.
+        Err(_) => Vec::new(),
+    }
+}
+
+const CHUNK: usize = 1 << 14;
+
+impl AdamW {
+    /// One update of `param` in place; `scale` multiplies the gradient. All slices have the same length.
+    pub(crate) fn update_host(
+        &self,
+        lr: f64,
+        scale: f64,
+        param: &mut [f32],
+        grad: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        updates: u64,
+    ) {
+        let (b1, b2) = (self.beta1 as f32, self.beta2 as f32);
+        // Subtracted before rounding: 1 - 0.999 loses four digits in f32.
+        let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
+        let (step_size, root) = self.corrections(lr, updates);
+        let (step_size, root) = (step_size as f32, root as f32);
+        let (eps, scale) = (self.eps as f32, scale as f32);
+        let keep = (1.0 - lr * self.weight_decay) as f32;
+        param
+            .par_chunks_mut(CHUNK)
+            .zip(grad.par_chunks(CHUNK))
+            .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
+            .for_each(|((param, grad), (m, v))| {
+                for (((p, g), m), v) in param.iter_mut().zip(grad).zip(m).zip(v) {
+                    let g = g * scale;
+                    *m = b1 * *m + c1 * g;
+                    *v = b2 * *v + c2 * g * g;
+                    *p = keep * *p - step_size * *m / (v.sqrt() * root + eps);
+                }
+            });
+    }
+
+    /// The same update with tensor operations; `scale` is a tensor so that clipping needs no read-back.
+    pub(crate) fn update_device<B: Backend>(
+        &self,
+        lr: f64,
+        param: Tensor<B, 1>,
+        grad: Tensor<B, 1>,
+        m: Tensor<B, 1>,
+        v: Tensor<B, 1>,
+        updates: u64,
+    ) -> (Tensor<B, 1>, Tensor<B, 1>, Tensor<B, 1>) {
+        let (step_size, root) = self.corrections(lr, updates);
+        let m = m.mul_scalar(self.beta1) + grad.clone().mul_scalar(1.0 - self.beta1);
+        let v = v.mul_scalar(self.beta2) + (grad.clone() * grad).mul_scalar(1.0 - self.beta2);
+        let step = m.clone().mul_scalar(step_size)
+            / v.clone().sqrt().mul_scalar(root).add_scalar(self.eps);
+        (param.mul_scalar(1.0 - lr * self.weight_decay) - step, m, v)
+    }
+
+    /// `lr / (1 - beta1^t)` and `1 / sqrt(1 - beta2^t)`.
+    fn corrections(&self, lr: f64, updates: u64) -> (f64, f64) {
+        let t = updates.min(i32::MAX as u64) as i32;
+        (lr / (1.0 - self.beta1.powi(t)), 1.0 / (1.0 - self.beta2.powi(t)).sqrt())
+    }
+}
+
+/// Sum of squares in f64, in an order that does not depend on the number of threads.
+pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
+    let partial: Vec<f64> = values
+        .par_chunks(CHUNK)
+        .map(|chunk| chunk.iter().map(|value| f64::from(*value) * f64::from(*value)).sum())
+        .collect();
+    partial.iter().sum()
+}

@@ -1,0 +1,49 @@
+//! The directory of a run: refused when it is in use, never deleted beyond what a run writes.
+
+use std::fs;
+use std::path::Path;
+
+use crate::checkpoint::write_synced;
+use crate::config::TrainConfig;
+use crate::error::TrainError;
+
+/// What a run writes into its directory.
+pub const CONFIG_FILE: &str = "config.toml";
+/// One record per optimiser step.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// One record per validation.
+pub const VALIDATION_FILE: &str = "validation.jsonl";
+const CHECKPOINT_DIR: &str = "checkpoints";
+
+/// Makes a fresh run directory and writes the config into it.
+///
+/// # Errors
+/// `RunDirExists` when it holds anything and `overwrite` is false. With `overwrite` the files of the earlier run are removed,
+/// and nothing else.
+pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Result<(), TrainError> {
+    let occupied = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(TrainError::io("list", dir)(error)),
+    };
+    if occupied && !overwrite {
+        return Err(TrainError::RunDirExists { path: dir.to_owned() });
+    }
+    if occupied {
+        for name in [CONFIG_FILE, METRICS_FILE, VALIDATION_FILE] {
+            remove(&dir.join(name), |path| fs::remove_file(path))?;
+        }
+        remove(&dir.join(CHECKPOINT_DIR), |path| fs::remove_dir_all(path))?;
+    }
+    fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
+    write_synced(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())
+}
+
+fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), TrainError> {
+    match how(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(TrainError::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,368 @@
+//! The training loop, as a strategy of Burn's `SupervisedTraining`.
+//!
+//! Burn's own strategies step the learning rate per micro-batch, sum accumulated gradients and drop the last partial window.
+//! Here a step is a window: one mode, one learning rate, one update by the mean gradient over all supervised tokens of the
+//! window, one read-back of a few scalars, one record.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use burn::data::dataloader::{DataLoaderIterator, Progress};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::Tensor;
+use burn_train::{
+    EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent,
+    LearningComponentsMarker, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
+    TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+};
+use dualspeed_ops::AutodiffBackend;
+
+use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
+use crate::config::TrainConfig;
+use crate::error::TrainError;
+use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
+use crate::mode::Mode;
+use crate::model::{DualSpeedModel, MicroOutput, TrainInput, ValidOutput};
+use crate::optim::{GradNorm, GroupedAdamW, to_f32, trainable_params};
+use crate::schedule::WarmupSchedule;
+use crate::state::export_trainables;
+
+/// The types of a DualSpeed training in Burn's terms.
+pub type Components<B> =
+    LearningComponentsMarker<B, WarmupSchedule, DualSpeedModel<B>, GroupedAdamW<B>>;
+
+/// The first error of a run. `TrainStep::step`, `fit` and the loaders cannot return one, so it is left here.
+#[derive(Clone, Debug, Default)]
+pub struct ErrorSlot(Arc<Mutex<Option<TrainError>>>);
+
+impl ErrorSlot {
+    /// Keeps `error` unless there is an earlier one.
+    pub fn set(&self, error: TrainError) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    /// Takes the error out.
+    pub fn take(&self) -> Option<TrainError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn check(&self) -> Result<(), TrainError> {
+        self.take().map_or(Ok(()), Err)
+    }
+}
+
+/// How far a run came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reached {
+    pub(crate) step: u64,
+    pub(crate) totals: Totals,
+    pub(crate) interrupted: bool,
+}
+
+/// DualSpeed's training loop for `TrainingStrategy::Custom`.
+pub struct DualSpeedStrategy<B: AutodiffBackend> {
+    pub(crate) config: TrainConfig,
+    pub(crate) data_fingerprint: String,
+    pub(crate) optim: GroupedAdamW<B>,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) start: Reached,
+    pub(crate) total_steps: u64,
+    pub(crate) interrupt: Arc<AtomicBool>,
+    pub(crate) errors: ErrorSlot,
+    pub(crate) reached: Mutex<Reached>,
+}
+
+impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for DualSpeedStrategy<B> {
+    fn fit(
+        &self,
+        components: TrainingComponents<Components<B>>,
+        mut learner: Learner<Components<B>>,
+        train: TrainLoader<Components<B>>,
+        valid: ValidLoader<Components<B>>,
+        _starting_epoch: usize,
+    ) -> (DualSpeedModel<B>, SupervisedTrainingEventProcessor<Components<B>>) {
+        let mut processor = components.event_processor;
+        let mut run = Run {
+            strategy: self,
+            learner: &mut learner,
+            valid: &valid,
+            processor: &mut processor,
+            interrupter: &components.interrupter,
+            totals: self.start.totals,
+        };
+        let mut batches = train.iter();
+        if let Err(error) = run.steps(&mut *batches) {
+            self.errors.set(error);
+        }
+        (learner.model(), processor)
+    }
+}
+
+/// One call of `fit`.
+struct Run<'a, B: AutodiffBackend> {
+    strategy: &'a DualSpeedStrategy<B>,
+    learner: &'a mut Learner<Components<B>>,
+    valid: &'a ValidLoader<Components<B>>,
+    processor: &'a mut SupervisedTrainingEventProcessor<Components<B>>,
+    interrupter: &'a Interrupter,
+    totals: Totals,
+}
+
+type Batches<'a, B> = dyn DataLoaderIterator<TrainInput<B>> + 'a;
+
+impl<B: AutodiffBackend> Run<'_, B> {
+    fn steps(&mut self, batches: &mut Batches<'_, B>) -> Result<(), TrainError> {
+        let this = self.strategy;
+        let mut log = JsonlLog::open(&this.run_dir.join("metrics.jsonl"), this.start.step)?;
+        let mut saved = this.start.step;
+        for step in this.start.step..this.total_steps {
+            let record = self.step(step, batches)?;
+            log.write(&record)?;
+            let done = step + 1;
+            self.announce(&record);
+            let interrupted =
+                this.interrupt.load(Ordering::Relaxed) || self.interrupter.should_stop();
+            let every = this.config.checkpoint.every;
+            if interrupted || done == this.total_steps || (every > 0 && done % every == 0) {
+                self.save(done)?;
+                saved = done;
+            }
+            self.reach(done, interrupted && done < this.total_steps);
+            let every = this.config.validation.every;
+            if every > 0 && (done % every == 0 || done == this.total_steps) {
+                self.validate(done)?;
+            }
+            if interrupted {
+                break;
+            }
+        }
+        tracing::debug!(saved, "training loop left");
+        Ok(())
+    }
+
+    /// One optimiser step: all micro-batches of the window, one update, one record.
+    fn step(&mut self, step: u64, batches: &mut Batches<'_, B>) -> Result<StepRecord, TrainError> {
+        let begin = Instant::now();
+        let mut time = TimeSplit::default();
+        let mut window: Option<MicroOutput<B>> = None;
+        let mut accumulator = GradientsAccumulator::<DualSpeedModel<B>>::new();
+        let (grads, mode, window) = loop {
+            let waiting = Instant::now();
+            let next = batches.next();
+            time.data += waiting.elapsed().as_secs_f64();
+            let Some(input) = next else {
+                self.strategy.errors.check()?;
+                return Err(TrainError::Thread { what: "data loading" });
+            };
+            let (last, mode) = (input.last, input.mode);
+            let output = self.learner.train_step(input);
+            self.strategy.errors.check()?;
+            time.add(&output.item.time);
+            let first = window.is_none();
+            window = Some(match window.take() {
+                Some(window) => window.merge(output.item),
+                None => output.item,
+            });
+            if last && first {
+                // No accumulation: the gradients are the window's.
+                break (output.grads, mode, window);
+            }
+            let clock = Instant::now();
+            accumulator.accumulate(&self.learner.model(), output.grads);
+            time.optimiser += clock.elapsed().as_secs_f64();
+            if last {
+                break (accumulator.grads(), mode, window);
+            }
+        };
+        let Some(window) = window else {
+            return Err(TrainError::Thread { what: "data loading" });
+        };
+        let clock = Instant::now();
+        let grad_norm = self.update(grads, window.counts.supervised_tokens);
+        let (sums, grad_norm) = fetch(window.sums.clone(), grad_norm)?;
+        time.optimiser += clock.elapsed().as_secs_f64();
+        let seconds = begin.elapsed().as_secs_f64();
+        let record = self.record(step, mode, &window, sums, grad_norm, time, seconds);
+        if !record.loss.is_finite() {
+            return Err(TrainError::NonFiniteLoss {
+                step,
+                value: record.loss,
+                samples: window.samples,
+            });
+        }
+        Ok(record)
+    }
+
+    /// Applies the mean gradient over `tokens` supervised tokens. A window without any changes nothing.
+    fn update(
+        &mut self,
+        grads: GradientsParams,
+        tokens: usize,
+    ) -> Option<GradNorm<B::InnerBackend>> {
+        self.learner.lr_step();
+        if tokens == 0 {
+            return None;
+        }
+        self.strategy.optim.state().grad_scale = 1.0 / tokens as f64;
+        self.learner.optimizer_step(grads);
+        self.strategy.optim.state().grad_norm.take()
+    }
+
+    fn record(
+        &mut self,
+        step: u64,
+        mode: Mode,
+        window: &MicroOutput<B>,
+        [ce, kl, correct]: [f64; 3],
+        grad_norm: f64,
+        split: TimeSplit,
+        seconds: f64,
+    ) -> StepRecord {
+        let counts = &window.counts;
+        let tokens = counts.supervised_tokens.max(1) as f64;
+        let lambda = self.strategy.config.distill.lambda;
+        let mut record = StepRecord {
+            step,
+            mode,
+            lr: self.learner.lr_current(),
+            loss: (ce + lambda * kl) / tokens,
+            ce: ce / tokens,
+            kl: kl / counts.kl_tokens.max(1) as f64,
+            kl_tokens: counts.kl_tokens,
+            accuracy: correct / tokens,
+            supervised_tokens: counts.supervised_tokens,
+            samples: counts.samples,
+            tokens: counts.tokens,
+            tokens_unpruned: counts.tokens_unpruned,
+            visual_tokens: counts.visual_tokens,
+            visual_tokens_kept: counts.visual_tokens_kept,
+            grad_norm,
+            slow_share: 0.0,
+            time: StepTime::default(),
+        };
+        self.totals.count(&record);
+        self.totals.train_seconds += seconds;
+        self.totals.time.add(&split);
+        record.slow_share = self.totals.slow_share();
+        let done = self.totals.steps.max(1) as f64;
+        let left = self.strategy.total_steps.saturating_sub(step + 1) as f64;
+        record.time = StepTime {
+            step_seconds: seconds,
+            split,
+            train_seconds: self.totals.train_seconds,
+            samples_per_second: counts.samples as f64 / seconds,
+            tokens_per_second: counts.tokens as f64 / seconds,
+            effective_tokens_per_second: counts.tokens_unpruned as f64 / seconds,
+            eta_seconds: left * self.totals.train_seconds / done,
+        };
+        record
+    }
+
+    /// Hands the record to Burn's metrics and renderer.
+    fn announce(&mut self, record: &StepRecord) {
+        let (done, total) = (record.step as usize + 1, self.strategy.total_steps as usize);
+        let item = TrainingItem::new(
+            MicroOutput::announcing(record.clone()),
+            Progress::new(done, total),
+            Progress::new(done, total),
+            Some(done),
+            Some(record.lr),
+        );
+        self.processor.process_train(LearnerEvent::ProcessedItem(item));
+    }
+
+    fn reach(&self, step: u64, interrupted: bool) {
+        let mut reached = self.strategy.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        *reached = Reached { step, totals: self.totals, interrupted };
+    }
+
+    fn save(&self, step: u64) -> Result<(), TrainError> {
+        let model = self.learner.model();
+        let params = trainable_params(&model.llava);
+        let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&model.llava);
+        let mut updates = BTreeMap::new();
+        let state = self.strategy.optim.state();
+        for param in &params {
+            let Some(moments) = state.moments.get(&param.id) else { continue };
+            let host = moments.to_host();
+            let (path, shape) = (&param.path, &param.shape);
+            updates.insert(path.clone(), host.updates);
+            let mut put = |kind: &str, values| {
+                tensors.insert(
+                    format!("optim.{kind}.{path}"),
+                    HostTensor { shape: shape.clone(), values },
+                );
+            };
+            put("m", host.m);
+            put("v", host.v);
+        }
+        drop(state);
+        let this = self.strategy;
+        let config = this.config.fingerprint()?;
+        let state =
+            CheckpointState::new(step, config, this.data_fingerprint.clone(), self.totals, updates);
+        let path = this.checkpoints.save(&state, &tensors)?;
+        tracing::debug!(path = %path.display(), "checkpoint written");
+        Ok(())
+    }
+
+    /// Runs the validation set in full view through `InferenceStep`, and appends the means to `validation.jsonl`.
+    fn validate(&mut self, step: u64) -> Result<(), TrainError> {
+        let model = burn::module::AutodiffModule::valid(&self.learner.model());
+        let mut sum = ValidOutput::default();
+        let mut batches = self.valid.iter();
+        while let Some(input) = batches.next() {
+            let output = InferenceStep::step(&model, input);
+            self.strategy.errors.check()?;
+            sum.add(&output);
+            let progress = batches.progress();
+            let item =
+                TrainingItem::new(output, progress.clone(), progress, Some(step as usize), None);
+            self.processor.process_valid(LearnerEvent::ProcessedItem(item));
+        }
+        self.strategy.errors.check()?;
+        self.processor.process_valid(LearnerEvent::EndEpoch(step as usize));
+        if sum.tokens == 0 {
+            return Ok(());
+        }
+        let line = serde_json::json!({
+            "step": step, "ce": sum.mean_ce(), "accuracy": sum.accuracy(), "tokens": sum.tokens,
+        });
+        append_line(&self.strategy.run_dir.join("validation.jsonl"), &line.to_string())
+    }
+}
+
+fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
+    use std::io::Write;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let mut file = file.map_err(TrainError::io("open", path))?;
+    writeln!(file, "{line}").map_err(TrainError::io("write", path))
+}
+
+/// The one read-back of a step: sums of the losses, and the gradient norm where it is on the device.
+fn fetch<B: burn::tensor::backend::Backend>(
+    sums: Option<Tensor<B, 1>>,
+    norm: Option<GradNorm<B>>,
+) -> Result<([f64; 3], f64), TrainError> {
+    let Some(sums) = sums else { return Ok(([0.0; 3], 0.0)) };
+    let (packed, norm) = match norm {
+        Some(GradNorm::Device(norm)) => {
+            (Tensor::cat(vec![sums, norm.cast(burn::tensor::DType::F32)], 0), None)
+        }
+        Some(GradNorm::Host(norm)) => (sums, Some(norm)),
+        None => (sums, Some(0.0)),
+    };
+    let values = to_f32(packed);
+    let at = |index: usize| values.get(index).copied().map(f64::from);
+    match (at(0), at(1), at(2), norm.or(at(3))) {
+        (Some(ce), Some(kl), Some(correct), Some(norm)) => Ok(([ce, kl, correct], norm)),
+        _ => Err(TrainError::Device {
+            what: "the losses of a step",
+            message: format!("expected 3 or 4 numbers, got {}", values.len()),
+        }),
+    }
+}

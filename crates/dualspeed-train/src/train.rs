@@ -1,0 +1,289 @@
+//! One training run from start, or checkpoint, to end: checks, wiring into Burn's `SupervisedTraining`, outcome.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn_train::{Learner, SupervisedTraining, TrainingStrategy};
+use dualspeed_data::{BatchSampler, ExampleSource};
+use dualspeed_model::{Llava, Registry};
+use dualspeed_ops::{AutodiffBackend, Backend};
+
+use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
+use crate::config::TrainConfig;
+use crate::dataloader::{TrainLoader, ValidLoader};
+use crate::error::TrainError;
+use crate::features::FeatureCache;
+use crate::loader::WindowPlan;
+use crate::metrics::{
+    NoMetricLogger, Progress, ProgressBarRenderer, TimeSplit, Totals, step_metrics,
+};
+use crate::model::{DualSpeedModel, TrainRuntime, ValidRuntime};
+use crate::optim::{GroupedAdamW, HostMoments, Moments, ids_by_path, trainable_params};
+use crate::run_dir;
+use crate::stage::apply_stage;
+use crate::state::import_trainables;
+use crate::strategy::{DualSpeedStrategy, ErrorSlot, Reached};
+
+/// Everything a run needs. [`TrainJob::new`] fills in what is usual.
+pub struct TrainJob<B: AutodiffBackend> {
+    /// The config.
+    pub config: TrainConfig,
+    /// The model; the stage decides what of it is trained.
+    pub model: Llava<B>,
+    /// The training data.
+    pub train: Arc<dyn ExampleSource>,
+    /// The validation data, used when `validation.every` is set.
+    pub valid: Option<Arc<dyn ExampleSource>>,
+    /// Features of the training (and validation) images; without them the tower runs in every step.
+    pub features: Option<Arc<FeatureCache>>,
+    /// Features of the validation images, where they are cached apart.
+    pub valid_features: Option<Arc<FeatureCache>>,
+    /// Where config, metrics and checkpoints go.
+    pub run_dir: PathBuf,
+    /// Continue from the newest checkpoint of `run_dir`.
+    pub resume: bool,
+    /// Replace an earlier run in `run_dir`.
+    pub overwrite: bool,
+    /// What is shown.
+    pub progress: Progress,
+    /// Set it to end the run after the current step, with a checkpoint.
+    pub interrupt: Arc<AtomicBool>,
+    /// Pruners by name.
+    pub pruners: Registry<B>,
+}
+
+impl<B: AutodiffBackend> TrainJob<B> {
+    /// A fresh, silent run without validation, with the built-in pruners.
+    pub fn new(
+        config: TrainConfig,
+        model: Llava<B>,
+        train: Arc<dyn ExampleSource>,
+        run_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            config,
+            model,
+            train,
+            valid: None,
+            features: None,
+            valid_features: None,
+            run_dir: run_dir.into(),
+            resume: false,
+            overwrite: false,
+            progress: Progress::Silent,
+            interrupt: Arc::new(AtomicBool::new(false)),
+            pruners: Registry::default(),
+        }
+    }
+}
+
+/// What a run made.
+pub struct TrainOutcome<B: AutodiffBackend> {
+    /// The trained model.
+    pub model: Llava<B::InnerBackend>,
+    /// Optimiser steps done, those before a resume included.
+    pub steps: u64,
+    /// Seconds of training steps, those before a resume included.
+    pub train_seconds: f64,
+    /// Their parts.
+    pub time: TimeSplit,
+    /// All sums.
+    pub totals: Totals,
+    /// Whether the run ended early because it was told to; its checkpoint is written.
+    pub interrupted: bool,
+}
+
+/// Trains.
+///
+/// # Errors
+/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss that is not a number, a
+/// disk that is full. The newest checkpoint survives all of them.
+pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
+    let config = job.config;
+    config.validate()?;
+    if job.train.is_empty() {
+        return Err(TrainError::EmptySource { what: "train".into() });
+    }
+    let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
+    let fingerprint = job.train.fingerprint();
+    let restored = if job.resume {
+        Some(restore(&checkpoints, &config, &fingerprint)?)
+    } else {
+        run_dir::create(&job.run_dir, job.overwrite, &config)?;
+        None
+    };
+
+    let mut llava = apply_stage(job.model, &config)?;
+    let device = llava.language_model.embed_tokens.weight.device();
+    let params = trainable_params(&llava);
+    if params.is_empty() {
+        return Err(TrainError::NothingToTrain {
+            stage: config.stage.name().into(),
+            advice: "every parameter of the model is frozen; use stage single, or a model that is not wrapped".into(),
+        });
+    }
+    let optim = GroupedAdamW::<B>::new(
+        config.adamw(),
+        config.group_rates(),
+        config.optim.max_grad_norm,
+        &params,
+        &device,
+    );
+    let mut start = Reached::default();
+    if let Some((path, state, tensors)) = restored {
+        let bad = |problem: String| TrainError::BadCheckpoint { path: path.clone(), problem };
+        llava = import_trainables(llava, &tensors).map_err(&bad)?;
+        restore_optimiser(&optim, &params, &state, tensors, &device).map_err(&bad)?;
+        start = Reached { step: state.step, totals: state.totals, interrupted: false };
+    }
+
+    // Examples without pixels are free to read; the cache has them when it was computed from this data.
+    let source = match &job.features {
+        Some(cache) if cache.source().fingerprint() == fingerprint => cache.source(),
+        _ => job.train,
+    };
+    let sampler =
+        BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
+    let total_steps = config.total_steps(sampler.steps_per_epoch());
+    let errors = ErrorSlot::default();
+    let inner_device = device.clone();
+    let runtime = Arc::new(TrainRuntime {
+        pruner: job.pruners.build(&config.pruner())?,
+        config: config.clone(),
+        features: job.features.clone(),
+        device,
+        errors: errors.clone(),
+    });
+    let valid_runtime = Arc::new(ValidRuntime {
+        features: job.valid_features.or(job.features),
+        device: inner_device,
+        errors: errors.clone(),
+    });
+    let samples = job
+        .valid
+        .as_ref()
+        .map_or(0, |valid| config.validation.samples.unwrap_or(usize::MAX).min(valid.len()));
+    let schedule = config.mode_schedule();
+    let train_loader = TrainLoader {
+        plan: WindowPlan {
+            source,
+            sampler: Arc::new(sampler),
+            micro_batch: config.batch.size,
+            schedule,
+        },
+        steps: start.step..total_steps,
+        workers: config.data.worker_count(),
+        runtime,
+    };
+    let valid_loader = ValidLoader {
+        source: job.valid,
+        range: 0..samples,
+        batch: config.batch.size,
+        runtime: valid_runtime,
+    };
+    let schedule = config.lr_schedule(total_steps).starting_at(start.step);
+    let learner = Learner::new(DualSpeedModel { llava }, optim.clone(), schedule);
+    let label = format!("train {}", config.stage.name());
+    let strategy = Arc::new(DualSpeedStrategy {
+        config,
+        data_fingerprint: fingerprint,
+        optim,
+        checkpoints,
+        run_dir: job.run_dir.clone(),
+        start,
+        total_steps,
+        interrupt: job.interrupt,
+        errors: errors.clone(),
+        reached: Mutex::new(start),
+    });
+    let mut training =
+        SupervisedTraining::new(&job.run_dir, Arc::new(train_loader), Arc::new(valid_loader))
+            .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
+            .with_application_logger(None)
+            .with_metric_logger(NoMetricLogger);
+    for metric in step_metrics() {
+        training = training.metric_train_numeric(metric);
+    }
+    if job.progress != Progress::Tui || cfg!(not(feature = "tui")) {
+        let shown = job.progress != Progress::Silent;
+        training = training.renderer(ProgressBarRenderer::new(total_steps, shown, &label));
+    }
+    let result = training.launch(learner);
+    if let Some(error) = errors.take() {
+        return Err(error);
+    }
+    let reached = *strategy.reached.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(TrainOutcome {
+        model: result.model.llava,
+        steps: reached.step,
+        train_seconds: reached.totals.train_seconds,
+        time: reached.totals.time,
+        totals: reached.totals,
+        interrupted: reached.interrupted,
+    })
+}
+
+type Restored = (PathBuf, CheckpointState, std::collections::BTreeMap<String, HostTensor>);
+
+/// Reads the newest checkpoint and refuses one of another config or other data.
+fn restore(
+    checkpoints: &Checkpoints,
+    config: &TrainConfig,
+    data: &str,
+) -> Result<Restored, TrainError> {
+    let (path, state, tensors) = checkpoints.load_latest()?;
+    let mut differing = config.differences(&state.config)?;
+    if state.data != data {
+        differing.push(format!("data (checkpoint: {}, now: {data})", state.data));
+    }
+    if !differing.is_empty() {
+        return Err(TrainError::ForeignCheckpoint { path, differing });
+    }
+    Ok((path, state, tensors))
+}
+
+/// Puts the moments of a checkpoint back, by path.
+fn restore_optimiser<B: AutodiffBackend>(
+    optim: &GroupedAdamW<B>,
+    params: &[crate::optim::TrainableParam],
+    state: &CheckpointState,
+    mut tensors: std::collections::BTreeMap<String, HostTensor>,
+    device: &B::Device,
+) -> Result<(), String> {
+    let by_path = ids_by_path(params);
+    let mut optim_state = optim.state();
+    for (path, updates) in &state.updates {
+        let Some(param) = by_path.get(path.as_str()) else {
+            return Err(format!("the model has no trainable parameter `{path}`"));
+        };
+        let mut take = |kind: &str| {
+            let name = format!("optim.{kind}.{path}");
+            let tensor = tensors.remove(&name).ok_or(format!("`{name}` is missing"))?;
+            if tensor.shape != param.shape {
+                return Err(format!(
+                    "`{name}` has shape {:?}, expected {:?}",
+                    tensor.shape, param.shape
+                ));
+            }
+            Ok(tensor.values)
+        };
+        let host = HostMoments { updates: *updates, m: take("m")?, v: take("v")? };
+        optim_state.moments.insert(param.id, Moments::from_host(host, optim.on_host(), device));
+    }
+    Ok(())
+}
+
+/// The model of a run directory: `model` with the trainable parameters of the newest checkpoint, and that checkpoint's step.
+///
+/// # Errors
+/// `NoCheckpoint`, or `BadCheckpoint` when it does not fit the model.
+pub fn load_trained<B: Backend>(
+    model: Llava<B>,
+    run_dir: &Path,
+) -> Result<(Llava<B>, u64), TrainError> {
+    let (path, state, tensors) = Checkpoints::new(run_dir, 1).load_latest()?;
+    let model = import_trainables(model, &tensors)
+        .map_err(|problem| TrainError::BadCheckpoint { path, problem })?;
+    Ok((model, state.step))
+}
