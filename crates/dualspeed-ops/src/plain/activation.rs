@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorMetadata, activation::sigmoid};
+use burn::tensor::{Tensor, TensorMetadata};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 use super::{cast, reshape, rows, widen};
@@ -15,6 +15,11 @@ fn elementwise<B: Backend>(
 ) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     reshape(cast(f(widen(rows::<B>(x))), dtype), shape)
+}
+
+/// Burn's own sigmoid computes f64 in f32 on some backends, and its reciprocal is an approximation on some.
+fn sigmoid<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    x.ones_like() / x.neg().exp().add_scalar(1.0)
 }
 
 /// The normal distribution function.

@@ -11,13 +11,13 @@ use crate::types::*;
 pub fn rms_norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, eps: f64) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     let x = widen(rows::<B>(x));
-    let y = x.clone() * rms_scale(x, eps) * widen(tensor::<B, 1>(weight)).unsqueeze();
+    let y = x.clone() / rms(x, eps) * widen(tensor::<B, 1>(weight)).unsqueeze();
     reshape(cast(y, dtype), shape)
 }
 
-/// `1 / sqrt(mean(x^2) + eps)`, `[rows, 1]`.
-fn rms_scale<B: Backend>(x: Tensor<B, 2>, eps: f64) -> Tensor<B, 2> {
-    (x.clone() * x).mean_dim(1).add_scalar(eps).sqrt().recip()
+/// `sqrt(mean(x^2) + eps)`, `[rows, 1]`. A divisor: Burn's reciprocal is an approximation on some backends.
+fn rms<B: Backend>(x: Tensor<B, 2>, eps: f64) -> Tensor<B, 2> {
+    (x.clone() * x).mean_dim(1).add_scalar(eps).sqrt()
 }
 
 /// See [`Backend::fused_rms_norm_backward`](crate::Backend::fused_rms_norm_backward).
@@ -32,12 +32,12 @@ pub fn rms_norm_backward<B: Backend>(
     let weight_dtype = weight.dtype();
     let x = widen(rows::<B>(x));
     let grad = widen(rows::<B>(grad));
-    let scale = rms_scale(x.clone(), eps);
-    let unit = x * scale.clone();
+    let scale = rms(x.clone(), eps);
+    let unit = x / scale.clone();
     let grad_x = needs_x.then(|| {
         let grad_unit = grad.clone() * widen(tensor::<B, 1>(weight)).unsqueeze();
         let along = (grad_unit.clone() * unit.clone()).mean_dim(1);
-        reshape(cast((grad_unit - unit.clone() * along) * scale, dtype), shape)
+        reshape(cast((grad_unit - unit.clone() * along) / scale, dtype), shape)
     });
     NormGrads {
         x: grad_x,
@@ -60,11 +60,11 @@ pub fn layer_norm<B: Backend>(
     reshape(cast(y, dtype), shape)
 }
 
-/// `(x - mean) / sqrt(var + eps)` and `1 / sqrt(var + eps)` per row.
+/// `(x - mean) / sqrt(var + eps)` and `sqrt(var + eps)` per row.
 fn standardise<B: Backend>(x: Tensor<B, 2>, eps: f64) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let centred = x.clone() - x.mean_dim(1);
-    let scale = rms_scale(centred.clone(), eps);
-    (centred * scale.clone(), scale)
+    let scale = rms(centred.clone(), eps);
+    (centred / scale.clone(), scale)
 }
 
 /// See [`Backend::fused_layer_norm_backward`](crate::Backend::fused_layer_norm_backward).
@@ -83,7 +83,7 @@ pub fn layer_norm_backward<B: Backend>(
         let grad_unit = grad.clone() * widen(tensor::<B, 1>(weight)).unsqueeze();
         let along = (grad_unit.clone() * unit.clone()).mean_dim(1);
         let mean = grad_unit.clone().mean_dim(1);
-        reshape(cast((grad_unit - mean - unit.clone() * along) * scale, dtype), shape)
+        reshape(cast((grad_unit - mean - unit.clone() * along) / scale, dtype), shape)
     });
     NormGrads {
         x: grad_x,

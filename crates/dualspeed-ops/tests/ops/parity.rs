@@ -53,7 +53,7 @@ fn lora_layers<B: Backend>(cases: usize) {
         for masked in [false, true] {
             let mask: Vec<f64> =
                 (0..b * s * d).map(|i| [0.0, 1.25][usize::from(i % 5 > 0)]).collect();
-            let mask = crate::support::tensor(&mask, [b, s, d], burn::tensor::DType::F32);
+            let mask = |dtype| crate::support::tensor(&mask, [b, s, d], dtype);
             assert_same::<B>(
                 "lora_linear",
                 &inputs,
@@ -65,12 +65,12 @@ fn lora_layers<B: Backend>(cases: usize) {
                         x[2].clone().reshape([d, r]),
                         x[3].clone().reshape([r, out]),
                         0.5,
-                        masked.then(|| mask.clone()),
+                        masked.then(|| mask(x[0].dtype())),
                     ))
                 },
                 &|x| {
                     let input = x[0].clone().reshape([b, s, d]);
-                    let masked = if masked { input.clone() * mask.clone() } else { input.clone() };
+                    let masked = if masked { input.clone() * mask(x[0].dtype()) } else { input.clone() };
                     let low_rank = masked
                         .matmul(x[2].clone().reshape([d, r]).unsqueeze())
                         .matmul(x[3].clone().reshape([r, out]).unsqueeze());
@@ -150,9 +150,9 @@ fn rotary_embedding<B: Backend>(cases: usize) {
     {
         let rows = if per_row { b } else { 1 };
         let angles = values(rows * s * d / 2, 7);
-        let make = |f: fn(f64) -> f64| {
+        let make = |f: fn(f64) -> f64, dtype| {
             let values: Vec<f64> = angles.iter().map(|angle| f(*angle)).collect();
-            crate::support::tensor(&values, [rows, s, d / 2], burn::tensor::DType::F32)
+            crate::support::tensor(&values, [rows, s, d / 2], dtype)
         };
         for permuted in [false, true] {
             assert_same::<B>(
@@ -160,18 +160,20 @@ fn rotary_embedding<B: Backend>(cases: usize) {
                 &[values(b * h * s * d, 1)],
                 1e-6,
                 &|x| {
+                    let dtype = x[0].dtype();
                     let x = match permuted {
                         true => x[0].clone().reshape([b, s, h, d]).swap_dims(1, 2),
                         false => x[0].clone().reshape([b, h, s, d]),
                     };
-                    flat(rope(x, make(f64::cos), make(f64::sin)))
+                    flat(rope(x, make(f64::cos, dtype), make(f64::sin, dtype)))
                 },
                 &|x| {
+                    let dtype = x[0].dtype();
                     let x = match permuted {
                         true => x[0].clone().reshape([b, s, h, d]).swap_dims(1, 2),
                         false => x[0].clone().reshape([b, h, s, d]),
                     };
-                    let (cos, sin) = (primitive(make(f64::cos)), primitive(make(f64::sin)));
+                    let (cos, sin) = (primitive(make(f64::cos, dtype)), primitive(make(f64::sin, dtype)));
                     let y = plain::rope::<burn_autodiff::Autodiff<B>>(primitive(x), cos, sin);
                     flat(wrap::<burn_autodiff::Autodiff<B>, 4>(y))
                 },
