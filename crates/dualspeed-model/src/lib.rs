@@ -1,1 +1,65 @@
-//! dualspeed-model
+//! The model of `dualspeed`: a LLaVA-family vision-language model with visual token pruning, the
+//! mode isolator of DualSpeed, low-rank adapters, and a library of pruners behind one trait.
+//!
+//! Data flows one way: [`vision`] tower -> [`projector`] -> [`pruner`] -> isolator -> [`splice`] ->
+//! [`llama`] -> [`losses`]; [`Llava::forward`] is the whole of it.
+//!
+//! | module | concept |
+//! |---|---|
+//! | [`config`] | sizes, as serde data with `validate()` |
+//! | [`vision`], [`vit`] | what an encoder is; CLIP's ViT |
+//! | [`tower`] | training heads and losses of the ViT |
+//! | [`projector`] | from vision features to token embeddings |
+//! | [`pruner`] | the trait, its base, the registry, the pruners |
+//! | [`splice`] | text and visual tokens into one batch |
+//! | [`llama`], [`lora`] | the decoder and its adapters |
+//! | [`llava`], [`forward`] | the whole model; views, contexts, results |
+//! | [`losses`] | fast and slow losses as sums and counts |
+//! | [`generate`] | text generation with a key-value cache |
+//! | [`freeze`], [`stages`] | what is trained and what is not |
+//! | [`init`], [`rng`] | initial weights and randomness as pure functions |
+//! | [`store`] | safetensors in and out |
+
+pub mod config;
+mod error;
+pub mod forward;
+pub mod freeze;
+pub mod generate;
+pub mod init;
+pub mod layers;
+pub mod llama;
+pub mod llava;
+pub mod lora;
+pub mod losses;
+pub mod projector;
+pub mod pruner;
+pub mod rng;
+pub mod splice;
+pub mod stages;
+pub mod store;
+pub mod tower;
+pub mod vision;
+pub mod vit;
+
+pub use config::{
+    HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, ProjectorType, SelectFeature,
+    VitConfig,
+};
+pub use error::{ConfigError, ModelError};
+pub use forward::{Forward, StepContext, View};
+pub use freeze::{Freezable, Frozen};
+pub use generate::GenerateOptions;
+pub use llama::Llama;
+pub use llava::{Llava, VisionInput};
+pub use losses::{LossSums, fast_loss, slow_loss};
+pub use projector::MlpProjector;
+pub use pruner::{
+    Kept, KeptTokens, PruneContext, PruneError, Pruner, PrunerSpec, Registry, Rounding, Stage,
+    VisualTokens, keep_count, select,
+};
+pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpliceError, SplicePlan, TextBatch};
+pub use stages::{ParamGroup, ParamInfo, Trainable};
+pub use store::Precision;
+pub use tower::{TowerConfig, TowerLoss, TowerLossWeights, TowerModel, TowerTargets};
+pub use vision::{Geometry, Needs, VisionFeatures, VisionTower};
+pub use vit::Vit;

@@ -1,0 +1,91 @@
+//! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
+
+mod text;
+mod vision;
+
+use serde::{Deserialize, Serialize};
+
+pub use text::{LlamaConfig, LoraConfig, LoraTarget};
+pub use vision::{HiddenAct, SelectFeature, VitConfig};
+
+use crate::error::ConfigError;
+
+/// Shape of the projector between vision tower and language model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProjectorType {
+    /// Two linear layers with a GELU between them (LLaVA-1.5).
+    #[default]
+    #[serde(rename = "mlp2x_gelu")]
+    Mlp2xGelu,
+    /// One linear layer (LLaVA-1).
+    #[serde(rename = "linear")]
+    Linear,
+}
+
+/// A LLaVA-family model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LlavaConfig {
+    /// The vision tower.
+    pub vision: VitConfig,
+    /// The language model.
+    pub text: LlamaConfig,
+    /// The projector.
+    pub mm_projector_type: ProjectorType,
+    /// Length l of the mode isolator; 0 means none (method: 4).
+    pub isolator_length: usize,
+    /// Low-rank adapters on the language model.
+    pub lora: Option<LoraConfig>,
+    /// Longest sequence after the splice; longer ones are cut, never inside an image.
+    pub max_length: Option<usize>,
+    /// Sequence lengths are padded to a multiple of this; 0 or 1 means no padding beyond the batch.
+    pub pad_to_multiple: usize,
+}
+
+impl LlavaConfig {
+    /// Checks that the model can be built.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.vision.validate()?;
+        self.text.validate()?;
+        if let Some(lora) = &self.lora {
+            lora.validate()?;
+        }
+        if self.max_length == Some(0) {
+            return Err(ConfigError::Zero { field: "max_length" });
+        }
+        Ok(())
+    }
+
+    /// LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Vicuna-7B, isolator of length 4.
+    pub fn llava_1_5_7b() -> Self {
+        Self {
+            vision: VitConfig::clip_vit_l_14_336(),
+            text: LlamaConfig::vicuna_7b(),
+            isolator_length: 4,
+            max_length: Some(2048),
+            pad_to_multiple: 64,
+            ..Self::default()
+        }
+    }
+}
+
+pub(crate) fn nonzero(fields: &[(&'static str, usize)]) -> Result<(), ConfigError> {
+    match fields.iter().find(|(_, value)| *value == 0) {
+        Some((field, _)) => Err(ConfigError::Zero { field }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn divisible(
+    (field, value): (&'static str, usize),
+    (by, divisor): (&'static str, usize),
+) -> Result<(), ConfigError> {
+    if value.is_multiple_of(divisor) {
+        Ok(())
+    } else {
+        Err(ConfigError::NotDivisible { field, value, by, divisor })
+    }
+}

@@ -1,0 +1,191 @@
+//! Configuration of the Llama decoder and its low-rank adapters.
+
+use serde::{Deserialize, Serialize};
+
+use super::{divisible, nonzero};
+use crate::error::ConfigError;
+
+/// A Llama-style decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LlamaConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads (grouped-query attention); as many as query heads by default.
+    pub num_key_value_heads: Option<usize>,
+    /// Width of a head; `hidden_size / num_attention_heads` by default.
+    pub head_dim: Option<usize>,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Entries of the vocabulary.
+    pub vocab_size: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Epsilon of the RMS norms.
+    pub rms_norm_eps: f64,
+    /// Whether the output head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of every initial matrix (Hugging Face: 0.02). By default each matrix is
+    /// scaled by its fan-in, and the residual branches' outputs by the depth, which suits small
+    /// models trained from scratch.
+    pub initializer_range: Option<f64>,
+}
+
+impl Default for LlamaConfig {
+    /// The quickstart's decoder.
+    fn default() -> Self {
+        Self {
+            hidden_size: 128,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: None,
+            head_dim: None,
+            intermediate_size: 352,
+            vocab_size: 256,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-5,
+            tie_word_embeddings: true,
+            initializer_range: None,
+        }
+    }
+}
+
+impl LlamaConfig {
+    /// Vicuna-7B (Llama-2-7B).
+    pub fn vicuna_7b() -> Self {
+        Self {
+            hidden_size: 4096,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            intermediate_size: 11_008,
+            vocab_size: 32_000,
+            tie_word_embeddings: false,
+            initializer_range: Some(0.02),
+            ..Self::default()
+        }
+    }
+
+    /// Width of a head.
+    pub fn head_size(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Key and value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Checks that the decoder can be built.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        nonzero(&[
+            ("text.hidden_size", self.hidden_size),
+            ("text.num_hidden_layers", self.num_hidden_layers),
+            ("text.num_attention_heads", self.num_attention_heads),
+            ("text.num_key_value_heads", self.kv_heads()),
+            ("text.intermediate_size", self.intermediate_size),
+            ("text.vocab_size", self.vocab_size),
+            ("text.head_dim", self.head_size()),
+        ])?;
+        if self.head_dim.is_none() {
+            divisible(
+                ("text.hidden_size", self.hidden_size),
+                ("text.num_attention_heads", self.num_attention_heads),
+            )?;
+        }
+        divisible(
+            ("text.num_attention_heads", self.num_attention_heads),
+            ("text.num_key_value_heads", self.kv_heads()),
+        )?;
+        // Rotary embeddings turn pairs.
+        divisible(("text.head_dim", self.head_size()), ("rotary pair", 2))?;
+        if self.rope_theta > 1.0 {
+            Ok(())
+        } else {
+            Err(ConfigError::OutOfRange {
+                field: "text.rope_theta",
+                value: self.rope_theta.to_string(),
+                expected: "a number above 1".into(),
+            })
+        }
+    }
+}
+
+/// A linear layer that can take a low-rank adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum LoraTarget {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+impl LoraTarget {
+    /// Every linear layer of a decoder block.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+}
+
+/// Low-rank adapters: `y = x W + (alpha / r) (dropout(x) A) B`.
+///
+/// Source: Hu et al., arXiv 2106.09685; defaults are those of LLaVA-1.5's LoRA recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// Scale numerator.
+    pub alpha: f64,
+    /// Share of the adapter branch's inputs set to zero while training.
+    pub dropout: f64,
+    /// Which linear layers get an adapter.
+    pub targets: Vec<LoraTarget>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { r: 128, alpha: 256.0, dropout: 0.05, targets: LoraTarget::ALL.to_vec() }
+    }
+}
+
+impl LoraConfig {
+    /// The factor `alpha / r` of the adapter branch.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.r as f64
+    }
+
+    /// Checks that the adapters can be built.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        nonzero(&[("lora.r", self.r), ("lora.targets", self.targets.len())])?;
+        if (0.0..1.0).contains(&self.dropout) {
+            Ok(())
+        } else {
+            Err(ConfigError::OutOfRange {
+                field: "lora.dropout",
+                value: self.dropout.to_string(),
+                expected: "0 <= dropout < 1".into(),
+            })
+        }
+    }
+}

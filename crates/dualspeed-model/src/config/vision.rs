@@ -1,0 +1,154 @@
+//! Configuration of the CLIP vision transformer.
+
+use serde::{Deserialize, Serialize};
+
+use super::{divisible, nonzero};
+use crate::error::ConfigError;
+
+/// Activation of the tower's MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    /// `x * sigmoid(1.702 x)`: OpenAI's CLIP.
+    #[default]
+    QuickGelu,
+    /// The exact GELU.
+    Gelu,
+}
+
+/// Which tokens of the selected hidden state the language model gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectFeature {
+    /// Patches only.
+    #[default]
+    Patch,
+    /// The class token, then the patches.
+    ClsPatch,
+}
+
+/// A CLIP-style ViT (pre-norm, class token, learned positions).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VitConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Layers in the weights; those after the selected one are not computed.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+    /// Side of a patch, in pixels.
+    pub patch_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// Activation of the MLP.
+    pub hidden_act: HiddenAct,
+    /// Width of the space shared with text; without it there are no patch-text features.
+    pub projection_dim: Option<usize>,
+    /// Index into Hugging Face's `hidden_states` (0 = embeddings); negative counts from the end,
+    /// so -2 is the input of the last layer.
+    pub mm_vision_select_layer: i64,
+    /// Which tokens are passed on.
+    pub mm_vision_select_feature: SelectFeature,
+}
+
+impl Default for VitConfig {
+    /// The quickstart's tower: 168 x 168 pixels, 144 patches.
+    fn default() -> Self {
+        Self {
+            hidden_size: 128,
+            intermediate_size: 512,
+            num_hidden_layers: 5,
+            num_attention_heads: 4,
+            image_size: 168,
+            patch_size: 14,
+            layer_norm_eps: 1e-5,
+            hidden_act: HiddenAct::QuickGelu,
+            projection_dim: Some(64),
+            mm_vision_select_layer: -2,
+            mm_vision_select_feature: SelectFeature::Patch,
+        }
+    }
+}
+
+impl VitConfig {
+    /// CLIP ViT-L/14 at 336 pixels, the tower of LLaVA-1.5.
+    pub fn clip_vit_l_14_336() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            num_hidden_layers: 24,
+            num_attention_heads: 16,
+            image_size: 336,
+            patch_size: 14,
+            projection_dim: Some(768),
+            ..Self::default()
+        }
+    }
+
+    /// Patches along one side.
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches per image.
+    pub fn num_patches(&self) -> usize {
+        self.grid() * self.grid()
+    }
+
+    /// Visual tokens per image before pruning: patches, and the class token if it is passed on.
+    pub fn num_tokens(&self) -> usize {
+        match self.mm_vision_select_feature {
+            SelectFeature::Patch => self.num_patches(),
+            SelectFeature::ClsPatch => self.num_patches() + 1,
+        }
+    }
+
+    /// How many layers are run to reach the selected hidden state (validated to be 1 or more).
+    pub fn selected_layers(&self) -> usize {
+        let layers = self.num_hidden_layers as i64;
+        let index = self.mm_vision_select_layer;
+        let index = if index < 0 { layers + 1 + index } else { index };
+        index.clamp(1, layers.max(1)) as usize
+    }
+
+    /// Checks that the tower can be built.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        nonzero(&[
+            ("vision.hidden_size", self.hidden_size),
+            ("vision.intermediate_size", self.intermediate_size),
+            ("vision.num_hidden_layers", self.num_hidden_layers),
+            ("vision.num_attention_heads", self.num_attention_heads),
+            ("vision.image_size", self.image_size),
+            ("vision.patch_size", self.patch_size),
+            ("vision.projection_dim", self.projection_dim.unwrap_or(1)),
+        ])?;
+        divisible(
+            ("vision.image_size", self.image_size),
+            ("vision.patch_size", self.patch_size),
+        )?;
+        divisible(
+            ("vision.hidden_size", self.hidden_size),
+            ("vision.num_attention_heads", self.num_attention_heads),
+        )?;
+        let layers = self.num_hidden_layers as i64;
+        let select = self.mm_vision_select_layer;
+        // hidden_states[0] is refused: no layer made it, so it has no attention to prune by.
+        if (1..=layers).contains(&select) || (-layers..=-1).contains(&select) {
+            Ok(())
+        } else {
+            Err(ConfigError::OutOfRange {
+                field: "vision.mm_vision_select_layer",
+                value: select.to_string(),
+                expected: format!("1..={layers} or {}..=-1", -layers),
+            })
+        }
+    }
+}

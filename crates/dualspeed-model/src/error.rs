@@ -1,0 +1,135 @@
+//! What can go wrong in this crate, as values.
+
+use crate::pruner::PruneError;
+use crate::splice::SpliceError;
+
+/// A model configuration that cannot be built.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// A size that must be positive is zero.
+    #[error("{field} is 0; set it to at least 1")]
+    Zero {
+        /// Path of the field, e.g. `text.hidden_size`.
+        field: &'static str,
+    },
+    /// One size must divide another.
+    #[error("{field} = {value} is not divisible by {by} = {divisor}; change one of the two")]
+    NotDivisible {
+        /// Path of the field that should be divisible.
+        field: &'static str,
+        /// Its value.
+        value: usize,
+        /// Path of the divisor.
+        by: &'static str,
+        /// The divisor's value.
+        divisor: usize,
+    },
+    /// A number outside its range.
+    #[error("{field} = {value} is out of range: expected {expected}")]
+    OutOfRange {
+        /// Path of the field.
+        field: &'static str,
+        /// The value as written.
+        value: String,
+        /// The accepted range, in words.
+        expected: String,
+    },
+}
+
+/// Errors of building, running, loading or saving a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The configuration is invalid.
+    #[error("model configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// Text and images do not fit together.
+    #[error(transparent)]
+    Splice(#[from] SpliceError),
+    /// A pruner failed.
+    #[error(transparent)]
+    Prune(#[from] PruneError),
+    /// Pixels of another shape than the vision tower takes.
+    #[error(
+        "pixel_values have shape {found:?}, the vision tower takes [images, 3, {expected}, \
+         {expected}]; resize the images to {expected} x {expected}"
+    )]
+    ImageShape {
+        /// Shape of the tensor passed in.
+        found: Vec<usize>,
+        /// Side of the images the tower takes, in pixels.
+        expected: usize,
+    },
+    /// Features of another shape than the vision tower makes.
+    #[error(
+        "vision features have shape {found:?}, expected [images, {tokens}, {hidden}]; were they \
+         cached with another tower?"
+    )]
+    FeatureShape {
+        /// Shape of the tensor passed in.
+        found: Vec<usize>,
+        /// Tokens per image.
+        tokens: usize,
+        /// Width of the features.
+        hidden: usize,
+    },
+    /// A batch mentions images but no visual tokens were passed, or the other way round.
+    #[error("the batch has {placeholders} image placeholder(s) but {images} image(s) were passed")]
+    ImageCount {
+        /// `<image>` placeholders in the batch.
+        placeholders: usize,
+        /// Images whose features were passed.
+        images: usize,
+    },
+    /// The context names another number of samples than the batch has.
+    #[error("the context names {found} sample(s), the batch has {expected}")]
+    SampleIds {
+        /// Samples in the batch.
+        expected: usize,
+        /// Ids in the context.
+        found: usize,
+    },
+    /// A pruned view was asked for without a pruner.
+    #[error("View::Pruned needs a pruner; pass one, or use View::Full")]
+    NoPruner,
+    /// The isolator was asked for but the model has none.
+    #[error("the view asks for the mode isolator but the model has none (isolator_length = 0)")]
+    NoIsolator,
+    /// LoRA weights were asked for but the model has none.
+    #[error("LoRA weights are to be trained but the model has none; set [model.lora]")]
+    NoLora,
+    /// No label in the batch is supervised.
+    #[error(
+        "no supervised token in the batch (samples {samples:?}); every label is IGNORE_INDEX, or \
+         the answers were cut off by max_length"
+    )]
+    NothingSupervised {
+        /// Ids of the samples in the batch.
+        samples: Vec<String>,
+    },
+    /// Two forwards of one slow step disagree about the batch.
+    #[error("teacher and student disagree about the batch: {teacher} and {student} samples")]
+    BatchMismatch {
+        /// Samples of the teacher's forward.
+        teacher: usize,
+        /// Samples of the student's forward.
+        student: usize,
+    },
+    /// Generation options that make no sense.
+    #[error("generation: {field} = {value} is out of range: expected {expected}")]
+    Generate {
+        /// Field of `GenerateOptions`.
+        field: &'static str,
+        /// The value as given.
+        value: String,
+        /// The accepted range, in words.
+        expected: &'static str,
+    },
+    /// Weights could not be read or do not fit the model.
+    #[error("weights {what}: {message}")]
+    Weights {
+        /// File name, or `in memory`.
+        what: String,
+        /// What went wrong and with which tensors.
+        message: String,
+    },
+}

@@ -1,0 +1,110 @@
+//! The few layers everything is made of; field names are the checkpoints'.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor};
+use dualspeed_ops::Backend;
+
+use crate::init::Init;
+
+/// `y = x W + b` with `weight` in Burn's layout `[d_in, d_out]`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[d_in, d_out]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `[d_out]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// Weights normal with standard deviation `gain / sqrt(d_in)`, zero bias.
+    pub fn init(init: &Init<'_, B>, d_in: usize, d_out: usize, bias: bool, gain: f64) -> Self {
+        Self {
+            weight: init.at("weight").normal([d_in, d_out], gain / (d_in as f64).sqrt()),
+            bias: bias.then(|| init.at("bias").constant([d_out], 0.0)),
+        }
+    }
+
+    /// `[.., d_in] -> [.., d_out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        dualspeed_ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+    }
+}
+
+/// A table of vectors.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[entries, d]`.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// Rows normal with standard deviation `std`.
+    pub fn init(init: &Init<'_, B>, entries: usize, d: usize, std: f64) -> Self {
+        Self { weight: init.at("weight").normal([entries, d], std) }
+    }
+
+    /// `[n] -> [n, d]`; ids must be below the number of entries.
+    pub fn forward(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.weight.val().select(0, ids)
+    }
+}
+
+/// Layer normalisation.
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    /// `[d]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[d]`.
+    pub bias: Param<Tensor<B, 1>>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    /// The identity scale, no shift.
+    pub fn init(init: &Init<'_, B>, d: usize, eps: f64) -> Self {
+        Self {
+            weight: init.at("weight").constant([d], 1.0),
+            bias: init.at("bias").constant([d], 0.0),
+            eps,
+        }
+    }
+
+    /// `[.., d] -> [.., d]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        dualspeed_ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+}
+
+/// Root-mean-square normalisation.
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    /// `[d]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
+impl<B: Backend> RmsNorm<B> {
+    /// The identity scale.
+    pub fn init(init: &Init<'_, B>, d: usize, eps: f64) -> Self {
+        Self { weight: init.at("weight").constant([d], 1.0), eps }
+    }
+
+    /// `[.., d] -> [.., d]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        dualspeed_ops::rms_norm(x, self.weight.val(), self.eps)
+    }
+}
+
+/// `[b * s, h * d] -> [b, h, s, d]`.
+pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 2>, batch: usize, heads: usize) -> Tensor<B, 4> {
+    let [rows, width] = x.dims();
+    x.reshape([batch, rows / batch, heads, width / heads]).swap_dims(1, 2)
+}
+
+/// `[b, h, s, d] -> [b * s, h * d]`.
+pub(crate) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 2> {
+    let [batch, heads, seq, d] = x.dims();
+    x.swap_dims(1, 2).reshape([batch * seq, heads * d])
+}

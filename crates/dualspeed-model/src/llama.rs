@@ -1,0 +1,310 @@
+//! The Llama decoder: RMS norms, rotary positions, grouped-query attention, SwiGLU.
+//!
+//! Activations are `[rows, d]` with `rows = batch * seq`; only attention sees the sequence. The
+//! last block's output projection and MLP, the final norm and the head run at the requested rows
+//! only: no position whose output nobody reads is carried past its keys and values.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+use dualspeed_ops::{AttentionSpec, Backend};
+
+use crate::config::{LlamaConfig, LoraTarget};
+use crate::init::Init;
+use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
+use crate::lora::{DropoutKey, LayerAdapters, Lora, merge};
+
+/// Self-attention of a block, no biases.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaAttention<B: Backend> {
+    pub q_proj: Linear<B>,
+    pub k_proj: Linear<B>,
+    pub v_proj: Linear<B>,
+    pub o_proj: Linear<B>,
+}
+
+/// Gated MLP of a block, no biases.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaMlp<B: Backend> {
+    pub gate_proj: Linear<B>,
+    pub up_proj: Linear<B>,
+    pub down_proj: Linear<B>,
+}
+
+/// One block.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct LlamaLayer<B: Backend> {
+    pub self_attn: LlamaAttention<B>,
+    pub mlp: LlamaMlp<B>,
+    pub input_layernorm: RmsNorm<B>,
+    pub post_attention_layernorm: RmsNorm<B>,
+}
+
+/// The decoder; field names are the checkpoints'.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend> {
+    /// `[vocab, d]`.
+    pub embed_tokens: Embedding<B>,
+    /// Blocks, first to last.
+    pub layers: Vec<LlamaLayer<B>>,
+    /// The norm before the head.
+    pub norm: RmsNorm<B>,
+    /// `[d, vocab]`; absent when the head is the embedding table.
+    pub lm_head: Option<Linear<B>>,
+    /// The configuration this was built from.
+    pub config: LlamaConfig,
+}
+
+/// Keys and values of the positions seen so far.
+#[derive(Clone, Debug)]
+pub struct KvCache<B: Backend> {
+    /// Per block: keys and values, each `[b, h_kv, seen, d_head]`.
+    layers: Vec<Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
+    seen: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// An empty cache for a decoder of `layers` blocks.
+    pub fn new(layers: usize) -> Self {
+        Self { layers: vec![None; layers], seen: 0 }
+    }
+
+    /// Positions in the cache.
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    fn extend(
+        &mut self,
+        layer: usize,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let (k, v) = match self.layers[layer].take() {
+            Some((old_k, old_v)) => {
+                (Tensor::cat(vec![old_k, k], 2), Tensor::cat(vec![old_v, v], 2))
+            }
+            None => (k, v),
+        };
+        self.layers[layer] = Some((k.clone(), v.clone()));
+        (k, v)
+    }
+}
+
+/// What a decoder forward may be given besides its embeddings.
+#[derive(Debug)]
+pub struct LlamaOptions<'a, B: Backend> {
+    /// Rows of the flattened `[b * s]` whose output is wanted, in this order; all by default.
+    pub rows: Option<&'a [usize]>,
+    /// Adapters.
+    pub lora: Option<&'a Lora<B>>,
+    /// Adapter dropout; none outside training.
+    pub dropout: Option<&'a DropoutKey>,
+    /// Earlier positions; this forward's are appended.
+    pub cache: Option<&'a mut KvCache<B>>,
+}
+
+impl<B: Backend> Default for LlamaOptions<'_, B> {
+    fn default() -> Self {
+        Self { rows: None, lora: None, dropout: None, cache: None }
+    }
+}
+
+impl LlamaConfig {
+    /// A decoder with initial weights that are a function of `init`'s seed and path.
+    pub fn init<B: Backend>(&self, init: &Init<'_, B>) -> Llama<B> {
+        let (d, mlp) = (self.hidden_size, self.intermediate_size);
+        let q = self.num_attention_heads * self.head_size();
+        let kv = self.kv_heads() * self.head_size();
+        // Without a fixed range: fan-in scaling, residual branches damped by the depth.
+        let branch = 1.0 / (2.0 * self.num_hidden_layers as f64).sqrt();
+        let linear = |at: Init<'_, B>, d_in: usize, d_out: usize, gain: f64| {
+            let gain = self.initializer_range.map_or(gain, |std| std * (d_in as f64).sqrt());
+            Linear::init(&at, d_in, d_out, false, gain)
+        };
+        let layer = |index: usize| {
+            let at = init.at("layers").at(index);
+            let attn = at.at("self_attn");
+            LlamaLayer {
+                self_attn: LlamaAttention {
+                    q_proj: linear(attn.at("q_proj"), d, q, 1.0),
+                    k_proj: linear(attn.at("k_proj"), d, kv, 1.0),
+                    v_proj: linear(attn.at("v_proj"), d, kv, 1.0),
+                    o_proj: linear(attn.at("o_proj"), q, d, branch),
+                },
+                mlp: LlamaMlp {
+                    gate_proj: linear(at.at("mlp.gate_proj"), d, mlp, 1.0),
+                    up_proj: linear(at.at("mlp.up_proj"), d, mlp, 1.0),
+                    down_proj: linear(at.at("mlp.down_proj"), mlp, d, branch),
+                },
+                input_layernorm: RmsNorm::init(&at.at("input_layernorm"), d, self.rms_norm_eps),
+                post_attention_layernorm: RmsNorm::init(
+                    &at.at("post_attention_layernorm"),
+                    d,
+                    self.rms_norm_eps,
+                ),
+            }
+        };
+        // A tied table is also the head: logits of unit scale want rows of norm one or less.
+        let std = self.initializer_range.unwrap_or((d as f64).powf(-0.5));
+        Llama {
+            embed_tokens: Embedding::init(&init.at("embed_tokens"), self.vocab_size, d, std),
+            layers: (0..self.num_hidden_layers).map(layer).collect(),
+            norm: RmsNorm::init(&init.at("norm"), d, self.rms_norm_eps),
+            lm_head: (!self.tie_word_embeddings)
+                .then(|| linear(init.at("lm_head"), d, self.vocab_size, 1.0)),
+            config: self.clone(),
+        }
+    }
+
+    /// Cosines and sines of the rotary embedding at positions `start..start + seq`, each
+    /// `[1, seq, d_head / 2]`; computed in f64.
+    pub fn rope_tables<B: Backend>(
+        &self,
+        start: usize,
+        seq: usize,
+        device: &B::Device,
+    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let half = self.head_size() / 2;
+        let angles: Vec<f64> = (start..start + seq)
+            .flat_map(|position| {
+                (0..half).map(move |i| {
+                    position as f64 * self.rope_theta.powf(-(i as f64) / half as f64)
+                })
+            })
+            .collect();
+        let table = |f: fn(f64) -> f64| {
+            let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
+            Tensor::from_data(TensorData::new(values, [1, seq, half]), device)
+        };
+        (table(f64::cos), table(f64::sin))
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// Embeddings of token ids: `[n] -> [n, d]`.
+    pub fn embed(&self, input_ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.embed_tokens.forward(input_ids)
+    }
+
+    /// The output head, `[d, vocab]`.
+    pub fn lm_head_weight(&self) -> Tensor<B, 2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.embed_tokens.weight.val().transpose(),
+        }
+    }
+
+    /// Final-norm output at the wanted rows: `[b, s, d] -> [rows, d]`.
+    ///
+    /// Sequences are right-padded; the mask is causal, so padding reaches no real position.
+    pub fn forward(
+        &self,
+        inputs_embeds: Tensor<B, 3>,
+        options: LlamaOptions<'_, B>,
+    ) -> Tensor<B, 2> {
+        let LlamaOptions { rows, lora, dropout, mut cache } = options;
+        let [batch, seq, d] = inputs_embeds.dims();
+        let device = inputs_embeds.device();
+        let start = cache.as_ref().map_or(0, |cache| cache.seen);
+        let rope = self.config.rope_tables::<B>(start, seq, &device);
+        let wanted = rows.map(|rows| {
+            let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+            Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device)
+        });
+        let wanted_dropout = rows.zip(dropout).map(|(rows, key)| key.select(rows));
+        let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
+        for (index, layer) in self.layers.iter().enumerate() {
+            let adapters = LayerAdapters { lora, layer: index, dropout };
+            let cache = cache.as_deref_mut();
+            let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
+            let mut adapters = adapters;
+            if index + 1 == self.layers.len()
+                && let Some(wanted) = &wanted
+            {
+                attended = attended.select(0, wanted.clone()); // [rows, h * d_head]
+                x = x.select(0, wanted.clone()); // [rows, d]
+                adapters.dropout = wanted_dropout.as_ref();
+            }
+            x = layer.finish(x, attended, adapters);
+        }
+        if let Some(cache) = cache {
+            cache.seen += seq;
+        }
+        self.norm.forward(x) // [rows, d]
+    }
+
+    /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.
+    fn attend(
+        &self,
+        layer: &LlamaLayer<B>,
+        x: Tensor<B, 2>,
+        batch: usize,
+        (cos, sin): &(Tensor<B, 3>, Tensor<B, 3>),
+        adapters: LayerAdapters<'_, B>,
+        cache: Option<&mut KvCache<B>>,
+    ) -> Tensor<B, 2> {
+        let attn = &layer.self_attn;
+        let (heads, kv_heads) = (self.config.num_attention_heads, self.config.kv_heads());
+        let x = layer.input_layernorm.forward(x);
+        let q = adapters.apply(&attn.q_proj, LoraTarget::QProj, x.clone());
+        let k = adapters.apply(&attn.k_proj, LoraTarget::KProj, x.clone());
+        let v = adapters.apply(&attn.v_proj, LoraTarget::VProj, x);
+        let q = dualspeed_ops::rope(split_heads(q, batch, heads), cos.clone(), sin.clone());
+        let k = dualspeed_ops::rope(split_heads(k, batch, kv_heads), cos.clone(), sin.clone());
+        let v = split_heads(v, batch, kv_heads); // [b, h_kv, s, d_head]
+        let (k, v) = match cache {
+            Some(cache) => cache.extend(adapters.layer, k, v),
+            None => (k, v),
+        };
+        let spec = AttentionSpec { causal: true, ..AttentionSpec::default() };
+        merge_heads(dualspeed_ops::attention(q, k, v, &spec))
+    }
+
+    /// The decoder with the adapters folded into its weights.
+    pub fn merge_lora(self, lora: &Lora<B>) -> Self {
+        let scale = lora.config.scale();
+        let layers = self
+            .layers
+            .into_iter()
+            .zip(&lora.layers)
+            .map(|(LlamaLayer { self_attn, mlp, input_layernorm, post_attention_layernorm }, lora)| {
+                LlamaLayer {
+                    self_attn: LlamaAttention {
+                        q_proj: merge(self_attn.q_proj, lora.q_proj.as_ref(), scale),
+                        k_proj: merge(self_attn.k_proj, lora.k_proj.as_ref(), scale),
+                        v_proj: merge(self_attn.v_proj, lora.v_proj.as_ref(), scale),
+                        o_proj: merge(self_attn.o_proj, lora.o_proj.as_ref(), scale),
+                    },
+                    mlp: LlamaMlp {
+                        gate_proj: merge(mlp.gate_proj, lora.gate_proj.as_ref(), scale),
+                        up_proj: merge(mlp.up_proj, lora.up_proj.as_ref(), scale),
+                        down_proj: merge(mlp.down_proj, lora.down_proj.as_ref(), scale),
+                    },
+                    input_layernorm,
+                    post_attention_layernorm,
+                }
+            })
+            .collect();
+        Self { layers, ..self }
+    }
+}
+
+impl<B: Backend> LlamaLayer<B> {
+    /// Output projection and MLP, row by row: `[rows, d], [rows, h * d_head] -> [rows, d]`.
+    fn finish(
+        &self,
+        x: Tensor<B, 2>,
+        attended: Tensor<B, 2>,
+        adapters: LayerAdapters<'_, B>,
+    ) -> Tensor<B, 2> {
+        let x = x + adapters.apply(&self.self_attn.o_proj, LoraTarget::OProj, attended);
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        let gate = adapters.apply(&self.mlp.gate_proj, LoraTarget::GateProj, normed.clone());
+        let up = adapters.apply(&self.mlp.up_proj, LoraTarget::UpProj, normed);
+        let gated = dualspeed_ops::swiglu(gate, up);
+        x + adapters.apply(&self.mlp.down_proj, LoraTarget::DownProj, gated)
+    }
+}

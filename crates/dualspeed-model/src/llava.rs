@@ -1,0 +1,285 @@
+//! The whole model: vision tower, projector, pruner, isolator, splice, language model.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use dualspeed_ops::Backend;
+
+use crate::config::{LlavaConfig, LoraConfig};
+use crate::error::ModelError;
+use crate::forward::{Forward, StepContext, View};
+use crate::freeze::{Freezable, Frozen};
+use crate::init::Init;
+use crate::llama::{Llama, LlamaOptions};
+use crate::lora::Lora;
+use crate::projector::MlpProjector;
+use crate::pruner::{KeptTokens, Pruner, VisualTokens, select};
+use crate::splice::{SpliceOptions, SplicePlan, TextBatch};
+use crate::vision::{Needs, VisionFeatures, VisionTower};
+use crate::vit::Vit;
+
+/// A LLaVA-family model with a mode isolator and, by option, low-rank adapters.
+#[derive(Module, Debug)]
+pub struct Llava<B: Backend> {
+    /// The vision tower; never trained here, never in a record.
+    pub vision_tower: Frozen<Vit<B>>,
+    /// From vision features to the embedding space.
+    pub mm_projector: Freezable<MlpProjector<B>>,
+    /// The soft prompt M `[l, d]` put before pruned visual tokens.
+    pub mode_isolator: Freezable<Option<Param<Tensor<B, 2>>>>,
+    /// The decoder.
+    pub language_model: Freezable<Llama<B>>,
+    /// Low-rank adapters on the decoder.
+    pub lora: Freezable<Option<Lora<B>>>,
+    /// The configuration this was built from.
+    pub config: LlavaConfig,
+}
+
+/// What the model is shown.
+#[derive(Clone, Debug)]
+pub enum VisionInput<B: Backend> {
+    /// Normalised pixels, `[images, 3, side, side]`.
+    Pixels(Tensor<B, 4>),
+    /// The vision tower's output, from a cache.
+    Features(VisionFeatures<B>),
+}
+
+impl LlavaConfig {
+    /// Builds the model with weights that are a function of the seed alone.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the configuration is invalid.
+    pub fn init<B: Backend>(&self, device: &B::Device, seed: u64) -> Result<Llava<B>, ModelError> {
+        self.validate()?;
+        let init = Init::new(seed, device);
+        let d = self.text.hidden_size;
+        // Source: the published code's init of the soft prompt, U(-1/sqrt(d), 1/sqrt(d)).
+        let isolator = (self.isolator_length > 0).then(|| {
+            init.at("mode_isolator").uniform([self.isolator_length, d], (d as f64).powf(-0.5))
+        });
+        let model = Llava {
+            vision_tower: Frozen::new(self.vision.init(&init.at("vision_tower").frozen())),
+            mm_projector: Freezable::new(MlpProjector::init(
+                &init.at("mm_projector"),
+                self.mm_projector_type,
+                self.vision.hidden_size,
+                d,
+            )),
+            mode_isolator: Freezable::new(isolator),
+            language_model: Freezable::new(self.text.init(&init.at("language_model"))),
+            lora: Freezable::new(None),
+            config: self.clone(),
+        };
+        Ok(match &self.lora {
+            Some(lora) => model.with_lora(lora, device, seed)?,
+            None => model,
+        })
+    }
+}
+
+impl<B: Backend> Llava<B> {
+    /// The same model with another vision tower, which is frozen.
+    ///
+    /// # Errors
+    /// [`ModelError::FeatureShape`] if its features do not fit the projector.
+    pub fn with_vision_tower(mut self, tower: Vit<B>) -> Result<Self, ModelError> {
+        let (tokens, hidden) = (self.config.vision.num_tokens(), self.config.vision.hidden_size);
+        let geometry = tower.geometry();
+        if (geometry.num_patches, geometry.hidden) != (tokens, hidden) {
+            let found = vec![geometry.num_patches, geometry.hidden];
+            return Err(ModelError::FeatureShape { found, tokens, hidden });
+        }
+        self.config.vision = tower.config.clone();
+        self.vision_tower = Frozen::new(tower);
+        Ok(self)
+    }
+
+    /// The same model with fresh low-rank adapters, which change nothing until they are trained.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the adapter configuration is invalid.
+    pub fn with_lora(
+        mut self,
+        config: &LoraConfig,
+        device: &B::Device,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        config.validate()?;
+        let init = Init::new(seed, device).at("lora");
+        self.lora = Freezable::new(Some(Lora::init(&init, config, &self.config.text)));
+        self.config.lora = Some(config.clone());
+        Ok(self)
+    }
+
+    /// The same model with the adapters folded into the decoder.
+    pub fn merge_lora(mut self) -> Self {
+        if let Some(lora) = &*self.lora {
+            let frozen = self.language_model.is_frozen();
+            let merged = self.language_model.clone().into_inner().merge_lora(lora);
+            self.language_model = Freezable::new(merged).set_frozen::<B>(frozen);
+        }
+        self.lora = Freezable::new(None);
+        self.config.lora = None;
+        self
+    }
+
+    /// Vision tower (without gradient) and projector (with): the part that the teacher and the
+    /// student of a slow step share.
+    ///
+    /// # Errors
+    /// [`ModelError::ImageShape`] or [`ModelError::FeatureShape`] if the input does not fit.
+    pub fn encode(
+        &self,
+        input: VisionInput<B>,
+        needs: Needs,
+    ) -> Result<VisualTokens<B>, ModelError> {
+        let geometry = self.vision_tower.geometry();
+        let features = match input {
+            VisionInput::Pixels(pixel_values) => {
+                let found = pixel_values.dims();
+                let side = geometry.image_size;
+                if found[0] == 0 || found[1..] != [3, side, side] {
+                    return Err(ModelError::ImageShape { found: found.to_vec(), expected: side });
+                }
+                self.vision_tower.features(pixel_values, needs)
+            }
+            VisionInput::Features(features) => features,
+        };
+        let features = features.detach(); // [images, n, d_v]
+        let (found, tokens, hidden) =
+            (features.hidden.dims(), geometry.num_patches, geometry.hidden);
+        if found[0] == 0 || found[1..] != [tokens, hidden] {
+            return Err(ModelError::FeatureShape { found: found.to_vec(), tokens, hidden });
+        }
+        let projected = self.mm_projector.forward(features.hidden.clone()); // [images, n, d]
+        Ok(VisualTokens { projected, features })
+    }
+
+    /// The forward: prune, splice, decode; hidden states at supervised positions only.
+    ///
+    /// `visual` holds the batch's images, sample-major; `None` for a text-only batch.
+    ///
+    /// # Errors
+    /// [`ModelError`] if text, images, view and pruner do not fit together.
+    pub fn forward(
+        &self,
+        batch: TextBatch<'_>,
+        visual: Option<&VisualTokens<B>>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+        ctx: &StepContext,
+    ) -> Result<Forward<B>, ModelError> {
+        let kept = self.prune(batch, visual, view, pruner, ctx)?; // [images, keep, d]
+        self.forward_kept(batch, kept.as_ref(), view, ctx)
+    }
+
+    /// [`Llava::forward`] after pruning.
+    ///
+    /// # Errors
+    /// [`ModelError`] if text, images and view do not fit together.
+    pub fn forward_kept(
+        &self,
+        batch: TextBatch<'_>,
+        kept: Option<&KeptTokens<B>>,
+        view: &View,
+        ctx: &StepContext,
+    ) -> Result<Forward<B>, ModelError> {
+        let plan = self.plan(batch, kept, view, self.config.max_length)?;
+        if plan.rows.is_empty() {
+            return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
+        }
+        let inputs_embeds = self.splice(&plan, kept, view)?; // [b, s, d]
+        let dropout = ctx.dropout_key(&plan);
+        let options = LlamaOptions {
+            rows: Some(&plan.rows),
+            lora: self.lora.as_ref(),
+            dropout: dropout.as_ref(),
+            cache: None,
+        };
+        let hidden = self.language_model.forward(inputs_embeds, options); // [supervised, d]
+        Ok(Forward::new(hidden, plan, kept.and_then(|kept| kept.indices.clone())))
+    }
+
+    /// Applies the view to the visual tokens.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the pruner fails or the context does not name the samples.
+    pub fn prune(
+        &self,
+        batch: TextBatch<'_>,
+        visual: Option<&VisualTokens<B>>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+        ctx: &StepContext,
+    ) -> Result<Option<KeptTokens<B>>, ModelError> {
+        let Some(visual) = visual else { return Ok(None) };
+        let View::Pruned { keep, .. } = view else {
+            let tokens = visual.projected.clone();
+            return Ok(Some(KeptTokens { tokens, unprojected: false, indices: None }));
+        };
+        let pruner = pruner.ok_or(ModelError::NoPruner)?;
+        let images = batch.images_per_sample();
+        let (placeholders, found) = (images.iter().sum(), visual.images());
+        if placeholders != found {
+            return Err(ModelError::ImageCount { placeholders, images: found });
+        }
+        let mut kept = select(pruner, visual, *keep, &ctx.for_images(&images)?)?;
+        if ctx.verify_picks {
+            kept.verify(pruner.name(), visual.tokens())?;
+        }
+        if kept.unprojected {
+            kept.tokens = self.mm_projector.forward(kept.tokens); // [images, keep, d]
+            kept.unprojected = false;
+        }
+        Ok(Some(kept))
+    }
+
+    /// Lays out a batch of text and kept visual tokens.
+    pub(crate) fn plan(
+        &self,
+        batch: TextBatch<'_>,
+        kept: Option<&KeptTokens<B>>,
+        view: &View,
+        max_length: Option<usize>,
+    ) -> Result<SplicePlan, ModelError> {
+        let (images, keep) = kept.map_or((0, 0), |kept| (kept.tokens.dims()[0], kept.keep()));
+        if view.isolator() && self.mode_isolator.is_none() {
+            return Err(ModelError::NoIsolator);
+        }
+        let options = SpliceOptions {
+            vocab_size: self.config.text.vocab_size,
+            isolator_length: if view.isolator() { self.config.isolator_length } else { 0 },
+            pad_to_multiple: self.config.pad_to_multiple,
+            max_length,
+        };
+        Ok(SplicePlan::new(batch, &vec![keep; images], keep, options)?)
+    }
+
+    /// Embeddings of a planned batch, `[b, s, d]`.
+    pub(crate) fn splice(
+        &self,
+        plan: &SplicePlan,
+        kept: Option<&KeptTokens<B>>,
+        view: &View,
+    ) -> Result<Tensor<B, 3>, ModelError> {
+        let device = self.language_model.embed_tokens.weight.device();
+        let text = (!plan.text_ids.is_empty()).then(|| {
+            let ids = TensorData::new(plan.text_ids.clone(), [plan.text_ids.len()]);
+            self.language_model.embed(Tensor::<B, 1, Int>::from_data(ids, &device)) // [text, d]
+        });
+        let visual = kept.map(|kept| {
+            let [images, keep, d] = kept.tokens.dims();
+            kept.tokens.clone().reshape([images * keep, d])
+        });
+        // Only where an image stands: a text-only batch gives the isolator no gradient.
+        let isolator = match (&*self.mode_isolator, kept) {
+            (Some(isolator), Some(_)) if view.isolator() => Some(isolator.val()), // [l, d]
+            _ => None,
+        };
+        Ok(plan.assemble(text, visual, isolator).ok_or(crate::splice::SpliceError::Empty)?)
+    }
+
+    /// The output head, `[d, vocab]`.
+    pub fn lm_head_weight(&self) -> Tensor<B, 2> {
+        self.language_model.lm_head_weight()
+    }
+}

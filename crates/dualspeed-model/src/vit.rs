@@ -1,0 +1,285 @@
+//! CLIP's vision transformer: pre-norm, class token, learned positions, quick-GELU.
+//!
+//! Only what is asked for is computed: the layers up to the selected hidden state, and of the
+//! attention map only the class token's row.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+use dualspeed_ops::{AttentionSpec, Backend};
+
+use crate::config::{HiddenAct, SelectFeature, VitConfig};
+use crate::init::Init;
+use crate::layers::{Embedding, LayerNorm, Linear, merge_heads, split_heads};
+use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
+
+/// The convolution that makes patches, without bias.
+#[derive(Module, Debug)]
+pub struct PatchEmbedding<B: Backend> {
+    /// `[d, 3, patch, patch]`, as in the checkpoints.
+    pub weight: Param<Tensor<B, 4>>,
+}
+
+/// Patches, class token and positions.
+#[derive(Module, Debug)]
+pub struct VitEmbeddings<B: Backend> {
+    /// `[d]`.
+    pub class_embedding: Param<Tensor<B, 1>>,
+    /// Patch convolution.
+    pub patch_embedding: PatchEmbedding<B>,
+    /// `[1 + patches, d]`.
+    pub position_embedding: Embedding<B>,
+}
+
+/// Self-attention of the tower, all projections with bias.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct VitAttention<B: Backend> {
+    pub q_proj: Linear<B>,
+    pub k_proj: Linear<B>,
+    pub v_proj: Linear<B>,
+    pub out_proj: Linear<B>,
+}
+
+/// MLP of the tower.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct VitMlp<B: Backend> {
+    pub fc1: Linear<B>,
+    pub fc2: Linear<B>,
+}
+
+/// One pre-norm block.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct VitLayer<B: Backend> {
+    pub self_attn: VitAttention<B>,
+    pub layer_norm1: LayerNorm<B>,
+    pub mlp: VitMlp<B>,
+    pub layer_norm2: LayerNorm<B>,
+}
+
+/// The stack of blocks.
+#[derive(Module, Debug)]
+pub struct VitEncoder<B: Backend> {
+    /// Blocks, first to last.
+    pub layers: Vec<VitLayer<B>>,
+}
+
+/// The vision tower; field names are those of Hugging Face's `CLIPVisionModelWithProjection`.
+#[derive(Module, Debug)]
+pub struct Vit<B: Backend> {
+    /// Patches, class token and positions.
+    pub embeddings: VitEmbeddings<B>,
+    /// The norm before the blocks; the spelling is the checkpoints'.
+    pub pre_layrnorm: LayerNorm<B>,
+    /// The blocks.
+    pub encoder: VitEncoder<B>,
+    /// The norm before heads and `visual_projection`; the selected features do not pass it.
+    pub post_layernorm: LayerNorm<B>,
+    /// Into the space shared with text.
+    pub visual_projection: Option<Linear<B>>,
+    /// The configuration this was built from.
+    pub config: VitConfig,
+}
+
+/// What a block shows of its attention.
+struct Probe<B: Backend> {
+    cls_attention: Option<Tensor<B, 3>>,
+    keys: Option<Tensor<B, 3>>,
+}
+
+/// Hidden states with the class token in front, as tower training needs them.
+#[derive(Debug)]
+pub struct VitHidden<B: Backend> {
+    /// The selected hidden state, `[images, 1 + patches, d]`.
+    pub selected: Tensor<B, 3>,
+    /// The last layer's output, `[images, 1 + patches, d]`.
+    pub last: Tensor<B, 3>,
+}
+
+impl VitConfig {
+    /// A tower with initial weights that are a function of `init`'s seed and path.
+    pub fn init<B: Backend>(&self, init: &Init<'_, B>) -> Vit<B> {
+        let (d, eps) = (self.hidden_size, self.layer_norm_eps);
+        let patch = self.patch_size;
+        let fan_in = (3 * patch * patch) as f64;
+        let embeddings = init.at("embeddings");
+        let layer = |index: usize| {
+            let at = init.at("encoder.layers").at(index);
+            // Residual branches start small, so that depth does not blow up the stream.
+            let branch = 1.0 / (2.0 * self.num_hidden_layers as f64).sqrt();
+            let attn = at.at("self_attn");
+            VitLayer {
+                self_attn: VitAttention {
+                    q_proj: Linear::init(&attn.at("q_proj"), d, d, true, 1.0),
+                    k_proj: Linear::init(&attn.at("k_proj"), d, d, true, 1.0),
+                    v_proj: Linear::init(&attn.at("v_proj"), d, d, true, 1.0),
+                    out_proj: Linear::init(&attn.at("out_proj"), d, d, true, branch),
+                },
+                layer_norm1: LayerNorm::init(&at.at("layer_norm1"), d, eps),
+                mlp: VitMlp {
+                    fc1: Linear::init(&at.at("mlp.fc1"), d, self.intermediate_size, true, 1.0),
+                    fc2: Linear::init(&at.at("mlp.fc2"), self.intermediate_size, d, true, branch),
+                },
+                layer_norm2: LayerNorm::init(&at.at("layer_norm2"), d, eps),
+            }
+        };
+        Vit {
+            embeddings: VitEmbeddings {
+                class_embedding: embeddings.at("class_embedding").normal([d], 0.02),
+                patch_embedding: PatchEmbedding {
+                    weight: embeddings
+                        .at("patch_embedding.weight")
+                        .normal([d, 3, patch, patch], fan_in.powf(-0.5)),
+                },
+                position_embedding: Embedding::init(
+                    &embeddings.at("position_embedding"),
+                    self.num_patches() + 1,
+                    d,
+                    0.02,
+                ),
+            },
+            pre_layrnorm: LayerNorm::init(&init.at("pre_layrnorm"), d, eps),
+            encoder: VitEncoder { layers: (0..self.num_hidden_layers).map(layer).collect() },
+            post_layernorm: LayerNorm::init(&init.at("post_layernorm"), d, eps),
+            visual_projection: self
+                .projection_dim
+                .map(|p| Linear::init(&init.at("visual_projection"), d, p, false, 1.0)),
+            config: self.clone(),
+        }
+    }
+}
+
+impl<B: Backend> VitEmbeddings<B> {
+    /// `[images, 3, side, side] -> [images, 1 + patches, d]`.
+    fn forward(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [images, channels, side, _] = pixel_values.dims();
+        let weight = self.patch_embedding.weight.val(); // [d, 3, patch, patch]
+        let [d, _, patch, _] = weight.dims();
+        let grid = side / patch;
+        let width = channels * patch * patch;
+        let patches = pixel_values
+            .reshape([images, channels, grid, patch, grid, patch])
+            .permute([0, 2, 4, 1, 3, 5]) // [images, row, column, 3, patch, patch]
+            .reshape([images * grid * grid, width]);
+        // A convolution whose stride is its size is a product.
+        let patches = dualspeed_ops::linear(patches, weight.reshape([d, width]).transpose(), None)
+            .reshape([images, grid * grid, d]);
+        let class = self.class_embedding.val().reshape([1, 1, d]).expand([images, 1, d]);
+        let positions = self.position_embedding.weight.val().unsqueeze::<3>(); // [1, 1 + patches, d]
+        Tensor::cat(vec![class, patches], 1) + positions // [images, 1 + patches, d]
+    }
+}
+
+impl<B: Backend> VitLayer<B> {
+    /// One block on `[images * s, d]`.
+    fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        images: usize,
+        config: &VitConfig,
+        needs: Needs,
+    ) -> (Tensor<B, 2>, Probe<B>) {
+        let heads = config.num_attention_heads;
+        let normed = self.layer_norm1.forward(x.clone());
+        let q = split_heads(self.self_attn.q_proj.forward(normed.clone()), images, heads);
+        let k = split_heads(self.self_attn.k_proj.forward(normed.clone()), images, heads);
+        let v = split_heads(self.self_attn.v_proj.forward(normed), images, heads);
+        let probe = Probe {
+            cls_attention: needs.cls_attention.then(|| cls_attention(q.clone(), k.clone())),
+            keys: needs.keys.then(|| {
+                let [_, _, s, d] = k.dims();
+                k.clone().mean_dim(1).reshape([images, s, d])
+            }),
+        };
+        let attended = dualspeed_ops::attention(q, k, v, &AttentionSpec::default());
+        let x = x + self.self_attn.out_proj.forward(merge_heads(attended));
+        let up = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
+        let activated = match config.hidden_act {
+            HiddenAct::QuickGelu => dualspeed_ops::quick_gelu(up),
+            HiddenAct::Gelu => dualspeed_ops::gelu(up),
+        };
+        (x + self.mlp.fc2.forward(activated), probe)
+    }
+}
+
+/// The class token's attention over all tokens, `[images, heads, s]`: one row of the map, not all.
+fn cls_attention<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [images, heads, s, d] = k.dims();
+    let q_cls = q.narrow(2, 0, 1) / (d as f64).sqrt(); // [images, heads, 1, d]
+    softmax(q_cls.matmul(k.swap_dims(2, 3)), 3).reshape([images, heads, s])
+}
+
+impl<B: Backend> Vit<B> {
+    fn embed(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 2> {
+        let embedded = self.pre_layrnorm.forward(self.embeddings.forward(pixel_values));
+        let [images, s, d] = embedded.dims();
+        embedded.reshape([images * s, d])
+    }
+
+    /// Selected and last hidden state of `[images, 3, side, side]`: all layers, for tower training.
+    pub fn hidden(&self, pixel_values: Tensor<B, 4>) -> VitHidden<B> {
+        let images = pixel_values.dims()[0];
+        let selected_layers = self.config.selected_layers();
+        let mut x = self.embed(pixel_values);
+        let mut selected = None;
+        for (index, layer) in self.encoder.layers.iter().enumerate() {
+            x = layer.forward(x, images, &self.config, Needs::default()).0;
+            if index + 1 == selected_layers {
+                selected = Some(x.clone());
+            }
+        }
+        let [rows, d] = x.dims();
+        let shape = [images, rows / images, d];
+        let last = x.reshape(shape);
+        VitHidden { selected: selected.map_or_else(|| last.clone(), |x| x.reshape(shape)), last }
+    }
+
+    /// Into the space shared with text, unit length: `[.., d] -> [.., p]`.
+    pub fn project<const D: usize>(&self, hidden: Tensor<B, D>) -> Option<Tensor<B, D>> {
+        let projection = self.visual_projection.as_ref()?;
+        Some(unit_length(projection.forward(self.post_layernorm.forward(hidden))))
+    }
+}
+
+/// Scales the last dimension to unit length.
+pub(crate) fn unit_length<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    let norm = (x.clone() * x.clone()).sum_dim(D - 1).clamp_min(1e-12).sqrt();
+    x / norm
+}
+
+impl<B: Backend> VisionTower<B> for Vit<B> {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            num_patches: self.config.num_tokens(),
+            hidden: self.config.hidden_size,
+            image_size: self.config.image_size,
+        }
+    }
+
+    fn features(&self, pixel_values: Tensor<B, 4>, needs: Needs) -> VisionFeatures<B> {
+        let images = pixel_values.dims()[0];
+        let selected_layers = self.config.selected_layers();
+        let mut x = self.embed(pixel_values); // [images * (1 + patches), d]
+        let mut probe = Probe { cls_attention: None, keys: None };
+        for (index, layer) in self.encoder.layers.iter().take(selected_layers).enumerate() {
+            let wanted = if index + 1 == selected_layers { needs } else { Needs::default() };
+            (x, probe) = layer.forward(x, images, &self.config, wanted);
+        }
+        let [rows, d] = x.dims();
+        let s = rows / images;
+        let first = match self.config.mm_vision_select_feature {
+            SelectFeature::Patch => 1,
+            SelectFeature::ClsPatch => 0,
+        };
+        let hidden = x.reshape([images, s, d]).narrow(1, first, s - first); // [images, n, d]
+        let patch_text = if needs.patch_text { self.project(hidden.clone()) } else { None };
+        VisionFeatures {
+            hidden,
+            cls_attention: probe.cls_attention.map(|a| a.narrow(2, first, s - first)),
+            keys: probe.keys.map(|k| k.narrow(1, first, s - first)),
+            patch_text,
+        }
+    }
+}
