@@ -53,7 +53,7 @@ fn matches_plain<B: Backend>(cases: usize) {
                     flat(attention(q, k, v, &spec).swap_dims(1, 2))
                 },
                 &|x| {
-                    let [q, k, v] = heads(x).map(|x| primitive(x));
+                    let [q, k, v] = heads(x).map(primitive);
                     let y = plain::attention::<burn_autodiff::Autodiff<B>>(q, k, v, &spec).output;
                     flat(wrap::<Autodiff<B>, 4>(y).swap_dims(1, 2))
                 },

@@ -131,9 +131,9 @@ fn losses_of_tokens() {
     for teacher in [false, true] {
         check("token_losses", &[4 * 3, 3 * 7], &|x| {
             let targets = Tensor::<A, 1, Int>::from_data([0, 6, 3, 3], &Default::default());
-            // The arg max is piecewise constant, so it may stay in the objective; it gets no gradient. The teacher
-            // is a constant, but its logits depend on lm_head: see `losses::teacher_is_constant`.
-            let teacher = (teacher).then(|| x[0].clone().detach().reshape([4, 3]).mul_scalar(0.0));
+            // Column 2 is piecewise constant, so it may stay in the objective. The teacher's logits are constants for
+            // the gradient but depend on lm_head, except for a teacher of zeros.
+            let teacher = teacher.then(|| x[0].clone().detach().reshape([4, 3]).mul_scalar(0.0));
             flat(token_losses(
                 x[0].clone().reshape([4, 3]),
                 x[1].clone().reshape([3, 7]),

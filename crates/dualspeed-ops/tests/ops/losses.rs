@@ -43,9 +43,8 @@ fn matches_log_softmax<B: Backend>(cases: usize) {
         let inputs = [values(n * d, 1), values(d * vocab, 2)];
         let teacher = values(n * d, 3);
         for (teacher, tau) in [(None, 1.0), (Some(&teacher), 1.0), (Some(&teacher), 2.5)] {
-            let teacher = |dtype| {
-                teacher.map(|teacher| tensor::<Autodiff<B>, 2>(teacher, [n, d], dtype))
-            };
+            let teacher =
+                |dtype| teacher.map(|teacher| tensor::<Autodiff<B>, 2>(teacher, [n, d], dtype));
             let shaped = |x: &[Flat<B>]| {
                 (x[0].clone().reshape([n, d]), x[1].clone().reshape([vocab, d]).transpose())
             };

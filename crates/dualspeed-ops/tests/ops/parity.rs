@@ -70,7 +70,8 @@ fn lora_layers<B: Backend>(cases: usize) {
                 },
                 &|x| {
                     let input = x[0].clone().reshape([b, s, d]);
-                    let masked = if masked { input.clone() * mask(x[0].dtype()) } else { input.clone() };
+                    let masked =
+                        if masked { input.clone() * mask(x[0].dtype()) } else { input.clone() };
                     let low_rank = masked
                         .matmul(x[2].clone().reshape([d, r]).unsqueeze())
                         .matmul(x[3].clone().reshape([r, out]).unsqueeze());
@@ -92,7 +93,11 @@ fn norms<B: Backend>(cases: usize) {
             &|x| flat(rms_norm(x[0].clone().reshape([b, s, d]), x[1].clone(), 1e-5)),
             &|x| {
                 let input = primitive(x[0].clone().reshape([b, s, d]));
-                let y = plain::rms_norm::<burn_autodiff::Autodiff<B>>(input, primitive(x[1].clone()), 1e-5);
+                let y = plain::rms_norm::<burn_autodiff::Autodiff<B>>(
+                    input,
+                    primitive(x[1].clone()),
+                    1e-5,
+                );
                 flat(wrap::<burn_autodiff::Autodiff<B>, 3>(y))
             },
         );
@@ -136,7 +141,9 @@ fn activations<B: Backend>(cases: usize) {
             &|x| {
                 let [gate, up] = [0, 1]
                     .map(|i: usize| primitive(x[i].clone().reshape([b, s, d]).swap_dims(0, 2)));
-                flat(wrap::<burn_autodiff::Autodiff<B>, 3>(plain::swiglu::<burn_autodiff::Autodiff<B>>(gate, up)))
+                flat(wrap::<burn_autodiff::Autodiff<B>, 3>(plain::swiglu::<
+                    burn_autodiff::Autodiff<B>,
+                >(gate, up)))
             },
         );
     }
@@ -173,7 +180,8 @@ fn rotary_embedding<B: Backend>(cases: usize) {
                         true => x[0].clone().reshape([b, s, h, d]).swap_dims(1, 2),
                         false => x[0].clone().reshape([b, h, s, d]),
                     };
-                    let (cos, sin) = (primitive(make(f64::cos, dtype)), primitive(make(f64::sin, dtype)));
+                    let (cos, sin) =
+                        (primitive(make(f64::cos, dtype)), primitive(make(f64::sin, dtype)));
                     let y = plain::rope::<burn_autodiff::Autodiff<B>>(primitive(x), cos, sin);
                     flat(wrap::<burn_autodiff::Autodiff<B>, 4>(y))
                 },
