@@ -78,7 +78,8 @@ impl StepContext {
 
     /// Keys of the dropout masks of a planned batch.
     pub(crate) fn dropout_key(&self, plan: &SplicePlan) -> Option<DropoutKey> {
-        let sample = |index: usize| self.sample_ids.get(index).map_or(index as u64, |id| hash_str(id));
+        let sample =
+            |index: usize| self.sample_ids.get(index).map_or(index as u64, |id| hash_str(id));
         self.dropout.then(|| DropoutKey {
             key: mix(&[self.seed, self.step, hash_str("lora.dropout")]),
             rows: (0..plan.lengths.len())

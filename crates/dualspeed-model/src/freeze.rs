@@ -70,10 +70,7 @@ impl<M> Freezable<M> {
 pub(crate) fn set_require_grad<B: Backend, M: Module<B>>(module: M, require_grad: bool) -> M {
     struct Setter(bool);
     impl<B: Backend> ModuleMapper<B> for Setter {
-        fn map_float<const D: usize>(
-            &mut self,
-            param: Param<Tensor<B, D>>,
-        ) -> Param<Tensor<B, D>> {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             // On a lazy parameter this only sets the flag.
             param.set_require_grad(self.0)
         }

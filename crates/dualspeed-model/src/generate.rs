@@ -113,7 +113,10 @@ fn pick(logits: &[f32], options: &GenerateOptions, rng: &mut SplitMix) -> usize 
     // Stable, so equal logits stay in index order; NaN counts as smallest.
     let key = |i: usize| if logits[i].is_nan() { f32::NEG_INFINITY } else { logits[i] };
     if options.temperature == 0.0 {
-        return order.into_iter().reduce(|best, i| if key(i) > key(best) { i } else { best }).unwrap_or(0);
+        return order
+            .into_iter()
+            .reduce(|best, i| if key(i) > key(best) { i } else { best })
+            .unwrap_or(0);
     }
     order.sort_by(|a, b| key(*b).total_cmp(&key(*a)));
     let highest = order.first().map_or(0.0, |i| f64::from(key(*i)));

@@ -170,9 +170,8 @@ impl LlamaConfig {
         let half = self.head_size() / 2;
         let angles: Vec<f64> = (start..start + seq)
             .flat_map(|position| {
-                (0..half).map(move |i| {
-                    position as f64 * self.rope_theta.powf(-(i as f64) / half as f64)
-                })
+                (0..half)
+                    .map(move |i| position as f64 * self.rope_theta.powf(-(i as f64) / half as f64))
             })
             .collect();
         let table = |f: fn(f64) -> f64| {
@@ -270,23 +269,28 @@ impl<B: Backend> Llama<B> {
             .layers
             .into_iter()
             .zip(&lora.layers)
-            .map(|(LlamaLayer { self_attn, mlp, input_layernorm, post_attention_layernorm }, lora)| {
-                LlamaLayer {
-                    self_attn: LlamaAttention {
-                        q_proj: merge(self_attn.q_proj, lora.q_proj.as_ref(), scale),
-                        k_proj: merge(self_attn.k_proj, lora.k_proj.as_ref(), scale),
-                        v_proj: merge(self_attn.v_proj, lora.v_proj.as_ref(), scale),
-                        o_proj: merge(self_attn.o_proj, lora.o_proj.as_ref(), scale),
-                    },
-                    mlp: LlamaMlp {
-                        gate_proj: merge(mlp.gate_proj, lora.gate_proj.as_ref(), scale),
-                        up_proj: merge(mlp.up_proj, lora.up_proj.as_ref(), scale),
-                        down_proj: merge(mlp.down_proj, lora.down_proj.as_ref(), scale),
-                    },
-                    input_layernorm,
-                    post_attention_layernorm,
-                }
-            })
+            .map(
+                |(
+                    LlamaLayer { self_attn, mlp, input_layernorm, post_attention_layernorm },
+                    lora,
+                )| {
+                    LlamaLayer {
+                        self_attn: LlamaAttention {
+                            q_proj: merge(self_attn.q_proj, lora.q_proj.as_ref(), scale),
+                            k_proj: merge(self_attn.k_proj, lora.k_proj.as_ref(), scale),
+                            v_proj: merge(self_attn.v_proj, lora.v_proj.as_ref(), scale),
+                            o_proj: merge(self_attn.o_proj, lora.o_proj.as_ref(), scale),
+                        },
+                        mlp: LlamaMlp {
+                            gate_proj: merge(mlp.gate_proj, lora.gate_proj.as_ref(), scale),
+                            up_proj: merge(mlp.up_proj, lora.up_proj.as_ref(), scale),
+                            down_proj: merge(mlp.down_proj, lora.down_proj.as_ref(), scale),
+                        },
+                        input_layernorm,
+                        post_attention_layernorm,
+                    }
+                },
+            )
             .collect();
         Self { layers, ..self }
     }

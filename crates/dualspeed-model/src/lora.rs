@@ -160,9 +160,10 @@ impl<B: Backend> LayerAdapters<'_, B> {
         let Some((config, pair)) = adapter else {
             return linear.forward(x);
         };
-        let mask = self.dropout.filter(|_| config.dropout > 0.0).map(|key| {
-            key.mask(self.layer, target, x.dims()[1], config.dropout, &x.device())
-        });
+        let mask = self
+            .dropout
+            .filter(|_| config.dropout > 0.0)
+            .map(|key| key.mask(self.layer, target, x.dims()[1], config.dropout, &x.device()));
         let y = dualspeed_ops::lora_linear(
             x,
             linear.weight.val(),

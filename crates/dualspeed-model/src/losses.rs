@@ -42,8 +42,13 @@ impl<B: Backend> LossSums<B> {
 /// Cross entropy of a fast step.
 pub fn fast_loss<B: Backend>(model: &Llava<B>, forward: &Forward<B>) -> LossSums<B> {
     let head = model.lm_head_weight();
-    let losses =
-        dualspeed_ops::token_losses(forward.hidden.clone(), head, forward.targets_tensor(), None, 1.0);
+    let losses = dualspeed_ops::token_losses(
+        forward.hidden.clone(),
+        head,
+        forward.targets_tensor(),
+        None,
+        1.0,
+    );
     let [ce, _, correct] = columns(losses);
     LossSums { ce, kl: None, correct, tokens: forward.targets.len(), kl_tokens: 0 }
 }
@@ -71,8 +76,7 @@ pub fn slow_loss<B: Backend>(
     let (hidden, targets) = (student.hidden.clone(), student.targets_tensor());
     let tokens = student.targets.len();
     if ours == theirs {
-        let losses =
-            dualspeed_ops::token_losses(hidden, head, targets, Some(teacher_hidden), tau);
+        let losses = dualspeed_ops::token_losses(hidden, head, targets, Some(teacher_hidden), tau);
         let [ce, kl, correct] = columns(losses);
         return Ok(LossSums { ce, kl: Some(kl), correct, tokens, kl_tokens: tokens });
     }
@@ -80,7 +84,8 @@ pub fn slow_loss<B: Backend>(
     let device = hidden.device();
     let part = |rows: &[usize], teacher: Option<Tensor<B, 2>>| {
         let rows = indices(rows, &device);
-        let (hidden, targets) = (hidden.clone().select(0, rows.clone()), targets.clone().select(0, rows));
+        let (hidden, targets) =
+            (hidden.clone().select(0, rows.clone()), targets.clone().select(0, rows));
         columns(dualspeed_ops::token_losses(hidden, head.clone(), targets, teacher, tau))
     };
     let mut sums: Option<[Tensor<B, 1>; 3]> = None;

@@ -21,9 +21,7 @@ impl<B: Backend> MlpProjector<B> {
     /// A projector with initial weights.
     pub fn init(init: &Init<'_, B>, kind: ProjectorType, d_v: usize, d: usize) -> Self {
         let linear_2 = match kind {
-            ProjectorType::Mlp2xGelu => {
-                Some(Linear::init(&init.at("linear_2"), d, d, true, 1.0))
-            }
+            ProjectorType::Mlp2xGelu => Some(Linear::init(&init.at("linear_2"), d, d, true, 1.0)),
             ProjectorType::Linear => None,
         };
         Self { linear_1: Linear::init(&init.at("linear_1"), d_v, d, true, 1.0), linear_2 }

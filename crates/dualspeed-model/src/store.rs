@@ -57,7 +57,8 @@ pub fn save_file<B: Backend, M: Module<B>>(
     };
     let bytes = to_bytes(module, precision)?;
     let temporary = path.with_extension("safetensors.partial");
-    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let written =
+        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         // Best effort: the write's own error is the one to report.
         let _ = std::fs::remove_file(&temporary);

@@ -130,10 +130,7 @@ impl VitConfig {
             ("vision.patch_size", self.patch_size),
             ("vision.projection_dim", self.projection_dim.unwrap_or(1)),
         ])?;
-        divisible(
-            ("vision.image_size", self.image_size),
-            ("vision.patch_size", self.patch_size),
-        )?;
+        divisible(("vision.image_size", self.image_size), ("vision.patch_size", self.patch_size))?;
         divisible(
             ("vision.hidden_size", self.hidden_size),
             ("vision.num_attention_heads", self.num_attention_heads),

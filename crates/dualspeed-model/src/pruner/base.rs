@@ -1,7 +1,7 @@
 //! The base of all pruners: how many, in which order, with which gradient, and what is an error.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use burn::tensor::{FloatDType, IndexingUpdateOp};
+use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
@@ -209,10 +209,8 @@ fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int>) -> Tenso
         return source;
     }
     let starts: Vec<i64> = (0..images).map(|image| (image * n) as i64).collect();
-    let starts = Tensor::<B, 2, Int>::from_data(
-        TensorData::new(starts, [images, 1]),
-        &source.device(),
-    );
+    let starts =
+        Tensor::<B, 2, Int>::from_data(TensorData::new(starts, [images, 1]), &source.device());
     let flat = (indices + starts).reshape([images * keep]);
     source.reshape([images * n, d]).select(0, flat).reshape([images, keep, d])
 }

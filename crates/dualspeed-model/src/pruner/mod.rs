@@ -156,7 +156,9 @@ pub enum PruneError {
         tokens: usize,
     },
     /// A control that keeps everything was asked to keep less.
-    #[error("{pruner} keeps all {tokens} visual tokens and cannot keep {keep}; pick another pruner")]
+    #[error(
+        "{pruner} keeps all {tokens} visual tokens and cannot keep {keep}; pick another pruner"
+    )]
     CannotPrune {
         /// Name of the pruner.
         pruner: String,

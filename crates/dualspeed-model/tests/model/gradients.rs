@@ -1,0 +1,141 @@
+//! Where gradients go in each mode, and whether they are right.
+
+use burn::module::AutodiffModule;
+use burn::tensor::Tensor;
+use dualspeed_model::{
+    Llava, LossSums, PrunerSpec, Registry, StepContext, Trainable, View, VisualTokens, fast_loss,
+    slow_loss,
+};
+
+use crate::support::{A, B, Batch, assert_close, config, encode, model, values};
+
+const FAST: View = View::Pruned { keep: 4, isolator: true };
+
+fn ctx(batch: &Batch) -> StepContext {
+    StepContext::training(1, 0, batch.ctx().sample_ids)
+}
+
+fn slow_sums(model: &Llava<A>, visual: &VisualTokens<A>, batch: &Batch) -> LossSums<A> {
+    let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+    let ctx = ctx(batch);
+    let kept = model.prune(batch.text(), Some(visual), &FAST, Some(&*pruner), &ctx).unwrap();
+    let teacher = model.forward_teacher(batch.text(), kept.as_ref(), &FAST, &ctx).unwrap();
+    let student = model.forward(batch.text(), Some(visual), &View::Full, None, &ctx).unwrap();
+    slow_loss(model, &student, &teacher, 1.0).unwrap()
+}
+
+fn fast_sums(model: &Llava<A>, visual: &VisualTokens<A>, batch: &Batch) -> LossSums<A> {
+    let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+    let forward =
+        model.forward(batch.text(), Some(visual), &FAST, Some(&*pruner), &ctx(batch)).unwrap();
+    fast_loss(model, &forward)
+}
+
+#[test]
+fn the_isolator_learns_in_fast_steps_only_and_the_projector_in_both() {
+    let model = model::<A>(&config()).with_trainable(Trainable::pretrain()).unwrap();
+    let batch = Batch::mixed();
+    let visual = encode(&model, 3);
+    let isolator = (*model.mode_isolator).as_ref().unwrap().val();
+    let projector = model.mm_projector.linear_1.weight.val();
+    let size = |x: Option<Tensor<B, 2>>| x.map(|x| values(&x.abs().sum())[0]);
+
+    let sums = fast_sums(&model, &visual, &batch);
+    let grads = sums.loss(sums.tokens, 0, 0.0).backward();
+    assert!(size(isolator.grad(&grads)).unwrap() > 1e-4);
+    assert!(size(projector.grad(&grads)).unwrap() > 1e-4);
+
+    let visual = encode(&model, 3);
+    let sums = slow_sums(&model, &visual, &batch);
+    let grads = sums.loss(sums.tokens, sums.kl_tokens, 1.0).backward();
+    assert!(isolator.grad(&grads).is_none());
+    assert!(size(projector.grad(&grads)).unwrap() > 1e-4);
+}
+
+#[test]
+fn the_teacher_is_the_same_function_without_a_gradient() {
+    let model = model::<A>(&config());
+    let batch = Batch::mixed();
+    let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+    let visual = encode(&model, 3);
+    let run =
+        model.forward(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
+    let kept =
+        model.prune(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
+    let teacher = model.forward_teacher(batch.text(), kept.as_ref(), &FAST, &ctx(&batch)).unwrap();
+    assert_close(&values(&teacher.hidden), &values(&run.hidden), 1e-5);
+    assert!(!teacher.hidden.is_require_grad());
+}
+
+/// The slow loss as a function of one projector weight, by central differences.
+#[test]
+fn the_slow_gradient_equals_finite_differences() {
+    let model = model::<A>(&config());
+    let batch = Batch::mixed();
+    let visual = encode(&model, 3);
+    let sums = slow_sums(&model, &visual, &batch);
+    let grads = sums.loss(sums.tokens, sums.kl_tokens, 1.0).backward();
+    let weight = model.mm_projector.linear_1.weight.val();
+    let grad = values(&weight.grad(&grads).unwrap());
+    // The teacher is a constant, so it is computed once; the student moves.
+    let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+    let kept =
+        model.prune(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
+    let inner = model.valid();
+    let kept = kept.unwrap().inner();
+    let teacher = inner.forward_kept(batch.text(), Some(&kept), &FAST, &ctx(&batch)).unwrap();
+    let loss = |model: &Llava<B>| {
+        let visual = encode(model, 3);
+        let student =
+            model.forward(batch.text(), Some(&visual), &View::Full, None, &ctx(&batch)).unwrap();
+        let sums = slow_loss(&inner, &student, &teacher, 1.0).unwrap();
+        values(&sums.loss(sums.tokens, sums.kl_tokens, 1.0))[0]
+    };
+    let step = 1e-2;
+    for (row, column) in [(0, 0), (3, 7), (15, 2)] {
+        let moved = |by: f32| {
+            let mut model = inner.clone();
+            let mut projector = model.mm_projector.clone().into_inner();
+            projector.linear_1.weight = projector.linear_1.weight.map(|weight| {
+                let cell = weight.clone().slice([row..row + 1, column..column + 1]) + by;
+                weight.slice_assign([row..row + 1, column..column + 1], cell)
+            });
+            model.mm_projector = dualspeed_model::Freezable::new(projector);
+            loss(&model)
+        };
+        let numeric = (moved(step) - moved(-step)) / (2.0 * step);
+        let analytic = grad[row * 16 + column];
+        assert!((numeric - analytic).abs() < 2e-3 + 0.03 * analytic.abs(), "{numeric} {analytic}");
+    }
+}
+
+#[test]
+fn micro_batches_add_up_to_the_whole_batch() {
+    let model = model::<A>(&config()).with_trainable(Trainable::full()).unwrap();
+    let batch = Batch::mixed();
+    let visual = encode(&model, 3);
+    let weight = model.language_model.layers[0].self_attn.q_proj.weight.val();
+    let whole = slow_sums(&model, &visual, &batch);
+    let tokens = whole.tokens;
+    let whole = values(&weight.grad(&whole.loss(tokens, tokens, 1.0).backward()).unwrap());
+    let mut sum = vec![0.0; whole.len()];
+    for (samples, images) in [(0..2, 0..1), (2..3, 1..3)] {
+        let part = Batch {
+            input_ids: batch.input_ids[samples.clone()].to_vec(),
+            labels: batch.labels[samples].to_vec(),
+        };
+        let visual = encode(&model, 3);
+        let visual =
+            VisualTokens {
+                projected: visual.projected.narrow(0, images.start, images.len()),
+                features: dualspeed_model::VisionFeatures::from_hidden(
+                    visual.features.hidden.narrow(0, images.start, images.len()),
+                ),
+            };
+        let loss = slow_sums(&model, &visual, &part).loss(tokens, tokens, 1.0);
+        for (sum, grad) in sum.iter_mut().zip(values(&weight.grad(&loss.backward()).unwrap())) {
+            *sum += grad;
+        }
+    }
+    assert_close(&sum, &whole, 1e-5);
+}

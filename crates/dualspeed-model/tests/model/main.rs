@@ -1,0 +1,11 @@
+//! Behaviour of the model crate on the ndarray backend.
+#![cfg(feature = "ndarray")]
+
+mod decoder;
+mod freezing;
+mod gradients;
+mod pruners;
+mod splice;
+mod support;
+mod tower;
+mod views;
