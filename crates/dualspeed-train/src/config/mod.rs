@@ -3,6 +3,8 @@
 mod load;
 mod sections;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;

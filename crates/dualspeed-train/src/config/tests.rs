@@ -1,0 +1,90 @@
+use super::*;
+use crate::mode::Mode;
+
+fn refused(text: &str) -> String {
+    TrainConfig::parse(text, &[]).unwrap_err().to_string()
+}
+
+#[test]
+fn the_defaults_are_valid_and_survive_a_round_trip() {
+    let mut config = TrainConfig::parse("", &[]).unwrap();
+    config.data.valid = Some(SourceConfig::default());
+    config.optim.lr = Some(3e-4);
+    assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+}
+
+#[test]
+fn values_out_of_range_come_with_advice() {
+    for (text, words) in [
+        ("pruning.ratio = 1.0", ["pruning.ratio", "no image"]),
+        ("pruning.ratio = -0.1", ["pruning.ratio", "[0, 1)"]),
+        ("mode.slow_mode_ratio = 1.5", ["mode.slow_mode_ratio", "[0, 1]"]),
+        ("mode.every = 0", ["mode.every", "at least 1"]),
+        ("distill.tau = 0.0", ["distill.tau", "positive"]),
+        ("distill.lambda = -1.0", ["distill.lambda", "0 (no distillation)"]),
+        ("optim.lr = 0.0", ["optim.lr", "positive"]),
+        ("optim.betas = [0.9, 1.0]", ["optim.betas", "[0, 1)"]),
+        ("batch.size = 0", ["batch.size", "at least 1"]),
+        ("checkpoint.keep = 0", ["checkpoint.keep", "resumed"]),
+        ("steps = 5\nepochs = 1", ["steps", "one of them"]),
+        ("steps = 0", ["steps", "at least 1"]),
+        ("data.train.samples = 0", ["data.train.samples", "empty"]),
+        ("model.text.hidden_size = 0", ["model", "hidden_size"]),
+        ("data.train.scenes.grid = 7", ["data.train.scenes", "grid"]),
+    ] {
+        let message = refused(text);
+        assert!(words.iter().all(|word| message.contains(word)), "{text}: {message}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_found_in_every_section() {
+    for (text, key, nearest) in [
+        ("stagee = \"single\"", "stagee", "stage"),
+        ("[mode]\nslow_ratio = 0.1", "mode.slow_ratio", "mode.slow_mode_ratio"),
+        ("[optim]\nprojector_rl = 1e-4", "optim.projector_rl", "optim.projector_lr"),
+        ("[model]\nisolator_len = 4", "model.isolator_len", "model.isolator_length"),
+        ("[model.text]\nhiden_size = 4", "model.text.hiden_size", "model.text.hidden_size"),
+        ("[pruning.pruner]\nnam = \"random\"", "pruning.pruner.nam", "pruning.pruner.name"),
+    ] {
+        let message = refused(text);
+        assert!(message.contains(&format!("`{key}`")), "{message}");
+        assert!(message.contains(&format!("did you mean `{nearest}`")), "{message}");
+    }
+}
+
+#[test]
+fn stage_decides_what_is_left_out() {
+    let stage = |stage, extra: &str| {
+        TrainConfig::parse(&format!("stage = \"{stage}\"\n{extra}"), &[]).unwrap()
+    };
+    let pretrain = stage("pretrain", "");
+    assert_eq!((pretrain.lr(), pretrain.projector_lr()), (1e-3, 1e-3));
+    assert!((0..200).all(|step| pretrain.mode_schedule().mode(step) == Mode::Fast));
+    let lora = stage("finetune", "[model.lora]");
+    assert_eq!((lora.lr(), lora.projector_lr(), lora.isolator_lr()), (2e-4, 2e-5, 2e-5));
+    assert!((lora.group_rates().projector - 0.1).abs() < 1e-12);
+    assert!((0..200).any(|step| lora.mode_schedule().mode(step) == Mode::Slow));
+    assert_eq!(stage("finetune", "").lr(), 2e-5);
+    // Said explicitly, stage 1 has slow steps too.
+    let mixed = stage("pretrain", "[mode]\nschedule = \"bernoulli\"");
+    assert!((0..200).any(|step| mixed.mode_schedule().mode(step) == Mode::Slow));
+}
+
+#[test]
+fn counts_are_as_published() {
+    let config = TrainConfig::parse("", &[]).unwrap();
+    assert_eq!(config.keep_count(576), 57);
+    let even = TrainConfig::parse("[pruning.pruner]\nrounding = \"half_even\"", &[]).unwrap();
+    assert_eq!(even.keep_count(576), 58);
+    let all = TrainConfig::parse("[pruning]\nratio = 0.0", &[]).unwrap();
+    assert_eq!((all.keep_count(576), all.pruner().name.as_str()), (576, "none"));
+}
+
+#[test]
+fn overrides_are_applied_before_validation() {
+    let set = |text: &str| TrainConfig::parse("", &[text.to_owned()]);
+    assert_eq!(set("batch.size=5").unwrap().batch.size, 5);
+    assert!(set("batch.size=0").is_err());
+    assert_eq!(set("pruning.pruner.name=random").unwrap().pruning.pruner.name, "random");
+}
