@@ -1,7 +1,5 @@
 //! The GPU backends of Burn, on the plain bodies.
 
-use burn::tensor::backend::Backend as BurnBackend;
-
 use crate::Backend;
 
 /// wgpu without fusion: the alias is the bare backend then.
@@ -11,10 +9,24 @@ where
     F: burn_wgpu::FloatElement,
     I: burn_wgpu::IntElement,
     T: burn_wgpu::BoolElement,
-    Self: BurnBackend,
 {
 }
 
-/// CUDA without fusion: the alias is the bare backend then.
+/// CUDA without fusion: the alias is the bare backend then. burn-cuda does not export the bounds of its element types,
+/// so they are listed.
 #[cfg(feature = "cuda")]
-impl<F, I> Backend for burn_cuda::Cuda<F, I> where Self: BurnBackend {}
+macro_rules! cuda {
+    ($($float:ty, $int:ty;)*) => {
+        $(impl Backend for burn_cuda::Cuda<$float, $int> {})*
+    };
+}
+
+#[cfg(feature = "cuda")]
+cuda! {
+    f32, i32;
+    f32, i64;
+    burn::tensor::f16, i32;
+    burn::tensor::f16, i64;
+    burn::tensor::bf16, i32;
+    burn::tensor::bf16, i64;
+}
