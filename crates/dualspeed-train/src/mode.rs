@@ -56,7 +56,7 @@ pub struct Periodic {
 
 impl ModeSchedule for Periodic {
     fn mode(&self, step: u64) -> Mode {
-        if (step + 1) % self.every.max(1) == 0 { Mode::Slow } else { Mode::Fast }
+        if (step + 1).is_multiple_of(self.every.max(1)) { Mode::Slow } else { Mode::Fast }
     }
 }
 

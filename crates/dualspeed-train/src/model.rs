@@ -263,7 +263,7 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
             None => losses.ce.clone(),
         };
         let grads = GradientsParams::from_grads(total.backward(), self);
-        let kl = losses.kl.map_or_else(|| losses.ce.zeros_like(), |kl| kl);
+        let kl = losses.kl.unwrap_or_else(|| losses.ce.zeros_like());
         let sums = Tensor::cat(vec![losses.ce.inner(), kl.inner(), losses.correct.inner()], 0);
         time.llm = lap(&mut clock);
 

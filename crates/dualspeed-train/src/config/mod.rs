@@ -6,7 +6,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dualspeed_model::{LlavaConfig, PrunerSpec, View};
@@ -39,6 +39,8 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Passes over the training data; 1 when neither this nor `steps` is given.
     pub epochs: Option<u64>,
+    /// The run directory whose model this run starts from (stage 2 after stage 1); left out: fresh weights.
+    pub init_from: Option<PathBuf>,
     /// The architecture.
     pub model: LlavaConfig,
     /// The data sets.

@@ -78,11 +78,8 @@ impl<B: Backend> Moments<B> {
 /// The values of a tensor as f32 on the host.
 pub(crate) fn to_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     let data = tensor.into_data().convert::<f32>();
-    match data.into_vec::<f32>() {
-        Ok(values) => values,
-        // `convert` made it f32, which is what `into_vec` asks for.
-        Err(_) => Vec::new(),
-    }
+    // `convert` made it f32, which is what `into_vec` asks for.
+    data.into_vec::<f32>().unwrap_or_default()
 }
 
 const CHUNK: usize = 1 << 14;
