@@ -148,13 +148,14 @@ impl LlamaConfig {
             }
         };
         // A tied table is also the head: logits of unit scale want rows of norm one or less.
-        let std = self.initializer_range.unwrap_or((d as f64).powf(-0.5));
+        let own = if self.tie_word_embeddings { (d as f64).powf(-0.5) } else { 0.5 };
+        let std = self.initializer_range.unwrap_or(own);
         Llama {
             embed_tokens: Embedding::init(&init.at("embed_tokens"), self.vocab_size, d, std),
             layers: (0..self.num_hidden_layers).map(layer).collect(),
             norm: RmsNorm::init(&init.at("norm"), d, self.rms_norm_eps),
             lm_head: (!self.tie_word_embeddings)
-                .then(|| linear(init.at("lm_head"), d, self.vocab_size, 1.0)),
+                .then(|| linear(init.at("lm_head"), d, self.vocab_size, 0.5)),
             config: self.clone(),
         }
     }

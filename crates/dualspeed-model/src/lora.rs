@@ -14,7 +14,6 @@ use crate::rng::{SplitMix, mix};
 
 /// The two factors of one adapter.
 #[derive(Module, Debug)]
-#[allow(non_snake_case)]
 pub struct LoraPair<B: Backend> {
     /// `[d_in, r]`, Kaiming-uniform.
     pub lora_a: Param<Tensor<B, 2>>,

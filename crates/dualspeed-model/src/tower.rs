@@ -14,6 +14,10 @@ use crate::init::Init;
 use crate::layers::{Embedding, Linear};
 use crate::vit::{Vit, unit_length};
 
+/// Patches name their place on a lattice of so many cells a side. Naming objects alone teaches a tower to forget where a
+/// patch is, and after pruning nothing else tells the language model.
+pub const PLACES_PER_SIDE: usize = 3;
+
 /// A vision tower with its training heads.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -33,6 +37,8 @@ pub struct TowerHeads<B: Backend> {
     pub patch_name: Linear<B>,
     /// Patch to no colour or colour, `[d, 1 + colours]`.
     pub patch_colour: Linear<B>,
+    /// Patch to its place, `[d, PLACES_PER_SIDE^2]`.
+    pub patch_place: Linear<B>,
     /// Class token to the classes present, `[d, classes]`.
     pub cls_labels: Linear<B>,
     /// Class names in the shared space, `[classes, p]`; rows are used at unit length.
@@ -69,6 +75,8 @@ pub struct TowerLossWeights {
     pub patch_name: f64,
     /// Patch colour.
     pub patch_colour: f64,
+    /// Patch place.
+    pub patch_place: f64,
     /// Multi-label loss on the class token.
     pub cls: f64,
     /// Patch and class token against names.
@@ -77,7 +85,7 @@ pub struct TowerLossWeights {
 
 impl Default for TowerLossWeights {
     fn default() -> Self {
-        Self { patch_name: 1.0, patch_colour: 0.5, cls: 1.0, text: 0.5 }
+        Self { patch_name: 1.0, patch_colour: 0.5, patch_place: 0.2, cls: 1.0, text: 0.5 }
     }
 }
 
@@ -90,6 +98,8 @@ pub struct TowerLoss<B: Backend> {
     pub patch_name: Tensor<B, 1>,
     /// Mean cross entropy of patch colours.
     pub patch_colour: Tensor<B, 1>,
+    /// Mean cross entropy of patch places.
+    pub patch_place: Tensor<B, 1>,
     /// Mean binary cross entropy of the classes present.
     pub cls: Tensor<B, 1>,
     /// Mean cross entropy of patches and class token against names.
@@ -133,6 +143,7 @@ impl TowerConfig {
             heads: TowerHeads {
                 patch_name: linear("patch_name", 1 + self.num_classes),
                 patch_colour: linear("patch_colour", 1 + self.num_colours),
+                patch_place: linear("patch_place", PLACES_PER_SIDE * PLACES_PER_SIDE),
                 cls_labels: linear("cls_labels", self.num_classes),
                 text_embedding: Embedding::init(
                     &heads.at("text_embedding"),
@@ -194,6 +205,7 @@ impl<B: Backend> TowerModel<B> {
         targets: &TowerTargets<B>,
         weights: TowerLossWeights,
     ) -> TowerLoss<B> {
+        let device = pixel_values.device();
         let hidden = self.vision.hidden(pixel_values);
         let [images, s, d] = hidden.selected.dims();
         let selected = self.vision.post_layernorm.forward(hidden.selected.clone());
@@ -210,6 +222,10 @@ impl<B: Backend> TowerModel<B> {
         let colour_logits = self.heads.patch_colour.forward(patches.clone());
         let patch_colour = cross_entropy(colour_logits, targets.patch_colours.clone()).mean();
 
+        let places = self.patch_places(images, &device);
+        let patch_place =
+            cross_entropy(self.heads.patch_place.forward(patches.clone()), places).mean();
+
         let [selected_cls, last_cls] = classes;
         let bce = |cls: Tensor<B, 2>| {
             binary_cross_entropy(self.heads.cls_labels.forward(cls), targets.present.clone())
@@ -220,15 +236,28 @@ impl<B: Backend> TowerModel<B> {
         TowerLoss {
             total: patch_name.clone().mul_scalar(weights.patch_name)
                 + patch_colour.clone().mul_scalar(weights.patch_colour)
+                + patch_place.clone().mul_scalar(weights.patch_place)
                 + cls.clone().mul_scalar(weights.cls)
                 + text.clone().mul_scalar(weights.text),
             patch_name,
             patch_colour,
+            patch_place,
             cls,
             text,
             object_accuracy: ((hits.clone() * is_object).sum() / objects).detach(),
             patch_accuracy: hits.mean().detach(),
         }
+    }
+
+    /// The place of each patch of `images` pictures, row-major, `[images * patches]`.
+    fn patch_places(&self, images: usize, device: &B::Device) -> Tensor<B, 1, Int> {
+        let grid = self.vision.config.grid();
+        let side = |i: usize| i * PLACES_PER_SIDE / grid;
+        let places: Vec<i64> = (0..grid * grid)
+            .map(|patch| (side(patch / grid) * PLACES_PER_SIDE + side(patch % grid)) as i64)
+            .collect();
+        let count = images * places.len();
+        Tensor::from_data(TensorData::new(places.repeat(images), [count]), device)
     }
 
     /// Object patches against the names by cross entropy; the class token against a uniform

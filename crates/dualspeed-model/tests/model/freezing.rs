@@ -112,7 +112,8 @@ fn records_hold_what_is_trained_and_load_into_it() {
         let trained = infos.iter().filter(|info| info.trainable);
         trained.map(dualspeed_model::ParamInfo::num_elements).sum::<usize>()
     };
-    assert!(sizes[0] < 100, "{sizes:?}");
+    // Type names and a `None` per part.
+    assert!(sizes[0] < 256, "{sizes:?}");
     for (size, trainable) in [(sizes[1], Trainable::pretrain()), (sizes[2], Trainable::full())] {
         let bytes = 4 * trained(trainable);
         assert!(size >= bytes && size < bytes * 2, "{size} for {bytes}");

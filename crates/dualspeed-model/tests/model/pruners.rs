@@ -156,20 +156,15 @@ fn divprune_equals_brute_force_also_with_ties() {
 
 #[test]
 fn fastervlm_takes_the_most_attended_lowest_index_first() {
-    let attention = [[0.1f32, 0.4, 0.2, 0.4, 0.3, 0.4], [0.3, 0.2, 0.4, 0.2, 0.3, 0.2]]; // two heads
     let mut tokens = visual::<B>(1, 6, 2, 1);
-    // Means: .2 .3 .3 .3 .3 .3; the tie is cut at the lowest indices.
-    tokens.features.cls_attention =
-        Some(Tensor::<B, 2>::from_floats(attention, &Default::default()).unsqueeze());
     let pruner = Registry::<B>::builtin().build(&PrunerSpec::new("fastervlm")).unwrap();
     let picks = |tokens: &VisualTokens<B>, keep| {
         select(&*pruner, tokens, keep, &ctx(1)).map(|kept| ints(&kept.indices.unwrap()))
     };
-    // 0.3 + 0.4 and friends are not all equal in f32, so use exact halves for the tie itself.
-    tokens.features.cls_attention = Some(
-        Tensor::<B, 2>::from_floats([[0.25, 0.5, 0.0, 0.5, 1.0, 0.5]], &Default::default())
-            .unsqueeze(),
-    );
+    // Two heads whose means are 0.25 0.5 0.0 0.5 1.0 0.5, exactly: the tie is cut at index 3.
+    let heads = [[0.5f32, 0.5, 0.0, 0.25, 1.0, 0.0], [0.0, 0.5, 0.0, 0.75, 1.0, 1.0]];
+    tokens.features.cls_attention =
+        Some(Tensor::<B, 2>::from_floats(heads, &Default::default()).unsqueeze());
     assert_eq!(picks(&tokens, 3).unwrap(), [1, 3, 4]);
     tokens.features.cls_attention = None;
     let error = picks(&tokens, 3).unwrap_err();
