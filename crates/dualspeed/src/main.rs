@@ -1,2 +1,5 @@
-//! stub
-fn main(){}
+//! The `dualspeed` program: see [`dualspeed::cli`].
+
+fn main() -> std::process::ExitCode {
+    dualspeed::cli::main_with::<()>()
+}

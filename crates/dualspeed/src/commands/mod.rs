@@ -1,0 +1,70 @@
+//! One file per subcommand.
+
+mod eval;
+mod generate;
+pub mod prune;
+mod quickstart;
+mod train;
+mod train_tower;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+
+use crate::cli::{Cli, Command};
+use crate::extensions::Extensions;
+use crate::lab::Interrupted;
+use crate::with_backend;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// Ctrl-C; a checkpoint is written.
+    Interrupted,
+}
+
+/// Runs the chosen command on the chosen backend.
+pub fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
+    let done = with_backend!(cli.backend, cli.device, |B, device| match &cli.command {
+        Command::Quickstart(args) => quickstart::run::<B, E>(cli, args, &device),
+        Command::Train(args) => train::run::<B, E>(cli, args, &device),
+        Command::Eval(args) => eval::run::<B, E>(cli, args, &device),
+        Command::Generate(args) => generate::run::<B, E>(args, &device),
+        Command::Prune(args) => prune::run::<B, E>(args, &device),
+        Command::TrainTower(args) => train_tower::run::<B>(cli, args, &device),
+    });
+    match done {
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("{error}");
+            Ok(Outcome::Interrupted)
+        }
+        other => other,
+    }
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the program at once.
+fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(crate::cli::EXIT_INTERRUPTED));
+        }
+        eprintln!("\nfinishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(flag)
+}
+
+/// Refuses to replace a file unless told to.
+fn refuse_existing(path: &std::path::Path, overwrite: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        overwrite || !path.exists(),
+        "{} exists; give another --out, or --overwrite to replace it",
+        path.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
+
+use anyhow::Context;
+use dualspeed_ops::AutodiffBackend;
+use dualspeed_train::{Progress, TrainConfig, TrainJob, train};
+
+use super::{Outcome, interrupt_flag};
+use crate::cli::{Cli, TrainArgs};
+use crate::extensions::{Extensions, registry};
+use crate::lab::Interrupted;
+use crate::run;
+
+pub fn run<B: AutodiffBackend, E: Extensions>(
+    cli: &Cli,
+    args: &TrainArgs,
+    device: &B::Device,
+) -> anyhow::Result<Outcome> {
+    let dir = args.resume.as_ref().unwrap_or(&args.out);
+    let mut config = match (&args.config, &args.resume) {
+        (Some(path), _) => TrainConfig::load(path, &args.overrides)?,
+        (None, Some(dir)) => {
+            run::config(dir)?;
+            TrainConfig::load(&dir.join("config.toml"), &args.overrides)?
+        }
+        (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
+    };
+    if let Some(earlier) = &args.init_from {
+        // Absolute, so that the run can be resumed and loaded from anywhere.
+        let found = std::fs::canonicalize(earlier);
+        config.init_from =
+            Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
+    }
+    let model = run::start::<B>(&config, device)?;
+    let image_size = config.model.vision.image_size;
+    let source = config.data.train.open(image_size)?;
+    let valid = config.data.valid.as_ref().map(|valid| valid.open(image_size)).transpose()?;
+    let n = config.model.vision.num_tokens();
+    eprintln!(
+        "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
+        config.stage.name(),
+        source.len(),
+        config.keep_count(n),
+        config.pruner().name
+    );
+    let outcome = train(TrainJob {
+        valid,
+        resume: args.resume.is_some(),
+        overwrite: args.overwrite,
+        progress: progress(cli, args),
+        interrupt: interrupt_flag()?,
+        pruners: registry::<B, E>(),
+        ..TrainJob::new(config, model, source, dir)
+    })?;
+    if outcome.interrupted {
+        return Err(Interrupted { step: outcome.steps, run: dir.display().to_string() }.into());
+    }
+    println!(
+        "{} steps, {:.1} s of training, written to {}",
+        outcome.steps,
+        outcome.train_seconds,
+        dir.display()
+    );
+    Ok(Outcome::Done)
+}
+
+#[cfg(feature = "tui")]
+fn progress(cli: &Cli, args: &TrainArgs) -> Progress {
+    match (cli.quiet, args.tui) {
+        (true, _) => Progress::Silent,
+        (false, true) => Progress::Tui,
+        (false, false) => Progress::Bar,
+    }
+}
+
+#[cfg(not(feature = "tui"))]
+fn progress(cli: &Cli, _args: &TrainArgs) -> Progress {
+    if cli.quiet { Progress::Silent } else { Progress::Bar }
+}

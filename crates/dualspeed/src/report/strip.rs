@@ -1,0 +1,74 @@
+//! Pictures of what a pruner keeps: pruned patches dimmed, kept ones as they are.
+
+use image::{Rgb, RgbImage, imageops};
+
+/// `picture` scaled to `side` x `side` pixels with the patches not in `kept` dimmed.
+///
+/// `kept` are row-major indices into a `grid` x `grid` lattice of patches; one outside it is ignored.
+pub fn dimmed(picture: &RgbImage, grid: usize, kept: &[usize], side: u32) -> RgbImage {
+    let mut out = imageops::resize(picture, side, side, imageops::FilterType::CatmullRom);
+    let grid = grid.max(1) as u32;
+    for (x, y, pixel) in out.enumerate_pixels_mut() {
+        let (column, row) = (x * grid / side, y * grid / side);
+        if !kept.contains(&((row * grid + column) as usize)) {
+            let grey = pixel.0.iter().map(|&c| u32::from(c)).sum::<u32>() / 3;
+            pixel.0 = pixel.0.map(|c| ((u32::from(c) + 2 * grey) / 12 + 168) as u8);
+        } else if edge(x, side, grid) || edge(y, side, grid) {
+            *pixel = Rgb(pixel.0.map(|c| c / 2));
+        }
+    }
+    out
+}
+
+/// True on the one-pixel border of a patch, which outlines kept patches.
+fn edge(at: u32, side: u32, grid: u32) -> bool {
+    at + 1 == side || at == 0 || (at * grid / side) != ((at + 1) * grid / side)
+}
+
+/// Pictures side by side in rows of equal length, with white gaps of 8 pixels.
+pub fn contact_sheet(rows: &[Vec<RgbImage>]) -> RgbImage {
+    const GAP: u32 = 8;
+    let tile = |f: fn(&RgbImage) -> u32| rows.iter().flatten().map(f).max().unwrap_or(1);
+    let (width, height) = (tile(RgbImage::width), tile(RgbImage::height));
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1) as u32;
+    let mut sheet = RgbImage::from_pixel(
+        columns * (width + GAP) + GAP,
+        rows.len() as u32 * (height + GAP) + GAP,
+        Rgb([255, 255, 255]),
+    );
+    for (r, row) in rows.iter().enumerate() {
+        for (c, picture) in row.iter().enumerate() {
+            let (x, y) = (GAP + c as u32 * (width + GAP), GAP + r as u32 * (height + GAP));
+            imageops::replace(&mut sheet, picture, i64::from(x), i64::from(y));
+        }
+    }
+    sheet
+}
+
+/// The picture as PNG bytes.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_patches_keep_their_pixels_and_pruned_ones_fade() {
+        let black = RgbImage::from_pixel(16, 16, Rgb([0, 0, 0]));
+        let out = dimmed(&black, 2, &[3], 32);
+        assert_eq!(out.get_pixel(24, 24), &Rgb([0, 0, 0]));
+        assert_eq!(out.get_pixel(4, 4), &Rgb([168, 168, 168]));
+    }
+
+    #[test]
+    fn a_sheet_has_room_for_every_picture() {
+        let tile = RgbImage::from_pixel(10, 10, Rgb([9, 9, 9]));
+        let sheet = contact_sheet(&[vec![tile.clone(), tile.clone()], vec![tile]]);
+        assert_eq!((sheet.width(), sheet.height()), (44, 44));
+        assert_eq!(sheet.get_pixel(8, 26), &Rgb([9, 9, 9]));
+    }
+}

@@ -1,0 +1,120 @@
+//! Run directories: what a run started from, and the model it ended with.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use dualspeed_model::{Llava, LlavaConfig};
+use dualspeed_ops::Backend;
+use dualspeed_train::{TrainConfig, load_trained};
+use serde::Serialize;
+
+use crate::tower;
+
+// A chain of runs longer than this is a cycle: stages are two or three.
+const LONGEST_CHAIN: usize = 16;
+
+/// Writes a JSON file so that it is there whole or not at all.
+///
+/// # Errors
+/// If the directory cannot be made or written, or the disk is full.
+pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write_atomic(path, text.as_bytes())
+}
+
+/// Writes a file so that it is there whole or not at all: beside it first, then renamed.
+///
+/// # Errors
+/// If the directory cannot be made or written, or the disk is full.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    let partial = parent.join(name);
+    let written = std::fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // Best effort: the write's own error is the one to report.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.with_context(|| format!("cannot write {}: is the disk full?", path.display()))
+}
+
+/// The configuration a run was made with.
+///
+/// # Errors
+/// If `dir` is no run directory.
+pub fn config(dir: &Path) -> anyhow::Result<TrainConfig> {
+    let path = dir.join("config.toml");
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is no run directory: it has no config.toml (quickstart's runs are in runs/quickstart/seed-0/)",
+        dir.display()
+    );
+    Ok(TrainConfig::load(&path, &[])?)
+}
+
+/// The model that a run with this configuration starts from: fresh weights with the vision tower, or the
+/// model that the run `config.init_from` ended with.
+///
+/// # Errors
+/// If the tower or the earlier run does not fit the configuration.
+pub fn start<B: Backend>(config: &TrainConfig, device: &B::Device) -> anyhow::Result<Llava<B>> {
+    start_at(config, device, 0)
+}
+
+fn start_at<B: Backend>(
+    config: &TrainConfig,
+    device: &B::Device,
+    depth: usize,
+) -> anyhow::Result<Llava<B>> {
+    anyhow::ensure!(depth < LONGEST_CHAIN, "the runs' init_from lead in a circle");
+    let Some(run) = &config.init_from else {
+        let model = config.model.init::<B>(device, config.seed)?;
+        return Ok(model.with_vision_tower(tower::embedded(&config.model.vision, device)?)?);
+    };
+    let earlier = self::config(run)?;
+    // Adapters and lengths may differ between stages, the weights' shapes may not.
+    let same = LlavaConfig {
+        lora: earlier.model.lora.clone(),
+        max_length: earlier.model.max_length,
+        pad_to_multiple: earlier.model.pad_to_multiple,
+        ..config.model.clone()
+    };
+    anyhow::ensure!(
+        same == earlier.model,
+        "the model in {} has another architecture than [model] here; copy that section from its config.toml",
+        run.display()
+    );
+    let mut model = load_at::<B>(run, device, depth + 1)?;
+    model.config.max_length = config.model.max_length;
+    model.config.pad_to_multiple = config.model.pad_to_multiple;
+    match (&config.model.lora, &earlier.model.lora) {
+        (Some(lora), None) => Ok(model.with_lora(lora, device, config.seed)?),
+        (ours, theirs) if ours == theirs => Ok(model),
+        _ => anyhow::bail!(
+            "the run {} has adapters that [model.lora] here does not describe; copy that section from its config.toml",
+            run.display()
+        ),
+    }
+}
+
+/// The model a run ended with, or the newest checkpoint of one that has not ended.
+///
+/// # Errors
+/// If `dir` is no run directory or its checkpoint is damaged.
+pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> anyhow::Result<Llava<B>> {
+    load_at(dir, device, 0)
+}
+
+fn load_at<B: Backend>(dir: &Path, device: &B::Device, depth: usize) -> anyhow::Result<Llava<B>> {
+    let model = start_at(&config(dir)?, device, depth)?;
+    Ok(load_trained(model, dir)?.0)
+}

@@ -1,0 +1,57 @@
+//! The embedded vision tower: a small ViT that names patches, their colours and the picture, trained by
+//! `dualspeed train-tower` on scenes from the embedded drawings.
+
+use dualspeed_model::{TowerConfig, TowerModel, Vit, VitConfig, store};
+use dualspeed_ops::Backend;
+
+/// Optimiser steps of the embedded weights' training.
+pub const STEPS: u64 = 1500;
+/// Scenes per step of that training.
+pub const BATCH: usize = 128;
+/// Its peak learning rate.
+pub const LEARNING_RATE: f64 = 1e-3;
+
+/// The weights, 16-bit floats; made by `dualspeed train-tower --out crates/dualspeed/assets/tower.safetensors`.
+pub const WEIGHTS: &[u8] = include_bytes!("../assets/tower.safetensors");
+
+/// How the embedded weights were trained.
+pub fn training() -> dualspeed_train::TowerConfig {
+    dualspeed_train::TowerConfig { steps: STEPS, batch: BATCH, lr: LEARNING_RATE, ..Default::default() }
+}
+
+/// Tower and training heads.
+pub fn config() -> TowerConfig {
+    training().shape()
+}
+
+/// The embedded tower with its heads.
+///
+/// # Errors
+/// If the embedded file does not fit [`config`], which a test rules out.
+pub fn embedded_with_heads<B: Backend>(device: &B::Device) -> anyhow::Result<TowerModel<B>> {
+    let model = config().init::<B>(device, 0)?;
+    Ok(store::from_bytes::<B, _>(model, WEIGHTS, "the embedded vision tower")?)
+}
+
+/// The embedded tower, for a model whose `[model.vision]` is `wanted`.
+///
+/// # Errors
+/// If `wanted` is another architecture: there are no weights for it.
+pub fn embedded<B: Backend>(wanted: &VitConfig, device: &B::Device) -> anyhow::Result<Vit<B>> {
+    let have = VitConfig {
+        mm_vision_select_layer: wanted.mm_vision_select_layer,
+        mm_vision_select_feature: wanted.mm_vision_select_feature,
+        ..config().vision
+    };
+    anyhow::ensure!(
+        &have == wanted,
+        "there are no weights for the vision tower in [model.vision]: the embedded one has hidden_size {}, \
+         {} layers, {} px; leave the section out to use it",
+        have.hidden_size,
+        have.num_hidden_layers,
+        have.image_size
+    );
+    let mut tower = embedded_with_heads::<B>(device)?.vision;
+    tower.config = have;
+    Ok(tower)
+}
