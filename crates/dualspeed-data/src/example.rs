@@ -73,12 +73,24 @@ pub enum QuestionKind {
     RightOf,
     /// Which colour is behind X?
     Colour,
+    /// Which colour is at this cell of the grid? Asked of cells with an object only
+    ColourAt,
+    /// Where is X? the cell's name
+    Where,
 }
 
 impl QuestionKind {
     /// All kinds, in a fixed order.
-    pub const ALL: [Self; 6] =
-        [Self::Presence, Self::Count, Self::Position, Self::LeftOf, Self::RightOf, Self::Colour];
+    pub const ALL: [Self; 8] = [
+        Self::Presence,
+        Self::Count,
+        Self::Position,
+        Self::LeftOf,
+        Self::RightOf,
+        Self::Colour,
+        Self::ColourAt,
+        Self::Where,
+    ];
 
     /// The kind's name in configurations and reports.
     pub fn name(self) -> &'static str {
@@ -89,6 +101,8 @@ impl QuestionKind {
             Self::LeftOf => "left_of",
             Self::RightOf => "right_of",
             Self::Colour => "colour",
+            Self::ColourAt => "colour_at",
+            Self::Where => "where",
         }
     }
 }

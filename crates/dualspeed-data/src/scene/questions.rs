@@ -1,8 +1,11 @@
-//! Questions about a scene, with answers of one word.
+//! Questions about a scene, with answers of one word. A question ends with the word it turns on, and without a
+//! question mark: very small models learn to look up the word right before the answer, and little else.
 //!
 //! Rules that keep a turn from giving a later one away, and guessing from paying:
 //!  - presence questions come first and are yes or no with equal odds (any other turn may name what is there);
 //!  - an object is the answer of one turn at most, and of a pair of neighbours only one is asked for;
+//!  - what is at an object's cell and where the object is are not both asked: each is the answer to the other;
+//!  - nor are the colour behind an object and the colour at its cell, which are the same;
 //!  - no question occurs twice; the number of things is asked once at most;
 //!  - "nothing" is the answer of a fifth of the position questions and of about a third of the neighbour questions.
 
@@ -61,11 +64,15 @@ pub(super) fn ask(
         rng,
         asked: Vec::new(),
         answers: Vec::new(),
+        located: Vec::new(),
+        coloured: Vec::new(),
         pairs: Vec::new(),
     };
     for kind in kinds {
-        // Where a scene has no question of this kind left, another kind takes the turn.
+        // Where a scene has no question of this kind left, another kind takes the turn; not presence, whose turn is
+        // over, and which only "no" would be left for.
         let mut others = config.kinds.clone();
+        others.retain(|&other| other != QuestionKind::Presence || kind == other);
         others.shuffle(asker.rng);
         let question =
             asker.draw(kind).or_else(|| others.into_iter().find_map(|kind| asker.draw(kind)));
@@ -89,6 +96,10 @@ struct Asker<'a> {
     asked: Vec<Question>,
     /// Objects that were the answer of a turn.
     answers: Vec<&'a str>,
+    /// Objects whose cell a turn told, by asking for what is there or for where they are.
+    located: Vec<&'a str>,
+    /// Objects whose colour a turn asked for, by name or by cell.
+    coloured: Vec<&'a str>,
     /// Left cells of neighbours that were asked for.
     pairs: Vec<(usize, usize)>,
 }
@@ -101,7 +112,13 @@ impl<'a> Asker<'a> {
             QuestionKind::Position => self.position(),
             QuestionKind::LeftOf => self.neighbour("left"),
             QuestionKind::RightOf => self.neighbour("right"),
-            QuestionKind::Colour => self.colour(),
+            QuestionKind::Colour => {
+                self.colour(|_, object| format!("which colour is behind {}", object.name))
+            }
+            QuestionKind::ColourAt => self.colour(|grid, object| {
+                format!("which colour is at {}", place_name(grid, object.cell))
+            }),
+            QuestionKind::Where => self.place(),
         }?;
         Some(Question { kind, text, answer })
     }
@@ -132,30 +149,35 @@ impl<'a> Asker<'a> {
         };
         let name = classes.choose(self.rng)?;
         let article = if name.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" };
-        Some((format!("is there {article} {name} ?"), if there { "yes" } else { "no" }.to_string()))
+        Some((format!("is there {article} {name}"), if there { "yes" } else { "no" }.to_string()))
     }
 
     fn count(&mut self) -> Option<(String, String)> {
-        let text = "how many things ?".to_string();
+        let text = "how many things".to_string();
         let answer = NUMBERS.get(self.scene.objects.len())?;
         self.is_new(&text).then(|| (text, answer.to_string()))
     }
 
     fn position(&mut self) -> Option<(String, String)> {
         let grid = self.scene.grid;
-        let ask = |cell| format!("what is at {} ?", place_name(grid, cell));
+        let ask = |cell| format!("what is at {}", place_name(grid, cell));
         let cells = (0..grid * grid).map(|cell| (cell / grid, cell % grid));
         let (taken, empty): (Vec<_>, Vec<_>) = cells
             .filter(|&cell| self.is_new(&ask(cell)))
             .map(|cell| (cell, self.scene.at(cell)))
-            .filter(|(_, object)| object.is_none_or(|object| !self.answers.contains(&object.name)))
+            .filter(|(_, object)| {
+                object.is_none_or(|object| {
+                    !self.answers.contains(&object.name) && !self.located.contains(&object.name)
+                })
+            })
             .partition(|(_, object)| object.is_some());
         let (cell, object) = self.choose(taken, empty, EMPTY_CELLS)?;
+        self.located.extend(object.map(|object| object.name));
         Some((ask(cell), self.answer(object)))
     }
 
     fn neighbour(&mut self, side: &str) -> Option<(String, String)> {
-        let ask = |object: &Placed| format!("what is {side} of {} ?", object.name);
+        let ask = |object: &Placed| format!("what is {side} of {}", object.name);
         let scene = self.scene;
         let (with, without): (Vec<_>, Vec<_>) = scene
             .objects
@@ -180,12 +202,22 @@ impl<'a> Asker<'a> {
         Some((ask(object), self.answer(found)))
     }
 
-    fn colour(&mut self) -> Option<(String, String)> {
-        let ask = |object: &Placed| format!("which colour is behind {} ?", object.name);
-        let objects: Vec<_> =
-            self.scene.objects.iter().filter(|object| self.is_new(&ask(object))).collect();
-        let object = objects.choose(self.rng)?;
-        Some((ask(object), object.colour.name().to_string()))
+    /// The colour behind an object, which `ask` names or points at.
+    fn colour(&mut self, ask: fn(usize, &Placed) -> String) -> Option<(String, String)> {
+        let objects = self.scene.objects.iter();
+        let left: Vec<_> = objects.filter(|object| !self.coloured.contains(&object.name)).collect();
+        let object = *left.choose(self.rng)?;
+        self.coloured.push(object.name);
+        Some((ask(self.scene.grid, object), object.colour.name().to_string()))
+    }
+
+    fn place(&mut self) -> Option<(String, String)> {
+        let objects = self.scene.objects.iter();
+        let left: Vec<_> = objects.filter(|object| !self.located.contains(&object.name)).collect();
+        let object = *left.choose(self.rng)?;
+        self.located.push(object.name);
+        let answer = place_name(self.scene.grid, object.cell).to_string();
+        Some((format!("where is {}", object.name), answer))
     }
 
     /// One of `something`, or with probability `share` one of `nothing`; of the other if there is none.

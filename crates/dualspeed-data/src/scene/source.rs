@@ -16,7 +16,7 @@ use crate::picture::ImageProcessor;
 use crate::text::{Conversation, Template, TextTokenizer, Turn, encode_training};
 
 /// Increase when the same configuration comes to mean other scenes.
-const GENERATOR_VERSION: u32 = 1;
+const GENERATOR_VERSION: u32 = 2;
 
 /// A data set of generated scenes. Example `i` is a pure function of the configuration and `i`.
 #[derive(Clone)]

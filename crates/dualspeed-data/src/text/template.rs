@@ -22,7 +22,9 @@ pub enum Template {
     /// LLaVA 1.5: `SYSTEM USER: question ASSISTANT: answer</s>USER: ...`. A turn with one `<image>` has it moved to
     /// its front and followed by a newline, as LLaVA's `preprocess_multimodal` does.
     VicunaV1,
-    /// Compact: `question answer</s>question answer</s>`. A system prompt, if given, goes first.
+    /// Compact: `question answer</s>question answer</s>`. A system prompt, if given, goes first. Question marks at
+    /// the end of a question are dropped, so that the question's last word stands right before the answer: a small
+    /// model learns little from a key word that stands further off.
     #[default]
     Qa,
 }
@@ -75,7 +77,8 @@ impl Template {
             Self::Qa => {
                 push_prompt(&mut segments, system.unwrap_or_default());
                 for turn in &conversation.turns {
-                    push_prompt(&mut segments, turn.user.trim());
+                    let unmarked = |c: char| c == '?' || c.is_whitespace();
+                    push_prompt(&mut segments, turn.user.trim_start().trim_end_matches(unmarked));
                     push_answer(&mut segments, turn.assistant.as_deref(), true);
                 }
             }

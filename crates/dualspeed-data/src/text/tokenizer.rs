@@ -75,8 +75,8 @@ impl TextTokenizer {
         Self::new(inner, special)
     }
 
-    /// A lower-casing tokenizer of whole words and single punctuation marks. Ids are `<pad>` 0, `<unk>` 1, `<s>` 2,
-    /// `</s>` 3, then `words` in order, repetitions skipped.
+    /// A lower-casing tokenizer of whole words, hyphenated ones included, and runs of punctuation marks. Ids are
+    /// `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3, then `words` in order, repetitions skipped.
     ///
     /// # Errors
     /// If `tokenizers` refuses the vocabulary.
@@ -100,7 +100,10 @@ impl TextTokenizer {
             "truncation": null, "padding": null,
             "added_tokens": added,
             "normalizer": { "type": "Lowercase" },
-            "pre_tokenizer": { "type": "Whitespace" },
+            "pre_tokenizer": {
+                "type": "Split", "pattern": { "Regex": r"\w+(?:-\w+)*|[^\w\s]+" },
+                "behavior": "Removed", "invert": true,
+            },
             "post_processor": null, "decoder": null,
             "model": { "type": "WordLevel", "vocab": vocab, "unk_token": UNK },
         });
