@@ -122,13 +122,16 @@ fn batch_and_accumulation_make_the_same_update() {
     for (size, accumulation) in [(8, 1), (4, 2), (2, 4), (3, 3)] {
         let mut config = config();
         (config.batch.size, config.batch.accumulation) = (size, accumulation);
+        // AdamW divides by the gradient's size: with the usual epsilon, rounding errors of gradients near 0 would show as
+        // whole steps.
+        config.optim.eps = 1e-3;
         let outcome = run(config, &dir.path().join(format!("{size}x{accumulation}")));
         results.push((size, weights(&outcome.model)));
     }
     let (_, whole) = &results[0];
     for (size, split) in &results[1..3] {
         let difference = largest_difference(whole, split);
-        assert!(difference < 2e-5, "micro-batches of {size}: {difference}");
+        assert!(difference < 2e-6, "micro-batches of {size}: {difference}");
     }
     // Nine samples a step are other steps: the comparison above can fail.
     assert!(largest_difference(whole, &results[3].1) > 1e-4);
