@@ -148,7 +148,9 @@ impl<'a> Asker<'a> {
                 .collect()
         };
         let name = classes.choose(self.rng)?;
-        let article = if name.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" };
+        // By sound: an umbrella, but a unicorn.
+        let vowel = name.starts_with(['a', 'e', 'i', 'o']) || name.starts_with("um");
+        let article = if vowel { "an" } else { "a" };
         Some((format!("is there {article} {name}"), if there { "yes" } else { "no" }.to_string()))
     }
 

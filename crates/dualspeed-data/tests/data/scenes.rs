@@ -201,6 +201,10 @@ fn questions_end_with_their_key_word() {
                 _ => scene.objects.iter().any(|object| object.name == key),
             };
             assert!(is_key, "{}", question.text);
+            if let Some(thing) = question.text.strip_prefix("is there ") {
+                let vowel = ["apple", "umbrella"].contains(&key.as_str());
+                assert_eq!(thing, format!("{} {key}", if vowel { "an" } else { "a" }));
+            }
         }
     }
     assert_eq!(tokenizer.token_to_id("?"), None);
