@@ -1,9 +1,10 @@
 //! Checkpoints: one directory per step, complete or absent.
 //!
-//! `checkpoints/step-00000100/` holds `trainable.safetensors` (the trainable parameters by path, in f32, and both
-//! moments of AdamW) and `state.json` (step, config, totals of the metrics). It is written under a temporary name, synced
-//! and renamed, so a crash or a full disk leaves the checkpoints that were there. The position of the sampler, the modes and
-//! the dropout masks are functions of (seed, step): the step is all that needs storing.
+//! `checkpoints/step-00000100/` holds `trainable.safetensors` (the trainable parameters by path, in
+//! f32, and both moments of AdamW) and `state.json` (step, config, totals of the metrics). It is
+//! written under a temporary name, synced and renamed, so a crash or a full disk leaves the
+//! checkpoints that were there. The position of the sampler, the modes and the dropout masks are
+//! functions of (seed, step): the step is all that needs storing.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -104,7 +105,8 @@ impl Checkpoints {
         let written =
             self.write(&temporary, state, tensors).and_then(|()| commit(&temporary, &target));
         if written.is_err() {
-            // The error that matters is the one of writing; what cannot be removed is overwritten next time.
+            // The error that matters is the one of writing; what cannot be removed is overwritten
+            // next time.
             let _ = fs::remove_dir_all(&temporary);
         }
         written?;

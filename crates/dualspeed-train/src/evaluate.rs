@@ -1,4 +1,5 @@
-//! Evaluation on questions with known answers: is the arg max at the answer's position the answer's token?
+//! Evaluation on questions with known answers: is the arg max at the answer's position the answer's
+//! token?
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -93,10 +94,12 @@ impl Default for EvalOptions {
     }
 }
 
-/// Evaluates `model` on every question of `source` in every view, teacher-forced: the answers of earlier turns are given.
+/// Evaluates `model` on every question of `source` in every view, teacher-forced: the answers of
+/// earlier turns are given.
 ///
-/// The arg max at the position before the answer is compared with the answer's first token, which for the embedded data is
-/// the whole answer. Tower and projector run once per batch for all views. Without autodiff, so pass the inner model.
+/// The arg max at the position before the answer is compared with the answer's first token, which
+/// for the embedded data is the whole answer. Tower and projector run once per batch for all views.
+/// Without autodiff, so pass the inner model.
 ///
 /// # Errors
 /// Unreadable samples; a pruned view without a pruner.

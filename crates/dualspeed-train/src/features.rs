@@ -38,8 +38,8 @@ pub struct FeatureCache {
 impl FeatureCache {
     /// Runs `tower` over every image of `source` once, `batch` images at a time, without gradient.
     ///
-    /// Samples are made by all CPU threads while the tower works on the images before. Equal images (equal keys) share a
-    /// row. `needs` says which features beyond the hidden state are kept.
+    /// Samples are made by all CPU threads while the tower works on the images before. Equal images
+    /// (equal keys) share a row. `needs` says which features beyond the hidden state are kept.
     ///
     /// # Errors
     /// The first sample that cannot be read.
@@ -163,7 +163,8 @@ impl FeatureCache {
         4 * (self.hidden.values.len() + others)
     }
 
-    /// The examples the cache was computed from, without pixels: a source that costs nothing to read.
+    /// The examples the cache was computed from, without pixels: a source that costs nothing to
+    /// read.
     pub fn source(&self) -> Arc<dyn ExampleSource> {
         self.source.clone()
     }

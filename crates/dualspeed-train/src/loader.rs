@@ -1,8 +1,10 @@
-//! Batches ahead of the training thread: host threads make them, in order, without deciding anything.
+//! Batches ahead of the training thread: host threads make them, in order, without deciding
+//! anything.
 //!
-//! What is in the window of optimiser step `s` is a function of (seed, s): the sampler gives `size * accumulation` indices,
-//! cut into micro-batches of `size`. So (8, 1), (4, 2) and (2, 4) train on the same samples, and a resumed run starts
-//! anywhere. A window that the end of an epoch leaves short is a step of its own.
+//! What is in the window of optimiser step `s` is a function of (seed, s): the sampler gives `size
+//! * accumulation` indices, cut into micro-batches of `size`. So (8, 1), (4, 2) and (2, 4) train on
+//! the same samples, and a resumed run starts anywhere. A window that the end of an epoch leaves
+//! short is a step of its own.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -54,9 +56,11 @@ impl WindowPlan {
         Ok(Window { step, mode: self.schedule.mode(step), batches })
     }
 
-    /// The windows of `steps`, made by `workers` threads that run up to `ahead` windows each in advance.
+    /// The windows of `steps`, made by `workers` threads that run up to `ahead` windows each in
+    /// advance.
     ///
-    /// Worker k makes the windows of every `workers`-th step; the stream takes them in turn, so the order is fixed.
+    /// Worker k makes the windows of every `workers`-th step; the stream takes them in turn, so the
+    /// order is fixed.
     pub fn stream(
         &self,
         steps: std::ops::Range<u64>,

@@ -22,13 +22,15 @@ impl Mode {
     }
 }
 
-/// Which mode a step runs in: a pure function of the step, so every rank and every resumed run agrees.
+/// Which mode a step runs in: a pure function of the step, so every rank and every resumed run
+/// agrees.
 pub trait ModeSchedule: std::fmt::Debug + Send + Sync {
     /// The mode of optimiser step `step`, counted from 0.
     fn mode(&self, step: u64) -> Mode;
 }
 
-/// Slow with probability `r`, drawn independently per step from a hash of (seed, step): the paper's schedule.
+/// Slow with probability `r`, drawn independently per step from a hash of (seed, step): the paper's
+/// schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Bernoulli {
     /// The seed of the run.
@@ -87,7 +89,8 @@ pub(crate) enum Purpose {
     Tower = 2,
 }
 
-/// A hash of (seed, step, purpose) with all 64 bits mixed (SplitMix64's finaliser, applied per word).
+/// A hash of (seed, step, purpose) with all 64 bits mixed (SplitMix64's finaliser, applied per
+/// word).
 pub(crate) fn hash(seed: u64, step: u64, purpose: Purpose) -> u64 {
     let mut state = mix(seed ^ 0x9e37_79b9_7f4a_7c15);
     state = mix(state ^ step.wrapping_add(0xbf58_476d_1ce4_e5b9));

@@ -29,7 +29,8 @@ pub struct DualSpeedModel<B: Backend> {
     pub llava: Llava<B>,
 }
 
-/// What every training step needs besides the batch. It travels with the batch: a module can hold no trait objects.
+/// What every training step needs besides the batch. It travels with the batch: a module can hold
+/// no trait objects.
 pub struct TrainRuntime<B: Backend> {
     pub(crate) config: TrainConfig,
     pub(crate) pruner: Box<dyn Pruner<B>>,
@@ -184,8 +185,9 @@ impl<B: AutodiffBackend> TrainStep for DualSpeedModel<B> {
     type Input = TrainInput<B>;
     type Output = MicroOutput<B>;
 
-    /// Forward and backward of one micro-batch. Gradients are of the *sum* over its supervised tokens, so that those of a
-    /// window add up; the optimiser divides by the window's count. An error goes to the slot.
+    /// Forward and backward of one micro-batch. Gradients are of the *sum* over its supervised
+    /// tokens, so that those of a window add up; the optimiser divides by the window's count. An
+    /// error goes to the slot.
     fn step(&self, input: TrainInput<B>) -> TrainOutput<MicroOutput<B>> {
         match self.try_step(&input) {
             Ok((grads, item)) => TrainOutput { grads, item },

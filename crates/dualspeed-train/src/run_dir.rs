@@ -18,8 +18,8 @@ const CHECKPOINT_DIR: &str = "checkpoints";
 /// Makes a fresh run directory and writes the config into it.
 ///
 /// # Errors
-/// `RunDirExists` when it holds anything and `overwrite` is false. With `overwrite` the files of the earlier run are removed,
-/// and nothing else.
+/// `RunDirExists` when it holds anything and `overwrite` is false. With `overwrite` the files of
+/// the earlier run are removed, and nothing else.
 pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Result<(), TrainError> {
     let occupied = match fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_some(),

@@ -39,8 +39,8 @@ impl WarmupSchedule {
 
     /// The learning rate of optimiser step `step`, counted from 0.
     ///
-    /// Departs from Hugging Face's schedule in one point: the first step has rate `lr / warmup_steps` there 0, so that
-    /// no step is lost.
+    /// Departs from Hugging Face's schedule in one point: the first step has rate `lr /
+    /// warmup_steps` there 0, so that no step is lost.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.lr * (step + 1) as f64 / self.warmup_steps as f64;

@@ -7,8 +7,8 @@ use crate::config::{Stage, TrainConfig};
 use crate::error::TrainError;
 
 impl Stage {
-    /// The parts of the model that take gradients: stage 1 projector and isolator; stage 2 also the adapters where the model
-    /// has them, else the decoder; from scratch everything but the tower.
+    /// The parts of the model that take gradients: stage 1 projector and isolator; stage 2 also the
+    /// adapters where the model has them, else the decoder; from scratch everything but the tower.
     pub fn trainable(self, has_lora: bool) -> Trainable {
         match self {
             Stage::Pretrain => Trainable::pretrain(),

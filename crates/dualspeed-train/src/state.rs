@@ -44,7 +44,8 @@ impl<B: Backend> ModuleVisitor<B> for Exporter {
     }
 }
 
-/// Puts `model.<path>` tensors into the parameters of those paths, keeping ids, dtypes and gradient flags.
+/// Puts `model.<path>` tensors into the parameters of those paths, keeping ids, dtypes and gradient
+/// flags.
 ///
 /// # Errors
 /// What does not fit: a tensor without a parameter, or of another shape.

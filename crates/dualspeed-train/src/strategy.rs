@@ -1,8 +1,9 @@
 //! The training loop, as a strategy of Burn's `SupervisedTraining`.
 //!
-//! Burn's own strategies step the learning rate per micro-batch, sum accumulated gradients and drop the last partial window.
-//! Here a step is a window: one mode, one learning rate, one update by the mean gradient over all supervised tokens of the
-//! window, one read-back of a few scalars, one record.
+//! Burn's own strategies step the learning rate per micro-batch, sum accumulated gradients and drop
+//! the last partial window. Here a step is a window: one mode, one learning rate, one update by the
+//! mean gradient over all supervised tokens of the window, one read-back of a few scalars, one
+//! record.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -34,7 +35,8 @@ use crate::state::export_trainables;
 pub type Components<B> =
     LearningComponentsMarker<B, WarmupSchedule, DualSpeedModel<B>, GroupedAdamW<B>>;
 
-/// The first error of a run. `TrainStep::step`, `fit` and the loaders cannot return one, so it is left here.
+/// The first error of a run. `TrainStep::step`, `fit` and the loaders cannot return one, so it is
+/// left here.
 #[derive(Clone, Debug, Default)]
 pub struct ErrorSlot(Arc<Mutex<Option<TrainError>>>);
 
@@ -197,7 +199,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
         Ok(record)
     }
 
-    /// Applies the mean gradient over `tokens` supervised tokens. A window without any changes nothing.
+    /// Applies the mean gradient over `tokens` supervised tokens. A window without any changes
+    /// nothing.
     fn update(
         &mut self,
         grads: GradientsParams,
@@ -310,7 +313,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
         Ok(())
     }
 
-    /// Runs the validation set in full view through `InferenceStep`, and appends the means to `validation.jsonl`.
+    /// Runs the validation set in full view through `InferenceStep`, and appends the means to
+    /// `validation.jsonl`.
     fn validate(&mut self, step: u64) -> Result<(), TrainError> {
         let model = burn::module::AutodiffModule::valid(&self.learner.model());
         let mut sum = ValidOutput::default();
@@ -343,7 +347,8 @@ fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
     writeln!(file, "{line}").map_err(TrainError::io("write", path))
 }
 
-/// The one read-back of a step: sums of the losses, and the gradient norm where it is on the device.
+/// The one read-back of a step: sums of the losses, and the gradient norm where it is on the
+/// device.
 fn fetch<B: burn::tensor::backend::Backend>(
     sums: Option<Tensor<B, 1>>,
     norm: Option<GradNorm<B>>,

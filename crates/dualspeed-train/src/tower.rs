@@ -1,7 +1,8 @@
-//! Training a vision tower on scenes made on the fly: patches learn names and colours, the class token what is there.
+//! Training a vision tower on scenes made on the fly: patches learn names and colours, the class
+//! token what is there.
 //!
-//! No scene is seen twice: step `s` renders scenes `s * batch ..` of the training split. CPU threads render ahead of the
-//! device.
+//! No scene is seen twice: step `s` renders scenes `s * batch ..` of the training split. CPU
+//! threads render ahead of the device.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -104,7 +105,8 @@ pub struct TowerReport {
     pub patch_accuracy: f64,
     /// Patches of objects named rightly.
     pub object_accuracy: f64,
-    /// Of the k classes that the class token finds likeliest in a picture of k classes, those that are in it.
+    /// Of the k classes that the class token finds likeliest in a picture of k classes, those that
+    /// are in it.
     pub cls_accuracy: f64,
     /// Object patches whose nearest name in the shared space is the right one.
     pub text_accuracy: f64,
@@ -123,7 +125,8 @@ pub struct TowerOutcome<B: Backend> {
 /// Trains a tower, prints its progress, and saves tower and heads as 16-bit safetensors to `out`.
 ///
 /// # Errors
-/// Bad config, scenes that cannot be made, a loss that is not a number, a file that cannot be written.
+/// Bad config, scenes that cannot be made, a loss that is not a number, a file that cannot be
+/// written.
 pub fn train_tower<B: AutodiffBackend>(
     config: &TowerConfig,
     device: &B::Device,

@@ -1,4 +1,5 @@
-//! One training run from start, or checkpoint, to end: checks, wiring into Burn's `SupervisedTraining`, outcome.
+//! One training run from start, or checkpoint, to end: checks, wiring into Burn's
+//! `SupervisedTraining`, outcome.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -97,8 +98,8 @@ pub struct TrainOutcome<B: AutodiffBackend> {
 /// Trains.
 ///
 /// # Errors
-/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss that is not a number, a
-/// disk that is full. The newest checkpoint survives all of them.
+/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss
+/// that is not a number, a disk that is full. The newest checkpoint survives all of them.
 pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
     let config = job.config;
     config.validate()?;
@@ -138,7 +139,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
-    // Examples without pixels are free to read; the cache has them when it was computed from this data.
+    // Examples without pixels are free to read; the cache has them when it was computed from this
+    // data.
     let source = match &job.features {
         Some(cache) if cache.source().fingerprint() == fingerprint => cache.source(),
         _ => job.train,
@@ -274,7 +276,8 @@ fn restore_optimiser<B: AutodiffBackend>(
     Ok(())
 }
 
-/// The model of a run directory: `model` with the trainable parameters of the newest checkpoint, and that checkpoint's step.
+/// The model of a run directory: `model` with the trainable parameters of the newest checkpoint,
+/// and that checkpoint's step.
 ///
 /// # Errors
 /// `NoCheckpoint`, or `BadCheckpoint` when it does not fit the model.

@@ -24,7 +24,8 @@ use dualspeed_train::{
 type Inner = NdArray<f32>;
 type Train = Autodiff<Inner>;
 
-/// 16 patches of 56 x 56 pixels, two layers of width 32; periodic slow steps, so that both modes run.
+/// 16 patches of 56 x 56 pixels, two layers of width 32; periodic slow steps, so that both modes
+/// run.
 fn config() -> TrainConfig {
     let vocab_size = scene_tokenizer().unwrap().vocab_size();
     let mut config = TrainConfig {
@@ -122,8 +123,8 @@ fn batch_and_accumulation_make_the_same_update() {
     for (size, accumulation) in [(8, 1), (4, 2), (2, 4), (3, 3)] {
         let mut config = config();
         (config.batch.size, config.batch.accumulation) = (size, accumulation);
-        // AdamW divides by the gradient's size: with the usual epsilon, rounding errors of gradients near 0 would show as
-        // whole steps.
+        // AdamW divides by the gradient's size: with the usual epsilon, rounding errors of
+        // gradients near 0 would show as whole steps.
         config.optim.eps = 1e-3;
         let outcome = run(config, &dir.path().join(format!("{size}x{accumulation}")));
         results.push((size, weights(&outcome.model)));

@@ -1,4 +1,5 @@
-//! From TOML text to a checked config: overrides, unknown keys with the nearest known one, typed errors.
+//! From TOML text to a checked config: overrides, unknown keys with the nearest known one, typed
+//! errors.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,11 +10,12 @@ use crate::error::ConfigError;
 
 /// Sets one dotted key, as `--set optim.lr=1e-4` does.
 ///
-/// The value is read as TOML (`true`, `3`, `[1, 2]`, `"text"`); what is no TOML value is taken as a string, so
-/// `pruning.pruner=divprune` needs no quotes. Tables on the way are created.
+/// The value is read as TOML (`true`, `3`, `[1, 2]`, `"text"`); what is no TOML value is taken as a
+/// string, so `pruning.pruner=divprune` needs no quotes. Tables on the way are created.
 ///
 /// # Errors
-/// `ConfigError::Override` when there is no `=`, the key is empty, or a part of the path is not a table.
+/// `ConfigError::Override` when there is no `=`, the key is empty, or a part of the path is not a
+/// table.
 pub fn apply_override(value: &mut toml::Value, text: &str) -> Result<(), ConfigError> {
     let refuse = |problem: String| ConfigError::Override { text: text.to_owned(), problem };
     let Some((key, raw)) = text.split_once('=') else {
@@ -65,8 +67,8 @@ pub fn parse_toml(text: &str, origin: &str) -> Result<toml::Value, ConfigError> 
 
 /// Deserialises `value`, and refuses every key that `T` does not have, naming the nearest it has.
 ///
-/// The known keys are those of the deserialised value written out again, so nested sections of other crates are
-/// covered whether or not they refuse unknown keys themselves.
+/// The known keys are those of the deserialised value written out again, so nested sections of
+/// other crates are covered whether or not they refuse unknown keys themselves.
 pub fn from_value<T: DeserializeOwned + Serialize>(value: toml::Value) -> Result<T, ConfigError> {
     let given = value.clone();
     let parsed: T = value.try_into().map_err(|error: toml::de::Error| {
@@ -126,7 +128,8 @@ fn nearest_key<'a>(key: &str, known: impl Iterator<Item = &'a String>) -> Option
         .map(|(_, name)| name.clone())
 }
 
-/// Recovers key and candidates from serde's "unknown field" message of a section that refuses unknown keys itself.
+/// Recovers key and candidates from serde's "unknown field" message of a section that refuses
+/// unknown keys itself.
 fn unknown_field(given: &toml::Value, message: &str) -> Option<ConfigError> {
     let rest = message.split_once("unknown field `")?.1;
     let (key, rest) = rest.split_once('`')?;
@@ -161,7 +164,8 @@ fn find_key(value: &toml::Value, key: &str) -> Option<Vec<String>> {
     })
 }
 
-/// The keys in which two configs (as JSON) differ, each with both values, leaving out the sections in `ignore`.
+/// The keys in which two configs (as JSON) differ, each with both values, leaving out the sections
+/// in `ignore`.
 pub(crate) fn differing_keys(
     stored: &serde_json::Value,
     current: &serde_json::Value,

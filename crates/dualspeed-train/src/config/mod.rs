@@ -39,7 +39,8 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Passes over the training data; 1 when neither this nor `steps` is given.
     pub epochs: Option<u64>,
-    /// The run directory whose model this run starts from (stage 2 after stage 1); left out: fresh weights.
+    /// The run directory whose model this run starts from (stage 2 after stage 1); left out: fresh
+    /// weights.
     pub init_from: Option<PathBuf>,
     /// The architecture.
     pub model: LlavaConfig,
@@ -107,7 +108,8 @@ impl TrainConfig {
         serde_json::to_value(self).map_err(|error| ConfigError::Type { message: error.to_string() })
     }
 
-    /// The keys in which a stored fingerprint differs from this config, with both values; empty when a resume is fine.
+    /// The keys in which a stored fingerprint differs from this config, with both values; empty
+    /// when a resume is fine.
     pub fn differences(&self, stored: &serde_json::Value) -> Result<Vec<String>, ConfigError> {
         Ok(differing_keys(stored, &self.fingerprint()?, &FREE_ON_RESUME))
     }
@@ -190,7 +192,8 @@ impl TrainConfig {
         self.isolator.enabled && self.model.isolator_length > 0
     }
 
-    /// The base learning rate: `optim.lr`, else 1e-3 in stage 1 and from scratch, 2e-4 for LoRA, 2e-5 for full tuning.
+    /// The base learning rate: `optim.lr`, else 1e-3 in stage 1 and from scratch, 2e-4 for LoRA,
+    /// 2e-5 for full tuning.
     pub fn lr(&self) -> f64 {
         self.optim.lr.unwrap_or(match self.stage {
             Stage::Pretrain | Stage::Single => 1e-3,
@@ -199,7 +202,8 @@ impl TrainConfig {
         })
     }
 
-    /// The projector's learning rate: `optim.projector_lr`, else 2e-5 in stage 2, else the base rate.
+    /// The projector's learning rate: `optim.projector_lr`, else 2e-5 in stage 2, else the base
+    /// rate.
     pub fn projector_lr(&self) -> f64 {
         self.optim.projector_lr.unwrap_or(match self.stage {
             Stage::Finetune => 2e-5,

@@ -13,7 +13,8 @@ use crate::schedule::Decay;
 pub enum Stage {
     /// Stage 1: projector and isolator.
     Pretrain,
-    /// Stage 2: projector, isolator and the language model, by LoRA where the model has it, else in full.
+    /// Stage 2: projector, isolator and the language model, by LoRA where the model has it, else in
+    /// full.
     Finetune,
     /// Everything but the vision tower, from scratch, in one stage.
     #[default]
@@ -38,9 +39,9 @@ pub enum Compat {
     /// The teacher runs without dropout.
     #[default]
     Sane,
-    /// The teacher runs with LoRA dropout. The mode stays one per optimiser step: the published draw per micro-batch and
-    /// rank makes ranks disagree. The published count, `int((1 - 0.9) * 576) = 57`, is `pruning.pruner.rounding = "trunc"`,
-    /// the default.
+    /// The teacher runs with LoRA dropout. The mode stays one per optimiser step: the published
+    /// draw per micro-batch and rank makes ranks disagree. The published count, `int((1 - 0.9) *
+    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default.
     Official,
 }
 
@@ -289,7 +290,8 @@ impl BatchConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0 writes one at the end only. An interrupted run always writes one.
+    /// Steps between checkpoints; 0 writes one at the end only. An interrupted run always writes
+    /// one.
     pub every: u64,
     /// How many are kept.
     pub keep: usize,

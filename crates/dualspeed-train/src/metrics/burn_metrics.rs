@@ -1,7 +1,7 @@
 //! The step's figures as Burn metrics.
 //!
-//! Burn has no "absent" value, and its own state divides 0 by 0. A metric of the mode that did not run therefore reports
-//! its last value with count 0, which no mean counts.
+//! Burn has no "absent" value, and its own state divides 0 by 0. A metric of the mode that did not
+//! run therefore reports its last value with count 0, which no mean counts.
 
 use std::sync::Arc;
 

@@ -15,8 +15,8 @@ pub(crate) struct JsonlLog {
 }
 
 impl JsonlLog {
-    /// Opens the log for the run that continues at `step`: records of that step and later ones, which the interrupted
-    /// run wrote after its last checkpoint, are dropped.
+    /// Opens the log for the run that continues at `step`: records of that step and later ones,
+    /// which the interrupted run wrote after its last checkpoint, are dropped.
     pub(crate) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
         let kept = if step == 0 { Vec::new() } else { lines_before(path, step)? };
         let mut file = BufWriter::new(File::create(path).map_err(TrainError::io("create", path))?);
@@ -60,7 +60,8 @@ fn lines_before(path: &Path, step: u64) -> Result<Vec<String>, TrainError> {
 /// Reads a `metrics.jsonl`, for reports.
 ///
 /// # Errors
-/// `TrainError::Io` when it cannot be read or a line is no record; the line number is in the message.
+/// `TrainError::Io` when it cannot be read or a line is no record; the line number is in the
+/// message.
 pub fn read_metrics(path: &Path) -> Result<Vec<StepRecord>, TrainError> {
     let file = File::open(path).map_err(TrainError::io("read", path))?;
     let mut records = Vec::new();

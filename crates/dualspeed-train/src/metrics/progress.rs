@@ -17,7 +17,8 @@ pub enum Progress {
     Bar,
     /// Nothing.
     Silent,
-    /// Burn's full-screen display on a terminal (feature `tui`); the progress bar without that feature.
+    /// Burn's full-screen display on a terminal (feature `tui`); the progress bar without that
+    /// feature.
     Tui,
 }
 
@@ -29,7 +30,8 @@ pub struct ProgressBarRenderer {
 }
 
 impl ProgressBarRenderer {
-    /// A bar over `total` steps; `shown` false hides it, and indicatif hides it where there is no terminal.
+    /// A bar over `total` steps; `shown` false hides it, and indicatif hides it where there is no
+    /// terminal.
     pub fn new(total: u64, shown: bool, label: &str) -> Self {
         let bar = progress_bar(total, shown, label);
         Self { bar, names: HashMap::new(), values: HashMap::new() }

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch): one fused pass on the host, plain tensors elsewhere.
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch): one fused pass on the host, plain
+//! tensors elsewhere.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use rayon::prelude::*;
@@ -85,7 +86,8 @@ pub(crate) fn to_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f3
 const CHUNK: usize = 1 << 14;
 
 impl AdamW {
-    /// One update of `param` in place; `scale` multiplies the gradient. All slices have the same length.
+    /// One update of `param` in place; `scale` multiplies the gradient. All slices have the same
+    /// length.
     pub(crate) fn update_host(
         &self,
         lr: f64,
@@ -117,7 +119,8 @@ impl AdamW {
             });
     }
 
-    /// The same update with tensor operations; `scale` is a tensor so that clipping needs no read-back.
+    /// The same update with tensor operations; `scale` is a tensor so that clipping needs no
+    /// read-back.
     pub(crate) fn update_device<B: Backend>(
         &self,
         lr: f64,

@@ -1,4 +1,5 @@
-//! Parameter groups: which trainable parameter belongs to the projector, the isolator, or the language model.
+//! Parameter groups: which trainable parameter belongs to the projector, the isolator, or the
+//! language model.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,8 @@ pub enum Group {
     Isolator,
     /// `language_model`, and `lora` beside it.
     LanguageModel,
-    /// The vision tower and anything else a user adds; trained with the base rate if it takes gradients.
+    /// The vision tower and anything else a user adds; trained with the base rate if it takes
+    /// gradients.
     Other,
 }
 

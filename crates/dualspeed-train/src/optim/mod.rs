@@ -42,7 +42,8 @@ impl GroupRates {
 #[derive(Debug)]
 pub(crate) struct OptimState<B: Backend> {
     pub(crate) moments: HashMap<ParamId, Moments<B>>,
-    /// Multiplies the accumulated gradient before anything else: 1 / supervised tokens of the window.
+    /// Multiplies the accumulated gradient before anything else: 1 / supervised tokens of the
+    /// window.
     pub(crate) grad_scale: f64,
     /// The global norm before clipping of the last step.
     pub(crate) grad_norm: Option<GradNorm<B>>,
@@ -55,7 +56,8 @@ pub(crate) enum GradNorm<B: Backend> {
     Device(Tensor<B, 1>),
 }
 
-/// AdamW for one module. Clones share their state: Burn's Learner owns one, the strategy checkpoints the other.
+/// AdamW for one module. Clones share their state: Burn's Learner owns one, the strategy
+/// checkpoints the other.
 #[derive(Clone, Debug)]
 pub struct GroupedAdamW<B: AutodiffBackend> {
     adamw: AdamW,
@@ -97,7 +99,8 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         self.on_host
     }
 
-    /// Uses the tensor implementation even where host memory is available (the tests compare the two).
+    /// Uses the tensor implementation even where host memory is available (the tests compare the
+    /// two).
     #[cfg(test)]
     pub(crate) fn force_device(mut self) -> Self {
         self.on_host = false;
@@ -105,9 +108,11 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
     }
 }
 
-/// Whether tensors of the backend live in host memory, so that one fused pass beats a dozen tensor operations.
+/// Whether tensors of the backend live in host memory, so that one fused pass beats a dozen tensor
+/// operations.
 ///
-/// Asked by the backend's name: the name is the only thing that tells it without depending on every backend.
+/// Asked by the backend's name: the name is the only thing that tells it without depending on every
+/// backend.
 pub(crate) fn computes_on_host<B: Backend>(device: &B::Device) -> bool {
     let name = B::name(device);
     name.contains("ndarray") || name.contains("flex")
@@ -180,7 +185,8 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Updater<'_, B> {
                 *v = new_v;
                 flat.reshape(shape)
             }
-            // `on_host` is fixed for the life of the optimiser, so gradient and moments always agree.
+            // `on_host` is fixed for the life of the optimiser, so gradient and moments always
+            // agree.
             (_, _) => tensor,
         };
         let mut tensor = Tensor::from_inner(updated);
