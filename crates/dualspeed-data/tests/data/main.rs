@@ -2,6 +2,7 @@
 
 mod images;
 mod json;
+mod questions;
 mod sampler;
 mod scenes;
 mod text;
