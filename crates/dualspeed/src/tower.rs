@@ -5,7 +5,7 @@ use dualspeed_model::{TowerConfig, TowerModel, Vit, VitConfig, store};
 use dualspeed_ops::Backend;
 
 /// Optimiser steps of the embedded weights' training.
-pub const STEPS: u64 = 1500;
+pub const STEPS: u64 = 1100;
 /// Scenes per step of that training.
 pub const BATCH: usize = 128;
 /// Its peak learning rate.
