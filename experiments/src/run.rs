@@ -1,0 +1,136 @@
+//! Runs a study's arms, seed by seed; what is finished stays.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use dualspeed::backend::BackendChoice;
+use dualspeed::lab::{Lab, RunResult};
+use dualspeed::model::Needs;
+use dualspeed::ops::AutodiffBackend;
+use dualspeed::quickstart::config;
+use dualspeed::train::TrainConfig;
+
+use crate::study::{Arm, Study};
+
+/// How large the runs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scale {
+    /// A minute or two per arm on two CPU cores: enough to see the order, not the last percent.
+    Smoke,
+    /// The quickstart's size.
+    Quickstart,
+}
+
+impl Scale {
+    /// Overrides on the quickstart's recipe.
+    fn overrides(self) -> &'static [&'static str] {
+        match self {
+            Scale::Smoke => &[
+                "steps=800",
+                "data.train.samples=3200",
+                "model.text.hidden_size=64",
+                "model.text.num_hidden_layers=2",
+                "model.text.num_attention_heads=2",
+                "model.text.intermediate_size=176",
+                "optim.lr=2e-3",
+            ],
+            Scale::Quickstart => &[],
+        }
+    }
+
+    /// Test scenes.
+    fn test_scenes(self) -> usize {
+        match self {
+            Scale::Smoke => 256,
+            Scale::Quickstart => dualspeed::quickstart::TEST_SCENES,
+        }
+    }
+
+    /// The directory's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Smoke => "smoke",
+            Scale::Quickstart => "quickstart",
+        }
+    }
+}
+
+/// Where one run of an arm is.
+pub fn run_dir(out: &Path, study: &Study, scale: Scale, arm: &Arm, seed: u64) -> PathBuf {
+    out.join(study.name).join(scale.name()).join(arm.name).join(format!("seed-{seed}"))
+}
+
+/// The configuration of one run.
+fn arm_config(
+    study: &Study,
+    scale: Scale,
+    arm: &Arm,
+    seed: u64,
+    overrides: &[String],
+) -> anyhow::Result<TrainConfig> {
+    let own: Vec<&str> = [scale.overrides(), study.base, arm.overrides].concat();
+    config(seed, &own, overrides)
+}
+
+/// Runs what is not finished yet.
+pub fn run(
+    study: &Study,
+    backend: BackendChoice,
+    out: &Path,
+    seeds: u64,
+    scale: Scale,
+    overrides: &[String],
+) -> anyhow::Result<()> {
+    dualspeed::with_backend!(backend, 0, |B, device| {
+        for seed in 0..seeds {
+            run_seed::<B>(study, &device, out, seed, scale, overrides)?;
+        }
+        Ok(())
+    })
+}
+
+fn run_seed<B: AutodiffBackend>(
+    study: &Study,
+    device: &B::Device,
+    out: &Path,
+    seed: u64,
+    scale: Scale,
+    overrides: &[String],
+) -> anyhow::Result<()> {
+    let mut open = Vec::new();
+    for arm in study.arms {
+        let dir = run_dir(out, study, scale, arm, seed);
+        let config = arm_config(study, scale, arm, seed, overrides)?;
+        if read_result(&dir).is_some() {
+            // A finished run answers only for the configuration it was made with.
+            anyhow::ensure!(
+                dualspeed::run::config(&dir)? == config,
+                "{} holds a run of another configuration; give another --out, or remove it",
+                dir.display()
+            );
+            eprintln!("{:<20} seed {seed}: done before", arm.name);
+        } else {
+            open.push((arm, dir, config));
+        }
+    }
+    let Some((_, _, first)) = open.first() else { return Ok(()) };
+    let lab = Lab::<B>::new(first, scale.test_scenes(), Needs::default(), device, true)?;
+    for (arm, dir, config) in open {
+        // What is there has no result: it was cut off, and starts again.
+        let result = lab.run::<()>(arm.name, &config, &dir, true)?;
+        eprintln!(
+            "{:<20} seed {seed}: full {:.1} %, pruned {:.1} %, {:.0} s",
+            arm.name,
+            100.0 * result.accuracy("full"),
+            100.0 * result.accuracy("pruned"),
+            result.train_seconds
+        );
+    }
+    Ok(())
+}
+
+/// The result a finished run left.
+pub fn read_result(dir: &Path) -> Option<RunResult> {
+    let text = std::fs::read_to_string(dir.join("result.json")).ok()?;
+    serde_json::from_str(&text).ok()
+}
