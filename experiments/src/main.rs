@@ -62,7 +62,8 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Run { name, seeds, scale, overrides } => {
             let study = study::find(&name)?;
-            run::run(study, cli.backend, &cli.out, seeds, scale, &overrides)?;
+            let job = run::Job { study, out: &cli.out, seeds, scale, overrides: &overrides };
+            cli.backend.run(0, job)?;
             report::write(&cli.out)
         }
         Command::Report => report::write(&cli.out),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use dualspeed::backend::BackendChoice;
+use dualspeed::backend::BackendTask;
 use dualspeed::lab::{Lab, RunResult};
 use dualspeed::model::Needs;
 use dualspeed::ops::AutodiffBackend;
@@ -72,21 +72,28 @@ fn arm_config(
     config(seed, &own, overrides)
 }
 
-/// Runs what is not finished yet.
-pub fn run(
-    study: &Study,
-    backend: BackendChoice,
-    out: &Path,
-    seeds: u64,
-    scale: Scale,
-    overrides: &[String],
-) -> anyhow::Result<()> {
-    dualspeed::with_backend!(backend, 0, |B, device| {
-        for seed in 0..seeds {
-            run_seed::<B>(study, &device, out, seed, scale, overrides)?;
-        }
-        Ok(())
-    })
+/// Arms to run.
+pub struct Job<'a> {
+    /// The study.
+    pub study: &'a Study,
+    /// Where runs go.
+    pub out: &'a Path,
+    /// Seeds per arm.
+    pub seeds: u64,
+    /// How large the runs are.
+    pub scale: Scale,
+    /// Overrides for every arm.
+    pub overrides: &'a [String],
+}
+
+impl BackendTask for Job<'_> {
+    type Output = anyhow::Result<()>;
+
+    /// Runs what is not finished yet.
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<()> {
+        let Job { study, out, seeds, scale, overrides } = self;
+        (0..seeds).try_for_each(|seed| run_seed::<B>(study, device, out, seed, scale, overrides))
+    }
 }
 
 fn run_seed<B: AutodiffBackend>(

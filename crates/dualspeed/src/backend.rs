@@ -1,6 +1,8 @@
 //! The backends compiled in (feature flags) and the choice among them.
 
+use burn::backend::Autodiff;
 use clap::ValueEnum;
+use dualspeed_ops::AutodiffBackend;
 
 #[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu", feature = "cuda")))]
 compile_error!("dualspeed needs at least one backend feature: ndarray, flex, wgpu or cuda");
@@ -47,41 +49,41 @@ impl BackendChoice {
     }
 }
 
-/// Runs `$body` with the type `$B` bound to the chosen autodiff backend and `$device` to its device.
-#[macro_export]
-macro_rules! with_backend {
-    ($choice:expr, $index:expr, |$B:ident, $device:ident| $body:expr) => {
-        match $choice {
+/// Work that is generic over the backend, to be run on the one chosen at run time.
+pub trait BackendTask {
+    /// What the work gives.
+    type Output;
+
+    /// Does the work.
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> Self::Output;
+}
+
+impl BackendChoice {
+    /// Runs `task` on this backend's device number `index`; CPU backends have one device.
+    ///
+    /// For wgpu, 0 is whatever adapter the system prefers, a software one included, and n the n-th
+    /// discrete GPU.
+    pub fn run<T: BackendTask>(self, index: usize, task: T) -> T::Output {
+        match self {
             #[cfg(feature = "ndarray")]
-            $crate::backend::BackendChoice::Ndarray => {
-                type $B = burn::backend::Autodiff<burn_ndarray::NdArray<f32>>;
-                let $device = burn_ndarray::NdArrayDevice::default();
-                let _ = $index;
-                $body
+            Self::Ndarray => {
+                let _ = index;
+                task.run::<Autodiff<burn_ndarray::NdArray<f32>>>(&Default::default())
             }
             #[cfg(feature = "flex")]
-            $crate::backend::BackendChoice::Flex => {
-                type $B = burn::backend::Autodiff<burn_flex::Flex>;
-                let $device = burn_flex::FlexDevice::default();
-                let _ = $index;
-                $body
+            Self::Flex => {
+                let _ = index;
+                task.run::<Autodiff<burn_flex::Flex>>(&Default::default())
             }
             #[cfg(feature = "wgpu")]
-            $crate::backend::BackendChoice::Wgpu => {
-                type $B = burn::backend::Autodiff<burn_wgpu::Wgpu<f32, i32, u32>>;
-                // Index 0 is whatever adapter the system prefers, a software one included.
-                let $device = match $index {
-                    0 => burn_wgpu::WgpuDevice::DefaultDevice,
-                    n => burn_wgpu::WgpuDevice::DiscreteGpu(n - 1),
-                };
-                $body
-            }
+            Self::Wgpu => task.run::<Autodiff<burn_wgpu::Wgpu<f32, i32, u32>>>(&match index {
+                0 => burn_wgpu::WgpuDevice::DefaultDevice,
+                n => burn_wgpu::WgpuDevice::DiscreteGpu(n - 1),
+            }),
             #[cfg(feature = "cuda")]
-            $crate::backend::BackendChoice::Cuda => {
-                type $B = burn::backend::Autodiff<burn_cuda::Cuda<f32, i32>>;
-                let $device = burn_cuda::CudaDevice::new($index);
-                $body
+            Self::Cuda => {
+                task.run::<Autodiff<burn_cuda::Cuda<f32, i32>>>(&burn_cuda::CudaDevice::new(index))
             }
         }
-    };
+    }
 }

@@ -7,15 +7,17 @@ mod quickstart;
 mod train;
 mod train_tower;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use dualspeed_ops::AutodiffBackend;
 
+use crate::backend::BackendTask;
 use crate::cli::{Cli, Command};
 use crate::extensions::Extensions;
 use crate::lab::Interrupted;
-use crate::with_backend;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,20 +30,33 @@ pub enum Outcome {
 
 /// Runs the chosen command on the chosen backend.
 pub fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
-    let done = with_backend!(cli.backend, cli.device, |B, device| match &cli.command {
-        Command::Quickstart(args) => quickstart::run::<B, E>(cli, args, &device),
-        Command::Train(args) => train::run::<B, E>(cli, args, &device),
-        Command::Eval(args) => eval::run::<B, E>(cli, args, &device),
-        Command::Generate(args) => generate::run::<B, E>(args, &device),
-        Command::Prune(args) => prune::run::<B, E>(args, &device),
-        Command::TrainTower(args) => train_tower::run::<B>(cli, args, &device),
-    });
-    match done {
+    match cli.backend.run(cli.device, Dispatch::<E> { cli, extensions: PhantomData }) {
         Err(error) if error.is::<Interrupted>() => {
             eprintln!("{error}");
             Ok(Outcome::Interrupted)
         }
         other => other,
+    }
+}
+
+struct Dispatch<'a, E> {
+    cli: &'a Cli,
+    extensions: PhantomData<E>,
+}
+
+impl<E: Extensions> BackendTask for Dispatch<'_, E> {
+    type Output = anyhow::Result<Outcome>;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> Self::Output {
+        let cli = self.cli;
+        match &cli.command {
+            Command::Quickstart(args) => quickstart::run::<B, E>(cli, args, device),
+            Command::Train(args) => train::run::<B, E>(cli, args, device),
+            Command::Eval(args) => eval::run::<B, E>(cli, args, device),
+            Command::Generate(args) => generate::run::<B, E>(args, device),
+            Command::Prune(args) => prune::run::<B, E>(args, device),
+            Command::TrainTower(args) => train_tower::run::<B>(cli, args, device),
+        }
     }
 }
 
