@@ -10,7 +10,8 @@ use dualspeed_data::{ExampleSource, SceneConfig, SceneSource, Split, Vendor, cha
 use dualspeed_model::{Needs, View, Vit};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::{
-    EvalOptions, EvalReport, EvalView, FeatureCache, Progress, TrainConfig, TrainJob, evaluate, train,
+    EvalOptions, EvalReport, EvalView, FeatureCache, Progress, TrainConfig, TrainJob, evaluate,
+    train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -202,8 +203,7 @@ impl<B: AutodiffBackend> Lab<B> {
         let full = [EvalView::new("full", View::Full)];
         let (test, held_out) = if text_only {
             let test = test_source(config, self.test.source().len())?;
-            let report =
-                evaluate(&outcome.model, &test, None, &full, None, &self.device, options)?;
+            let report = evaluate(&outcome.model, &test, None, &full, None, &self.device, options)?;
             (report, EvalReport::default())
         } else {
             (score(&self.test, &views(config))?, score(&self.held_out, &full)?)

@@ -16,7 +16,12 @@ pub const WEIGHTS: &[u8] = include_bytes!("../assets/tower.safetensors");
 
 /// How the embedded weights were trained.
 pub fn training() -> dualspeed_train::TowerConfig {
-    dualspeed_train::TowerConfig { steps: STEPS, batch: BATCH, lr: LEARNING_RATE, ..Default::default() }
+    dualspeed_train::TowerConfig {
+        steps: STEPS,
+        batch: BATCH,
+        lr: LEARNING_RATE,
+        ..Default::default()
+    }
 }
 
 /// Tower and training heads.

@@ -20,17 +20,21 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
 ) -> anyhow::Result<Outcome> {
     anyhow::ensure!(args.limit != Some(0), "--limit 0 leaves nothing to evaluate; give at least 1");
     let config = run::config(&args.run)?;
-    let source: Arc<dyn ExampleSource> = match (&config.data.valid, config.data.train.scene_config()) {
-        (Some(valid), _) => valid.open(config.model.vision.image_size)?,
-        (None, Some(_)) => Arc::new(lab::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?),
-        (None, None) => anyhow::bail!(
-            "{} names no held-out data; add a [data.valid] section to its config.toml",
-            args.run.display()
-        ),
-    };
+    let source: Arc<dyn ExampleSource> =
+        match (&config.data.valid, config.data.train.scene_config()) {
+            (Some(valid), _) => valid.open(config.model.vision.image_size)?,
+            (None, Some(_)) => {
+                Arc::new(lab::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
+            }
+            (None, None) => anyhow::bail!(
+                "{} names no held-out data; add a [data.valid] section to its config.toml",
+                args.run.display()
+            ),
+        };
     let source = match args.limit {
         Some(limit) if limit < source.len() => {
-            let examples = (0..limit).map(|index| source.get(index)).collect::<Result<Vec<_>, _>>()?;
+            let examples =
+                (0..limit).map(|index| source.get(index)).collect::<Result<Vec<_>, _>>()?;
             let fingerprint = format!("{}-first-{limit}", source.fingerprint());
             Arc::new(MemorySource::new(examples, fingerprint))
         }

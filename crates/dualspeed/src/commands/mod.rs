@@ -68,7 +68,9 @@ fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
         if set.swap(true, Ordering::SeqCst) {
             std::process::exit(i32::from(crate::cli::EXIT_INTERRUPTED));
         }
-        eprintln!("\nfinishing the step and writing a checkpoint; press Ctrl-C again to stop at once");
+        eprintln!(
+            "\nfinishing the step and writing a checkpoint; press Ctrl-C again to stop at once"
+        );
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(flag)

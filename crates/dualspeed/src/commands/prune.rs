@@ -79,7 +79,8 @@ pub fn kept_patches<B: Backend>(
             VisualTokens { projected: features.hidden.clone(), features }
         }
     };
-    let ctx = PruneContext { images: vec![(format!("{:016x}", image.key), 0)], ..Default::default() };
+    let ctx =
+        PruneContext { images: vec![(format!("{:016x}", image.key), 0)], ..Default::default() };
     let kept = select(pruner, &visual, keep, &ctx)?;
     kept.verify(pruner.name(), visual.tokens())?;
     Ok(kept.indices.map(|indices| indices.into_data().iter::<i64>().map(|i| i as usize).collect()))

@@ -30,6 +30,8 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
+    // A misspelt pruner must not cost an earlier run its directory, or leave an empty one.
+    registry::<B, E>().build(&config.pruner())?;
     let model = run::start::<B>(&config, device)?;
     let image_size = config.model.vision.image_size;
     let source = config.data.train.open(image_size)?;

@@ -122,7 +122,8 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     for seed in 0..options.seeds {
         let base = config(seed, &[], &options.overrides)?;
         let pruners = registry::<B, E>();
-        let needs = pruners.build(&base.pruner())?.needs() | Needs { cls_attention: true, ..Needs::default() };
+        let needs = pruners.build(&base.pruner())?.needs()
+            | Needs { cls_attention: true, ..Needs::default() };
         let n = base.model.vision.num_tokens();
         eprintln!(
             "seed {seed}: {n} visual tokens a picture, {} after pruning ({}), {} steps of {} samples",
@@ -133,7 +134,10 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         );
         let mut lab = Lab::<B>::new(&base, TEST_SCENES, needs, device, options.progress)?;
         lab.interrupt = options.interrupt.clone();
-        eprintln!("tower features of the training set: {:.1} s, shared by all models", lab.featurise_seconds());
+        eprintln!(
+            "tower features of the training set: {:.1} s, shared by all models",
+            lab.featurise_seconds()
+        );
         let train = |model: &Model| -> anyhow::Result<RunResult> {
             let config = config(seed, model.overrides, &options.overrides)?;
             let dir = run_dir(out, seed, model.name);
@@ -157,7 +161,11 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     summary.total_seconds = begin.elapsed().as_secs_f64();
     run::write_json(&out.join("summary.json"), &summary.to_json())?;
     run::write_atomic(&out.join("strip.png"), &pictures)?;
-    let page = report::page(out, &summary, &pictures)?;
+    let pruners = shown_pruners(&config(0, &[], &options.overrides)?).join(", ");
+    let caption = format!(
+        "Top: test pictures. Below, row by row, the visual tokens that {pruners} keep; the others are dimmed."
+    );
+    let page = report::page(out, &summary, &pictures, &caption)?;
     run::write_atomic(&out.join("report.html"), page.as_bytes())?;
     Ok(summary)
 }
@@ -207,10 +215,14 @@ fn kept_tokens<B: AutodiffBackend, E: Extensions>(
     let keep = config.keep_count(config.model.vision.num_tokens());
     let everything: Vec<usize> = (0..grid * grid).collect();
     let mut rows = vec![
-        originals.iter().map(|p| image::imageops::resize(p, SIDE, SIDE, image::imageops::FilterType::CatmullRom)).collect::<Vec<_>>(),
+        originals
+            .iter()
+            .map(|p| {
+                image::imageops::resize(p, SIDE, SIDE, image::imageops::FilterType::CatmullRom)
+            })
+            .collect::<Vec<_>>(),
     ];
-    let names = [config.pruner().name.as_str(), "fastervlm", "random"].map(String::from);
-    for name in names {
+    for name in shown_pruners(config) {
         let pruner = registry::<B::InnerBackend, E>().build(&PrunerSpec::new(name))?;
         let row = originals.iter().map(|picture| {
             let kept = crate::commands::prune::kept_patches(
@@ -225,6 +237,17 @@ fn kept_tokens<B: AutodiffBackend, E: Extensions>(
         rows.push(row.collect::<anyhow::Result<Vec<_>>>()?);
     }
     Ok(strip::png(&strip::contact_sheet(&rows))?)
+}
+
+/// The pruners whose picks are shown: the recipe's own, one guided by attention, and a control.
+fn shown_pruners(config: &TrainConfig) -> Vec<String> {
+    let mut names = vec![config.pruner().name];
+    for name in ["fastervlm", "random"] {
+        if !names.iter().any(|shown| shown == name) {
+            names.push(name.to_string());
+        }
+    }
+    names
 }
 
 /// What is printed at the end.

@@ -10,11 +10,11 @@ use super::summary::{Measured, Summary};
 use crate::report::html::Page;
 use crate::report::plot::{Bars, Curve, bars, curves, smooth};
 
-/// The page for `summary`, with the curves of the first seed's runs under `dir` and `strip` (PNG).
+/// The page for `summary`, with the curves of the first seed's runs under `dir` and the picture `strip` (PNG).
 ///
 /// # Errors
 /// A metrics file that cannot be read.
-pub fn page(dir: &Path, summary: &Summary, strip: &[u8]) -> anyhow::Result<String> {
+pub fn page(dir: &Path, summary: &Summary, strip: &[u8], caption: &str) -> anyhow::Result<String> {
     let (header, rows) = summary.table();
     let chance = summary.overall(|s| s.chance);
     let text_only = summary.overall(|s| s.text_only_accuracy);
@@ -42,14 +42,9 @@ pub fn page(dir: &Path, summary: &Summary, strip: &[u8]) -> anyhow::Result<Strin
         .table(&header, &rows)
         .paragraph(&note)
         .heading("Accuracy, time and loss")
-        .plots(&[
-            accuracy(summary)?,
-            time(summary)?,
-            by_kind(summary)?,
-            losses(dir, summary)?,
-        ])
+        .plots(&[accuracy(summary)?, time(summary)?, by_kind(summary)?, losses(dir, summary)?])
         .heading("What survives pruning")
-        .png(strip, "Top: test pictures. Below: the visual tokens each pruner keeps, the others dimmed.");
+        .png(strip, caption);
     page = page.heading("Recipe").code(&summary.recipe);
     Ok(page.finish())
 }
@@ -94,8 +89,9 @@ fn time(summary: &Summary) -> anyhow::Result<String> {
 
 fn by_kind(summary: &Summary) -> anyhow::Result<String> {
     let of = |name: &str| summary.seeds.first().and_then(|s| s.models.get(name));
-    let kinds: Vec<String> =
-        of("baseline").map(|m| m.accuracy_full_by_kind.keys().cloned().collect()).unwrap_or_default();
+    let kinds: Vec<String> = of("baseline")
+        .map(|m| m.accuracy_full_by_kind.keys().cloned().collect())
+        .unwrap_or_default();
     let series: Vec<Bars> = MODELS
         .iter()
         .map(|model| Bars {
@@ -118,9 +114,14 @@ fn losses(dir: &Path, summary: &Summary) -> anyhow::Result<String> {
     let mut drawn = Vec::new();
     if let Some(seed) = summary.seeds.first() {
         for model in MODELS {
-            let records = read_metrics(&super::run_dir(dir, seed.seed, model.name).join(METRICS_FILE))?;
+            let records =
+                read_metrics(&super::run_dir(dir, seed.seed, model.name).join(METRICS_FILE))?;
             let points: Vec<_> = records.iter().map(|r| (r.time.train_seconds, r.ce)).collect();
-            drawn.push(Curve { name: model.shown.into(), points: smooth(&points, 25), dots: false });
+            drawn.push(Curve {
+                name: model.shown.into(),
+                points: smooth(&points, 25),
+                dots: false,
+            });
         }
     }
     Ok(curves("Training loss against training time", "seconds", "cross entropy", &drawn)?)

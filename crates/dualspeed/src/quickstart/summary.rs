@@ -124,10 +124,14 @@ impl Summary {
                 put(&mut entry, key, stat(&values));
             }
             let mut kinds = Map::new();
-            for kind in of_seed.first().map(|m| m.accuracy_full_by_kind.keys()).into_iter().flatten()
+            for kind in
+                of_seed.first().map(|m| m.accuracy_full_by_kind.keys()).into_iter().flatten()
             {
-                let values: Vec<f64> =
-                    of_seed.iter().filter_map(|m| m.accuracy_full_by_kind.get(kind)).copied().collect();
+                let values: Vec<f64> = of_seed
+                    .iter()
+                    .filter_map(|m| m.accuracy_full_by_kind.get(kind))
+                    .copied()
+                    .collect();
                 kinds.insert(kind.clone(), stat(&values).mean.into());
             }
             entry.insert("accuracy_full_by_kind".into(), kinds.into());
@@ -139,7 +143,10 @@ impl Summary {
         put(&mut root, "text_only_accuracy", self.overall(|s| s.text_only_accuracy));
         put(&mut root, "featurise_seconds", self.overall(|s| s.featurise_seconds));
         root.insert("seeds".into(), self.seeds.len().into());
-        root.insert("seed_values".into(), self.seeds.iter().map(|s| s.seed).collect::<Vec<_>>().into());
+        root.insert(
+            "seed_values".into(),
+            self.seeds.iter().map(|s| s.seed).collect::<Vec<_>>().into(),
+        );
         root.insert("total_seconds".into(), self.total_seconds.into());
         root.insert("backend".into(), self.backend.clone().into());
         root.insert("version".into(), env!("CARGO_PKG_VERSION").into());
@@ -150,8 +157,15 @@ impl Summary {
     /// Header and rows of the one table: a row per model, percentages with one decimal.
     pub fn table(&self) -> (Vec<String>, Vec<Vec<String>>) {
         let header = [
-            "model", "accuracy full", "pruned", "pruned, no isolator", "held-out vendor",
-            "retention full", "retention pruned", "train", "speed-up",
+            "model",
+            "accuracy full",
+            "pruned",
+            "pruned, no isolator",
+            "held-out vendor",
+            "retention full",
+            "retention pruned",
+            "train",
+            "speed-up",
         ];
         let rows = [
             ("baseline", "baseline (full tokens)"),
@@ -160,7 +174,8 @@ impl Summary {
         ]
         .iter()
         .map(|(name, shown)| {
-            let share = |pick: fn(&Measured) -> f64| self.show(self.model(name, pick), 100.0, 1, " %");
+            let share =
+                |pick: fn(&Measured) -> f64| self.show(self.model(name, pick), 100.0, 1, " %");
             vec![
                 shown.to_string(),
                 share(|m| m.accuracy_full),

@@ -13,7 +13,8 @@ pub struct Page {
 impl Page {
     /// An empty page with a title and a line under it.
     pub fn new(title: &str, subtitle: &str) -> Self {
-        let body = format!("<h1>{}</h1>\n<p class=\"sub\">{}</p>\n", escape(title), escape(subtitle));
+        let body =
+            format!("<h1>{}</h1>\n<p class=\"sub\">{}</p>\n", escape(title), escape(subtitle));
         Self { title: title.into(), body }
     }
 
@@ -86,12 +87,12 @@ const STYLE: &str = "
 :root{--ink:#1c1e21;--soft:#5d6470;--line:#e3e6ea;--page:#fff;--tint:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#9aa3af;--line:#33383f;--page:#16181b;--tint:#1f2226}}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}
+table{width:100%}main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:28px;margin:0}h2{font-size:19px;margin:36px 0 8px}.sub{color:var(--soft);margin-top:4px}
 p{max-width:72ch}pre{background:var(--tint);padding:12px 14px;border-radius:8px;overflow:auto;font-size:13px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:6px 14px 6px 0;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{color:var(--soft);font-weight:600;vertical-align:bottom}th:first-child,td:first-child{text-align:left}
+th,td{padding:6px 0 6px 12px;border-bottom:1px solid var(--line);text-align:right}
+th{color:var(--soft);font-weight:600;vertical-align:bottom}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:16px}
 figure{margin:12px 0}figure svg{width:100%;height:auto;border:1px solid var(--line);border-radius:8px}
 img{max-width:100%;border-radius:8px}figcaption{color:var(--soft);font-size:14px;margin-top:6px}
@@ -108,8 +109,11 @@ mod tests {
 
     #[test]
     fn text_cannot_break_out_of_its_place() {
-        let page = Page::new("a<b", "c & d").table(&["<x>".into()], &[vec!["\"1\"".into()]]).finish();
-        assert!(page.contains("a&lt;b") && page.contains("&lt;x&gt;") && page.contains("&quot;1&quot;"));
+        let page =
+            Page::new("a<b", "c & d").table(&["<x>".into()], &[vec!["\"1\"".into()]]).finish();
+        assert!(
+            page.contains("a&lt;b") && page.contains("&lt;x&gt;") && page.contains("&quot;1&quot;")
+        );
         assert!(!page.contains("<x>"));
     }
 }

@@ -125,8 +125,11 @@ pub fn bars(
     lines: &[(String, f64)],
 ) -> Result<String, PlotError> {
     let heights = series.iter().flat_map(|s| s.values.iter().map(|v| v.0 + v.1));
-    let top = heights.chain(lines.iter().map(|l| l.1)).filter(|v| v.is_finite()).fold(0.0, f64::max);
-    let top = if top > 0.0 { top * 1.28 } else { 1.0 };
+    let top =
+        heights.chain(lines.iter().map(|l| l.1)).filter(|v| v.is_finite()).fold(0.0, f64::max);
+    // Room above the bars for the legend.
+    let room = 1.1 + 0.07 * (series.len() + lines.len()) as f64;
+    let top = if top > 0.0 { top * room } else { 1.0 };
     let count = categories.len().max(1);
     let mut svg = String::new();
     {
