@@ -1,0 +1,52 @@
+//! Questions about one picture, answered line by line from standard input:
+//! `cargo run --release --example chat_with_image -- runs/quickstart/seed-0/dualspeed cat.png`
+
+use std::io::BufRead;
+use std::path::Path;
+use std::sync::Arc;
+
+use dualspeed::data::{
+    Conversation, FitMode, ImageProcessor, Turn, encode_prompt, preprocess_image, scene_tokenizer,
+};
+use dualspeed::model::{GenerateOptions, VisionInput};
+use dualspeed::prelude::*;
+use dualspeed::run;
+use dualspeed::train::features::pixel_values;
+
+fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::Result<()> {
+    let config = run::config(dir)?;
+    let scenes = config.data.train.scene_config();
+    let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
+    let model: Llava<B> = run::load(dir, device)?;
+    let tokenizer = scene_tokenizer()?;
+
+    let processor = ImageProcessor::clip(config.model.vision.image_size, FitMode::Pad);
+    let image = Arc::new(preprocess_image(picture, &processor)?);
+    // The picture is encoded once; every question reuses its visual tokens.
+    let pixels = VisionInput::Pixels(pixel_values(&[image], device));
+    let visual = model.encode(pixels, Needs::default())?;
+    let options = GenerateOptions {
+        max_new_tokens: 16,
+        eos_token_ids: vec![tokenizer.eos_id()],
+        ..GenerateOptions::default()
+    };
+    for question in std::io::stdin().lock().lines() {
+        let question = question?;
+        if question.trim().is_empty() {
+            continue;
+        }
+        let turns = vec![Turn::open(format!("<image>\n{question}"))];
+        let input_ids = encode_prompt(&Conversation { system: None, turns }, template, &tokenizer)?;
+        let ids = model.generate(&input_ids, Some(&visual), &View::Full, None, &options)?;
+        println!("{question}\n  {}", tokenizer.decode(&ids)?);
+    }
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let [dir, picture] = args.as_slice() else {
+        anyhow::bail!("usage: chat_with_image RUN_DIR PICTURE < questions");
+    };
+    chat::<burn_ndarray::NdArray<f32>>(Path::new(dir), Path::new(picture), &Default::default())
+}
