@@ -14,6 +14,9 @@ steps = 200
 [data.train]
 samples = 64
 
+[model]
+isolator_length = 4
+
 [model.text]
 hidden_size = 32
 num_hidden_layers = 1
