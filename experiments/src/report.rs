@@ -44,7 +44,11 @@ impl ArmResults {
     }
 
     /// A number relative to the reference arm's of the same seed.
-    fn relative(&self, reference: &ArmResults, pick: impl Fn(&RunResult, &RunResult) -> f64) -> Option<Stat> {
+    fn relative(
+        &self,
+        reference: &ArmResults,
+        pick: impl Fn(&RunResult, &RunResult) -> f64,
+    ) -> Option<Stat> {
         let pairs: Vec<f64> = self
             .results
             .iter()
@@ -91,7 +95,8 @@ fn write_study(dir: &Path, study: &Study, scale: Scale, arms: &[ArmResults]) -> 
         markdown_table(&header, &rows),
         study.reference
     );
-    let subtitle = format!("{} ({}), {seeds} seed(s), scale {}", study.question, study.source, scale.name());
+    let subtitle =
+        format!("{} ({}), {seeds} seed(s), scale {}", study.question, study.source, scale.name());
     let page = Page::new(study.name, &subtitle)
         .table(&header, &rows)
         .plots(std::slice::from_ref(&plot))
@@ -109,15 +114,17 @@ fn write_study(dir: &Path, study: &Study, scale: Scale, arms: &[ArmResults]) -> 
 }
 
 fn table(study: &Study, arms: &[ArmResults]) -> (Vec<String>, Vec<Vec<String>>) {
-    let header = [
-        "arm", "overrides", "full", "pruned", "retention", "slow steps", "train", "speed-up",
-    ];
+    let header =
+        ["arm", "overrides", "full", "pruned", "retention", "slow steps", "train", "speed-up"];
     let reference = arms.iter().find(|arm| arm.name == study.reference);
     let rows = arms
         .iter()
         .filter(|arm| !arm.results.is_empty())
         .map(|arm| {
-            let relative = |scale: f64, digits: usize, unit: &str, pick: fn(&RunResult, &RunResult) -> f64| {
+            let relative = |scale: f64,
+                            digits: usize,
+                            unit: &str,
+                            pick: fn(&RunResult, &RunResult) -> f64| {
                 let stat = reference.and_then(|reference| arm.relative(reference, pick));
                 stat.map_or("-".into(), |stat| show(stat, arm.results.len(), scale, digits, unit))
             };
@@ -140,7 +147,8 @@ fn table(study: &Study, arms: &[ArmResults]) -> (Vec<String>, Vec<Vec<String>>) 
 }
 
 fn show(stat: Stat, seeds: usize, scale: f64, digits: usize, unit: &str) -> String {
-    let spread = if seeds > 1 { format!(" ± {:.digits$}", stat.std * scale) } else { String::new() };
+    let spread =
+        if seeds > 1 { format!(" ± {:.digits$}", stat.std * scale) } else { String::new() };
     format!("{:.digits$}{spread}{unit}", stat.mean * scale)
 }
 

@@ -1,8 +1,8 @@
 //! Batches ahead of the training thread: host threads make them, in order, without deciding
 //! anything.
 //!
-//! What is in the window of optimiser step `s` is a function of (seed, s): the sampler gives `size
-//! * accumulation` indices, cut into micro-batches of `size`. So (8, 1), (4, 2) and (2, 4) train on
+//! What is in the window of optimiser step `s` is a function of (seed, s): the sampler gives
+//! `size * accumulation` indices, cut into micro-batches of `size`. So (8, 1), (4, 2) and (2, 4) train on
 //! the same samples, and a resumed run starts anywhere. A window that the end of an epoch leaves
 //! short is a step of its own.
 
