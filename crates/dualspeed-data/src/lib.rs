@@ -41,7 +41,7 @@ pub use picture::{
 };
 pub use sampler::{BatchSampler, Grouping};
 pub use scene::{
-    Bounds, Colour, Ground, Placed, Question, Scene, SceneConfig, SceneSource, Split, patch_cells,
+    Bounds, Colour, Ground, Placed, Question, Scene, SceneConfig, SceneSource, Split,
     patch_colours, patch_labels, render, scene_tokenizer,
 };
 pub use text::{

@@ -88,8 +88,8 @@ impl<B: Backend> Llava<B> {
             let options_llama = LlamaOptions {
                 rows: Some(&[last]),
                 lora: self.lora.as_ref(),
-                dropout: None,
                 cache: Some(&mut cache),
+                ..LlamaOptions::default()
             };
             let hidden = self.language_model.forward(inputs_embeds, options_llama); // [1, d]
             let logits = dualspeed_ops::linear(hidden, head.clone(), None); // [1, vocab]

@@ -18,6 +18,7 @@
 //! | [`generate`] | text generation with a key-value cache |
 //! | [`freeze`], [`stages`] | what is trained and what is not |
 //! | [`init`], [`rng`] | initial weights and randomness as pure functions |
+//! | [`memory`] | an estimate of a training step, and what is recomputed to fit |
 //! | [`store`] | safetensors in and out |
 
 pub mod config;
@@ -31,6 +32,7 @@ pub mod llama;
 pub mod llava;
 pub mod lora;
 pub mod losses;
+pub mod memory;
 pub mod projector;
 pub mod pruner;
 pub mod rng;
@@ -52,6 +54,7 @@ pub use generate::GenerateOptions;
 pub use llama::Llama;
 pub use llava::{Llava, VisionInput};
 pub use losses::{LossSums, fast_loss, slow_loss};
+pub use memory::Recompute;
 pub use projector::MlpProjector;
 pub use pruner::{
     Kept, KeptTokens, PruneContext, PruneError, Pruner, PrunerSpec, Registry, Rounding, Stage,

@@ -188,12 +188,17 @@ impl<B: Backend> Llava<B> {
             return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
         }
         let inputs_embeds = self.splice(&plan, kept, view)?; // [b, s, d]
-        let dropout = ctx.dropout_key(&plan);
+        let dropout = self.lora.as_ref().and_then(|_| ctx.dropout_states(&plan));
+        let keep = ctx.recompute.map(|recompute| {
+            let element = inputs_embeds.dtype().size();
+            recompute.blocks(&self.config, plan.lengths.len() * plan.seq, element)
+        });
         let options = LlamaOptions {
             rows: Some(&plan.rows),
             lora: self.lora.as_ref(),
             dropout: dropout.as_ref(),
             cache: None,
+            keep: keep.as_deref(),
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [supervised, d]
         Ok(Forward::new(hidden, plan, kept.and_then(|kept| kept.indices.clone())))

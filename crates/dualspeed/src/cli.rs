@@ -88,6 +88,9 @@ pub struct TrainArgs {
     /// Start from the model that another run ended with (stage 2 after stage 1).
     #[arg(long, value_name = "DIR")]
     pub init_from: Option<PathBuf>,
+    /// First decode every image and encode every conversation, and name all that cannot be used.
+    #[arg(long)]
+    pub verify_data: bool,
     /// Use Burn's terminal dashboard instead of a progress bar.
     #[cfg(feature = "tui")]
     #[arg(long)]

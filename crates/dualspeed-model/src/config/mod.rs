@@ -23,7 +23,7 @@ pub enum ProjectorType {
 }
 
 /// A LLaVA-family model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LlavaConfig {
     /// The vision tower.
@@ -32,7 +32,7 @@ pub struct LlavaConfig {
     pub text: LlamaConfig,
     /// The projector.
     pub mm_projector_type: ProjectorType,
-    /// Length l of the mode isolator; 0 means none (method: 4).
+    /// Length l of the mode isolator; 0 means none, left out: 4 as published.
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
     pub lora: Option<LoraConfig>,
@@ -40,6 +40,21 @@ pub struct LlavaConfig {
     pub max_length: Option<usize>,
     /// Sequence lengths are padded to a multiple of this; 0 or 1 means no padding beyond the batch.
     pub pad_to_multiple: usize,
+}
+
+impl Default for LlavaConfig {
+    /// The quickstart's model, with the published isolator.
+    fn default() -> Self {
+        Self {
+            vision: VitConfig::default(),
+            text: LlamaConfig::default(),
+            mm_projector_type: ProjectorType::default(),
+            isolator_length: 4,
+            lora: None,
+            max_length: None,
+            pad_to_multiple: 0,
+        }
+    }
 }
 
 impl LlavaConfig {
@@ -64,7 +79,6 @@ impl LlavaConfig {
         Self {
             vision: VitConfig::clip_vit_l_14_336(),
             text: LlamaConfig::vicuna_7b(),
-            isolator_length: 4,
             max_length: Some(2048),
             pad_to_multiple: 64,
             ..Self::default()
