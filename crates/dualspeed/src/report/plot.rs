@@ -140,6 +140,9 @@ fn legend_rows<'a>(legend: &[(Mark, &'a str)]) -> Vec<Vec<(Mark, &'a str)>> {
 pub fn curves(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String, PlotError> {
     let points = || curves.iter().flat_map(|c| c.points.iter()).filter(|p| finite(p));
     let (x_lo, x_hi) = span(points().map(|p| p.0));
+    // A dot on the frame would be cut in half.
+    let margin = if curves.iter().any(|c| c.dots) { 0.04 * (x_hi - x_lo) } else { 0.0 };
+    let (x_lo, x_hi) = (x_lo - margin, x_hi + margin);
     let (y_lo, y_hi) = span(points().map(|p| p.1));
     let y_lo = if y_lo > 0.0 { 0.0 } else { y_lo };
     let mark = |(index, curve): (usize, &Curve)| match curve.dots {
