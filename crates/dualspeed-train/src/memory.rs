@@ -92,14 +92,16 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| format!("{:.1}", bytes as f64 / GIB);
+        let size = |bytes: u64| match bytes as f64 / GIB {
+            gib if gib < 1.0 => format!("{:.0} MiB", gib * 1024.0),
+            gib => format!("{gib:.1} GiB"),
+        };
         let MemoryEstimate { frozen, trained, blocks, working } = self.estimate;
-        write!(f, "a step needs about {} GiB", gib(self.estimate.total()))?;
+        write!(f, "a step needs about {}", size(self.estimate.total()))?;
         if let Some(available) = self.available {
-            write!(f, " of {}", gib(available))?;
+            write!(f, " of {}", size(available))?;
         }
-        let (frozen, trained) = (gib(frozen), gib(trained));
-        let (blocks, working) = (gib(blocks), gib(working));
+        let [frozen, trained, blocks, working] = [frozen, trained, blocks, working].map(size);
         write!(
             f,
             " (frozen weights {frozen}, trained {trained}, kept activations {blocks}, working set {working}) \

@@ -189,6 +189,18 @@ pub struct TrainTowerArgs {
     pub overwrite: bool,
 }
 
+/// The chain of causes in a line; what an error already says of its cause is not said again.
+fn said_once(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        match said.as_str() {
+            "" => cause,
+            text if text.contains(&cause) => said,
+            _ => format!("{said}: {cause}"),
+        }
+    })
+}
+
 /// Runs the command line of this process with the pruners of `E` known by name, and returns the exit
 /// code: 0 done, 1 failed, 2 wrong usage, 130 interrupted after writing a checkpoint.
 ///
@@ -209,8 +221,25 @@ pub fn main_with<E: Extensions>() -> ExitCode {
         Ok(commands::Outcome::Done) => ExitCode::SUCCESS,
         Ok(commands::Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", said_once(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let disk = || std::io::Error::other("no space left");
+        let told =
+            Err::<(), _>(disk()).context("cannot write x: no space left; free some").unwrap_err();
+        assert_eq!(said_once(&told), "cannot write x: no space left; free some");
+        let untold = Err::<(), _>(disk()).context("cannot write x").unwrap_err();
+        assert_eq!(said_once(&untold), "cannot write x: no space left");
     }
 }

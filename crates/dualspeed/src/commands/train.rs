@@ -40,14 +40,16 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
     }
     let n = config.model.vision.num_tokens();
-    eprintln!(
-        "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
-        config.stage.name(),
-        source.len(),
-        config.keep_count(n),
-        config.pruner().name
-    );
-    eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, false, device)?);
+    if !cli.quiet {
+        eprintln!(
+            "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
+            config.stage.name(),
+            source.len(),
+            config.keep_count(n),
+            config.pruner().name
+        );
+        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, false, device)?);
+    }
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
