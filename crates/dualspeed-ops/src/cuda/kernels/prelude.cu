@@ -87,3 +87,5 @@ template <int K> __device__ __forceinline__ void block_sum(float (&x)[K]) {
 #pragma unroll
     for (int k = 0; k < K; k++) x[k] = warp_sum(lane < warps ? parts[k][lane] : 0.0f);
 }
+
+#define INFINITY_F __int_as_float(0x7f800000)
