@@ -31,15 +31,13 @@ pub trait Backend: BurnBackend {
         plain::linear::<Self>(x, weight, bias)
     }
 
-    /// Gradients of [`fused_linear`](Backend::fused_linear): that of `x` where `weight` is given, that of `weight` where `x`
-    /// is given.
+    /// Gradients of [`fused_linear`](Backend::fused_linear): that of `x` where the weight was saved, that of the weight where
+    /// `x` was.
     fn fused_linear_backward(
-        x: Option<FloatTensor<Self>>,
-        weight: Option<FloatTensor<Self>>,
-        needs_bias: bool,
+        saved: LinearSaved<Self>,
         grad: FloatTensor<Self>,
     ) -> LinearGrads<Self> {
-        plain::linear_backward::<Self>(x, weight, needs_bias, grad)
+        plain::linear_backward::<Self>(saved, grad)
     }
 
     /// `x W + scale ((x * mask) A) B`.
@@ -234,6 +232,12 @@ pub trait Backend: BurnBackend {
     /// Max-min diverse `keep` rows of each `[n, d]` of `features` `[b, n, d]` by cosine distance, in pick order.
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         plain::farthest_points::<Self>(features, keep)
+    }
+
+    /// One step of AdamW on all tensors at once, after clipping the norm of all gradients together; consumes parameters
+    /// and moments, so that they may be updated in place.
+    fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
+        plain::adamw::<Self>(tensors, config)
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`dropout`], [`rng`] | masks as functions of keys |
 //! | `autodiff` | `Backend` for `Autodiff<B, C>`: hand-written backwards, one graph node per operation |
 //! | `cpu` | fused bodies for ndarray and Flex on contiguous `f32` slices |
+//! | `cuda` | fast bodies for CUDA: cuBLASLt and kernels of our own |
 //!
 //! A backend of your own joins with `impl dualspeed_ops::Backend for MyBackend {}`; whatever it does faster it
 //! overrides. Statistics of norms, softmax and losses are computed in `f32` (`f64` for `f64` input), whatever the
@@ -19,9 +20,11 @@ mod backend;
 pub mod block;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dropout;
 pub mod functions;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "wgpu")]
 mod gpu;
 pub mod plain;
 pub mod rng;

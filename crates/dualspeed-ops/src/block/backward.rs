@@ -1,11 +1,12 @@
 //! The backward pass of a block, by hand: what was not kept is computed again, what is not trained costs nothing.
 
+use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
 use super::forward::{Saved, attend, gate, merge_heads, mid, split_heads};
 use super::{BlockContext, BlockLinear, BlockParams};
 use crate::Backend;
-use crate::types::LoraLinearSaved;
+use crate::types::{LinearSaved, LoraLinearSaved};
 
 /// Gradients of the parameters; `None` where not asked for.
 type ParamGrads<B> = BlockParams<Option<FloatTensor<B>>>;
@@ -143,7 +144,10 @@ impl<B: Backend> BlockContext<B> {
     ) -> (Option<FloatTensor<B>>, LayerGrads<B>) {
         let weight = needs_x.then(|| layer.weight.clone());
         let Some((a, b)) = &layer.lora else {
-            let out = B::fused_linear_backward(needs.weight.then_some(input), weight, false, grad);
+            let weight_dtype = layer.weight.dtype();
+            let x = needs.weight.then_some(input);
+            let saved = LinearSaved { x, weight, weight_dtype, bias_dtype: None };
+            let out = B::fused_linear_backward(saved, grad);
             return (out.x, BlockLinear { weight: out.weight, lora: None });
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
@@ -158,6 +162,7 @@ impl<B: Backend> BlockContext<B> {
         let saved = LoraLinearSaved {
             x: (needs.weight || needs_a).then_some(input),
             weight,
+            weight_dtype: layer.weight.dtype(),
             a: a.clone(),
             b: b.clone(),
             hidden,
