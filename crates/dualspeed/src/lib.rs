@@ -17,6 +17,7 @@
 //! | [`tower`] | the embedded vision tower and how it is trained |
 //! | [`lab`] | data sets, tower features and one training-and-evaluation, as quickstart and ablations need it |
 //! | [`run`] | run directories: what a run started from, and the model it ended with |
+//! | [`speaker`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
 //! | [`quickstart`] | three models, one table, one report |
 //! | [`report`] | plots, pages, pictures |
 
@@ -33,6 +34,7 @@ pub mod lab;
 pub mod quickstart;
 pub mod report;
 pub mod run;
+pub mod speaker;
 pub mod tower;
 
 /// What most programs import.
