@@ -136,6 +136,13 @@ impl<B: Backend> Llava<B> {
         Ok(self)
     }
 
+    /// The same model with its adapters taken off, not folded in.
+    pub fn without_lora(mut self) -> Self {
+        self.lora = Freezable::new(None);
+        self.config.lora = None;
+        self
+    }
+
     /// The same model with the adapters folded into the decoder.
     pub fn merge_lora(mut self) -> Self {
         if let Some(lora) = &*self.lora {

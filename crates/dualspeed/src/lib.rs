@@ -12,6 +12,7 @@
 //!
 //! | module here | concept |
 //! |---|---|
+//! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
 //! | [`extensions`] | pruners of another crate, known to every command |
 //! | [`tower`] | the embedded vision tower and how it is trained |
@@ -26,6 +27,7 @@ pub use dualspeed_model as model;
 pub use dualspeed_ops as ops;
 pub use dualspeed_train as train;
 
+pub mod assets;
 pub mod backend;
 pub mod cli;
 mod commands;

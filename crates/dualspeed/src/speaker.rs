@@ -49,6 +49,8 @@ pub struct Speaker<B: Backend> {
     pub processor: ImageProcessor,
     /// Tokens that end its answers.
     pub eos_token_ids: Vec<i64>,
+    /// The id that stands for visual tokens in transformers' prompts.
+    pub image_token_id: Option<i64>,
 }
 
 /// How a checkpoint is made to speak; what is left out, its files say.
@@ -120,7 +122,16 @@ impl<B: Backend> Speaker<B> {
         let model = Model::Llava(Box::new(run::load(dir, device)?));
         let processor = ImageProcessor::clip(config.model.vision.image_size, fit);
         let eos_token_ids = vec![tokenizer.eos_id()];
-        Ok(Self { model, tokenizer, template, system, processor, eos_token_ids })
+        let image_token_id = None;
+        Ok(Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id,
+        })
     }
 
     /// The model of a checkpoint directory, an adapter directory, or a GGUF file.
@@ -157,7 +168,11 @@ impl<B: Backend> Speaker<B> {
             Some(vocabulary) => bpe(vocabulary).tokenizer()?,
             None => TextTokenizer::from_dir(&base)?,
         };
-        let template = options.template.unwrap_or_else(|| {
+        let texts = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
+        // What our own export says beside what everybody says.
+        let own = texts.get("dualspeed_template").cloned();
+        let own = own.and_then(|name| serde_json::from_value(name).ok());
+        let template = options.template.or(own).unwrap_or_else(|| {
             let jinja = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
             let jinja = jinja.or_else(|| chat_template(&base));
             let found = jinja.as_deref().and_then(Template::recognise);
@@ -166,8 +181,18 @@ impl<B: Backend> Speaker<B> {
         let processor = processor(&base, options.fit, &model)?;
         let mut eos_token_ids = end_tokens(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
-        let system = options.system.clone();
-        let speaker = Self { model, tokenizer, template, system, processor, eos_token_ids };
+        let own = texts.get("dualspeed_system").and_then(|system| system.as_str());
+        let system = options.system.clone().or(own.map(str::to_owned));
+        let image_token_id = checkpoint.config.image_token_id;
+        let speaker = Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id,
+        };
         speaker.check_vocabulary()?;
         Ok((speaker, report))
     }
