@@ -109,11 +109,13 @@ pub struct LlamaOptions<'a, B: Backend> {
     /// For each block, what its backward pass finds ready; by default every operation keeps what it needs. Not with a
     /// cache.
     pub keep: Option<&'a [Keep]>,
+    /// Rotary position of each of the `[b * s]` rows; counted on from the cache by default.
+    pub positions: Option<&'a [usize]>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {
     fn default() -> Self {
-        Self { rows: None, lora: None, dropout: None, cache: None, keep: None }
+        Self { rows: None, lora: None, dropout: None, cache: None, keep: None, positions: None }
     }
 }
 
@@ -165,24 +167,23 @@ impl LlamaConfig {
         }
     }
 
-    /// Cosines and sines of the rotary embedding at positions `start..start + seq`, each
-    /// `[1, seq, d_head / 2]`; computed in f64.
+    /// Cosines and sines of the rotary embedding at `batch` rows of positions, each
+    /// `[batch, seq, d_head / 2]`; computed in f64.
     pub fn rope_tables<B: Backend>(
         &self,
-        start: usize,
-        seq: usize,
+        positions: &[usize],
+        batch: usize,
         device: &B::Device,
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let half = self.head_size() / 2;
-        let angles: Vec<f64> = (start..start + seq)
-            .flat_map(|position| {
-                (0..half)
-                    .map(move |i| position as f64 * self.rope_theta.powf(-(i as f64) / half as f64))
-            })
+        let frequencies = self.rope_frequencies();
+        let (half, seq) = (frequencies.len(), positions.len() / batch.max(1));
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|position| frequencies.iter().map(move |f| *position as f64 * f))
             .collect();
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [1, seq, half]), device)
+            Tensor::from_data(TensorData::new(values, [batch, seq, half]), device)
         };
         (table(f64::cos), table(f64::sin))
     }
@@ -210,11 +211,17 @@ impl<B: Backend> Llama<B> {
         inputs_embeds: Tensor<B, 3>,
         options: LlamaOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let LlamaOptions { rows, lora, dropout, mut cache, keep } = options;
+        let LlamaOptions { rows, lora, dropout, mut cache, keep, positions } = options;
         let [batch, seq, d] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let start = cache.as_ref().map_or(0, |cache| cache.seen);
-        let rope = self.config.rope_tables::<B>(start, seq, &device);
+        let rope = match positions {
+            Some(positions) => self.config.rope_tables::<B>(positions, batch, &device),
+            None => {
+                let counted: Vec<usize> = (start..start + seq).collect();
+                self.config.rope_tables::<B>(&counted, 1, &device)
+            }
+        };
         let wanted = rows.map(|rows| {
             let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
             Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device)

@@ -1,10 +1,14 @@
 //! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
 
+mod anyres;
+mod rope;
 mod text;
 mod vision;
 
 use serde::{Deserialize, Serialize};
 
+pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use rope::RopeScaling;
 pub use text::{LlamaConfig, LoraConfig, LoraTarget};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
 
@@ -32,6 +36,10 @@ pub struct LlavaConfig {
     pub text: LlamaConfig,
     /// The projector.
     pub mm_projector_type: ProjectorType,
+    /// Tiles of images of any resolution (LLaVA-NeXT); without it an image is one tile.
+    pub anyres: Option<AnyresConfig>,
+    /// Rotary positions after pruning.
+    pub visual_positions: PositionPolicy,
     /// Length l of the mode isolator; 0 means none, left out: 4 as published.
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
@@ -49,6 +57,8 @@ impl Default for LlavaConfig {
             vision: VitConfig::default(),
             text: LlamaConfig::default(),
             mm_projector_type: ProjectorType::default(),
+            anyres: None,
+            visual_positions: PositionPolicy::default(),
             isolator_length: 4,
             lora: None,
             max_length: None,
@@ -67,6 +77,9 @@ impl LlavaConfig {
         self.text.validate()?;
         if let Some(lora) = &self.lora {
             lora.validate()?;
+        }
+        if let Some(anyres) = &self.anyres {
+            anyres.validate(self.vision.image_size)?;
         }
         if self.max_length == Some(0) {
             return Err(ConfigError::Zero { field: "max_length" });
