@@ -63,7 +63,9 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
             tied = text.bool("tie_word_embeddings")?.or(tied);
             Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
         }
-        "llava" | "llava_llama" | "llava_mistral" => Architecture::Llava(Box::new(original(&json)?)),
+        "llava" | "llava_llama" | "llava_mistral" => {
+            Architecture::Llava(Box::new(original(&json)?))
+        }
         "llama" | "mistral" => Architecture::Llama(llama(&json, model_type)?),
         "clip_vision_model" => Architecture::Clip(vit(&json)?),
         "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
@@ -88,7 +90,11 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
 fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
     json.require("projector_hidden_act", "gelu", "the projector's activation is GELU")?;
     if json.bool("multimodal_projector_bias")? == Some(false) {
-        return Err(json.refuse("multimodal_projector_bias", "false", "projectors have biases here"));
+        return Err(json.refuse(
+            "multimodal_projector_bias",
+            "false",
+            "projectors have biases here",
+        ));
     }
     let text = json.object("text_config")?;
     let text_type = text.str("model_type")?.unwrap_or("llama");
@@ -142,7 +148,13 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
     };
     let model_type = json.str("model_type")?.unwrap_or_default();
     let decoder = if model_type == "llava_mistral" { "mistral" } else { "llama" };
-    Ok(LlavaConfig { text: llama(json, decoder)?, vision, mm_projector_type, anyres, ..LlavaConfig::default() })
+    Ok(LlavaConfig {
+        text: llama(json, decoder)?,
+        vision,
+        mm_projector_type,
+        anyres,
+        ..LlavaConfig::default()
+    })
 }
 
 fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportError> {
@@ -162,9 +174,11 @@ fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportErr
 
 fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
     match json.get(field) {
-        Some(Value::Array(layers)) => {
-            Err(json.refuse(field, &format!("{layers:?}"), "one layer can be selected, not several"))
-        }
+        Some(Value::Array(layers)) => Err(json.refuse(
+            field,
+            &format!("{layers:?}"),
+            "one layer can be selected, not several",
+        )),
         _ => Ok(json.int(field)?.unwrap_or(-2)),
     }
 }
@@ -229,7 +243,9 @@ fn rope_scaling(rope: &Json<'_>) -> Result<Option<RopeScaling>, ImportError> {
             original_max_position_embeddings: rope
                 .size("original_max_position_embeddings", 8192)?,
         }),
-        other => return Err(rope.refuse("rope_type", other, "known are default, linear and llama3")),
+        other => {
+            return Err(rope.refuse("rope_type", other, "known are default, linear and llama3"));
+        }
     })
 }
 
@@ -246,7 +262,9 @@ fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
     let hidden_act = match json.str("hidden_act")? {
         None | Some("quick_gelu") => HiddenAct::QuickGelu,
         Some("gelu") => HiddenAct::Gelu,
-        Some(other) => return Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu")),
+        Some(other) => {
+            return Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu"));
+        }
     };
     let config = VitConfig {
         hidden_size: json.size("hidden_size", 768)?,

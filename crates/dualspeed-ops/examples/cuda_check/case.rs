@@ -44,7 +44,8 @@ impl Report {
 
     /// Prints a line; `errors` and tolerance as relative errors.
     pub fn line(&mut self, name: &str, errors: &[f64], tolerance: f64, extra: &str) {
-        let worst = errors.iter().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(*b) });
+        let worst =
+            errors.iter().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(*b) });
         let passed = worst <= tolerance;
         self.checks += 1;
         self.failures += usize::from(!passed);

@@ -26,7 +26,8 @@ pub fn farthest_points(report: &mut Report) {
                 features.copy_within(3 * d..4 * d, 7 * d);
                 features[5 * d..6 * d].fill(0.0);
             }
-            let picks = dualspeed_ops::farthest_points(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
+            let picks =
+                dualspeed_ops::farthest_points(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
             let picks: Vec<usize> = picks.into_data().iter::<i64>().map(|i| i as usize).collect();
             let worst = (0..b).map(|image| {
                 let rows = &features[image * n * d..(image + 1) * n * d];
@@ -43,9 +44,8 @@ pub fn farthest_points(report: &mut Report) {
 
 /// By how much a pick was nearer than the farthest row, at most.
 fn shortfall(rows: &[f64], n: usize, d: usize, picks: &[usize]) -> f64 {
-    let norm = |i: usize| {
-        rows[i * d..(i + 1) * d].iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12)
-    };
+    let norm =
+        |i: usize| rows[i * d..(i + 1) * d].iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
     let distance = |i: usize, j: usize| {
         let dot: f64 = (0..d).map(|k| rows[i * d + k] * rows[j * d + k]).sum();
         1.0 - dot / (norm(i) * norm(j))

@@ -34,11 +34,8 @@ struct Memory {
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let report = if args.path.join("config.toml").is_file() {
-        of_run(args)?
-    } else {
-        of_checkpoint(args)?
-    };
+    let report =
+        if args.path.join("config.toml").is_file() { of_run(args)? } else { of_checkpoint(args)? };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -77,9 +74,11 @@ fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<Report> {
             (describe_llava(&config), config.text.clone(), Some(config))
         }
         Architecture::Llama(config) => (describe_llama(config), config.clone(), None),
-        Architecture::Clip(config) => {
-            (describe_vit(config), LlamaConfig { num_hidden_layers: 0, ..LlamaConfig::default() }, None)
-        }
+        Architecture::Clip(config) => (
+            describe_vit(config),
+            LlamaConfig { num_hidden_layers: 0, ..LlamaConfig::default() },
+            None,
+        ),
     };
     if let Some(lora) = llava.as_ref().and_then(|config| config.lora.as_ref()) {
         parameters.insert("lora".into(), lora_parameters(lora, &text));
@@ -113,7 +112,9 @@ fn report(
             trainable.insert((*part).to_owned(), *count);
         }
     }
-    let width = dtypes.iter().max_by_key(|(_, count)| **count).map_or(4, |(dtype, _)| match dtype.as_str() {
+    let width = dtypes.iter().max_by_key(|(_, count)| **count).map_or(4, |(dtype, _)| match dtype
+        .as_str()
+    {
         "F32" => 4,
         _ => 2,
     });
@@ -154,11 +155,17 @@ fn print(report: &Report) {
     for (dtype, count) in dtypes {
         println!("  {dtype:<16} {:>14}", grouped(*count));
     }
-    println!("trained in stage 2{}", if parameters.contains_key("lora") { " (adapters)" } else { "" });
+    println!(
+        "trained in stage 2{}",
+        if parameters.contains_key("lora") { " (adapters)" } else { "" }
+    );
     for (part, count) in trainable {
         println!("  {part:<16} {:>14}", grouped(*count));
     }
-    println!("memory, estimated for a batch of {} with {} tokens each", memory.batch, memory.sequence);
+    println!(
+        "memory, estimated for a batch of {} with {} tokens each",
+        memory.batch, memory.sequence
+    );
     let rows = [
         ("weights", memory.weights),
         ("generating: keys and values", memory.key_value_cache),
@@ -225,7 +232,8 @@ fn describe_llama(config: &LlamaConfig) -> String {
 fn llava_parameters(config: &LlavaConfig) -> BTreeMap<String, u64> {
     let (vision, text) = (&config.vision, &config.text);
     let (d_v, d) = (vision.hidden_size, text.hidden_size);
-    let tower_block = 4 * d_v * d_v + 9 * d_v + 2 * d_v * vision.intermediate_size + vision.intermediate_size;
+    let tower_block =
+        4 * d_v * d_v + 9 * d_v + 2 * d_v * vision.intermediate_size + vision.intermediate_size;
     let tower = d_v * (2 + 3 * vision.patch_size * vision.patch_size + vision.num_patches())
         + vision.num_hidden_layers * tower_block
         + 4 * d_v
@@ -247,7 +255,8 @@ fn llava_parameters(config: &LlavaConfig) -> BTreeMap<String, u64> {
 
 fn llama_parameters(config: &LlamaConfig) -> u64 {
     let d = config.hidden_size;
-    let linear: usize = LoraTarget::ALL.iter().map(|target| sides(*target, config)).map(|(a, b)| a * b).sum();
+    let linear: usize =
+        LoraTarget::ALL.iter().map(|target| sides(*target, config)).map(|(a, b)| a * b).sum();
     let heads = if config.tie_word_embeddings { 1 } else { 2 };
     (heads * config.vocab_size * d + d + config.num_hidden_layers * (linear + 2 * d)) as u64
 }
@@ -260,7 +269,8 @@ fn lora_parameters(lora: &LoraConfig, text: &LlamaConfig) -> u64 {
 /// Inputs and outputs of a linear layer of a block.
 fn sides(target: LoraTarget, config: &LlamaConfig) -> (usize, usize) {
     let (d, mlp) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.num_attention_heads * config.head_size(), config.kv_heads() * config.head_size());
+    let (q, kv) =
+        (config.num_attention_heads * config.head_size(), config.kv_heads() * config.head_size());
     match target {
         LoraTarget::QProj => (d, q),
         LoraTarget::KProj | LoraTarget::VProj => (d, kv),
