@@ -185,9 +185,8 @@ pub(super) fn attention_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     let dq = needs_q.then(|| empty_heads(q, [p.b, p.hq, p.sq, p.d], q.dtype));
     // One kernel writes both.
     let keys = needs_k || needs_v;
-    let [dk, dv] = [k, v].map(|like| {
-        keys.then(|| empty_heads(like, [p.b, p.hkv, p.sk, p.d], q.dtype))
-    });
+    let [dk, dv] =
+        [k, v].map(|like| keys.then(|| empty_heads(like, [p.b, p.hkv, p.sk, p.d], q.dtype)));
     let delta = empty(q, &[p.b, p.hq, p.sq], DType::F32);
     let logsumexp = contiguous(forward.logsumexp.clone());
     let grad = cast(grad.clone(), q.dtype);

@@ -263,8 +263,7 @@ impl Blas {
         matmul: sys::cublasLtMatmulDesc_t,
     ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
         type P = sys::cublasLtMatmulPreferenceAttributes_t;
-        let preference =
-            blas("cublasLtMatmulPreferenceCreate", product, lt::create_matmul_pref())?;
+        let preference = blas("cublasLtMatmulPreferenceCreate", product, lt::create_matmul_pref())?;
         let [a, b, d] = conditions.alignment;
         let set = |attribute, value: *const c_void, size| {
             // SAFETY: the preference is alive; `value` points to `size` bytes.

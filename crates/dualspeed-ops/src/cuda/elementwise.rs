@@ -51,12 +51,7 @@ fn weights(weight: Tensor, element: Element) -> (Tensor, usize) {
 }
 
 /// RMSNorm, or LayerNorm where there is a bias.
-pub(super) fn norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Option<Tensor>,
-    eps: f64,
-) -> Option<Tensor> {
+pub(super) fn norm(x: Tensor, weight: Tensor, bias: Option<Tensor>, eps: f64) -> Option<Tensor> {
     let element = served(&[&x, &weight])?;
     let x = contiguous(x);
     let (rows, width) = sizes(&x);
@@ -108,13 +103,7 @@ pub(super) fn norm_backward(
                 if centred {
                     args.push(Address(mean));
                 }
-                args.extend([
-                    Address(scale),
-                    Long(rows),
-                    Long(width),
-                    Float(eps),
-                    Int(wide),
-                ]);
+                args.extend([Address(scale), Long(rows), Long(width), Float(eps), Int(wide)]);
                 launch(gpu, name, element, grid, &args)
             },
         );
@@ -174,11 +163,7 @@ fn finish_sums(partial: Tensor, dtype: DType) -> Tensor {
 }
 
 /// An activation of one tensor, or its backward where `grad` is given.
-pub(super) fn activation(
-    name: &'static str,
-    x: Tensor,
-    grad: Option<Tensor>,
-) -> Option<Tensor> {
+pub(super) fn activation(name: &'static str, x: Tensor, grad: Option<Tensor>) -> Option<Tensor> {
     let element = served(&[&x])?;
     let x = contiguous(x);
     let grad = grad.map(|grad| contiguous(cast(grad, element.dtype())));
@@ -282,12 +267,7 @@ pub(super) fn heads(tensor: Tensor) -> (Tensor, [usize; 4], [usize; 3]) {
 }
 
 /// The rotary embedding, backwards where `direction` is -1.
-pub(super) fn rope(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    direction: f64,
-) -> Option<Tensor> {
+pub(super) fn rope(x: Tensor, cos: Tensor, sin: Tensor, direction: f64) -> Option<Tensor> {
     let element = served(&[&x, &cos, &sin])?;
     let (x, shape, from) = heads(x);
     let [b, h, s, d] = shape;

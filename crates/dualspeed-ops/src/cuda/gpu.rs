@@ -12,9 +12,9 @@ use std::sync::{Mutex, PoisonError};
 
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
-use cubecl::server::{Binding, ComputeServer};
 use cubecl::device::Device;
 use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{Binding, ComputeServer};
 use cubecl::stream_id::StreamId;
 use cudarc::driver::sys as driver;
 

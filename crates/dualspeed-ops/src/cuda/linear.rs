@@ -58,10 +58,8 @@ pub(super) fn linear(x: Tensor, weight: Tensor, bias: Option<Tensor>) -> Option<
     let bias = bias.map(|bias| contiguous(cast(bias, element.dtype())));
     let (m, n, k) = (x.rows, columns(&weight.0), x.width);
     let y = empty(&x.tensor, &shape, element.dtype());
-    let plan = Product {
-        bias: bias.is_some(),
-        ..Product::new([m, n, k], x.layout(), weight.1, element)
-    };
+    let plan =
+        Product { bias: bias.is_some(), ..Product::new([m, n, k], x.layout(), weight.1, element) };
     submit(
         [Some(&x.tensor), Some(&weight.0), bias.as_ref(), Some(&y)],
         move |gpu, [a, b, bias, c]| gpu.product(plan, Operands { a, b, c, bias }, 1.0, 0.0),

@@ -41,14 +41,7 @@ pub(super) fn farthest_points(features: &Tensor, keep: usize, indices: DType) ->
         ..Product::new([n, n, d], rows, rows.t(), element).into(Element::F32)
     };
     submit(
-        [
-            Some(&features),
-            unit.as_ref(),
-            Some(&gram),
-            Some(&scale),
-            Some(&isolation),
-            Some(&picks),
-        ],
+        [Some(&features), unit.as_ref(), Some(&gram), Some(&scale), Some(&isolation), Some(&picks)],
         move |gpu, [features, unit, gram, scale, isolation, picks]| {
             use Arg::{Address, Int, Long};
             let input = match unit {

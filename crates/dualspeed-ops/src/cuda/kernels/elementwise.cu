@@ -12,7 +12,7 @@
 // layer_norm_backward_T(const T* x, const void* weight, const T* grad, const T* residual_grad|null, T* dx|null, float* mean|null,
 //                       float* scale|null, long long rows, long long d, float eps, int weight_f32)
 //   As above with the mean taken off first and the biased variance; weight_f32 goes for weight and bias.
-//   BLOCK of the four: a multiple of 32, at most 1024; best is ceil(d / (16 / sizeof(T))) rounded up to 32, at most 512.
+//   BLOCK of the four: a multiple of 32, at most 512; best is ceil(d / (64 / sizeof(T))) rounded up to 32 (four 16-byte accesses each).
 //
 // column_sums_T(const T* grad, const T* x|null, const float* mean|null, const float* scale|null, float* dweight|null,
 //               float* dbias|null, long long rows, long long d, long long rows_per_split)
@@ -38,7 +38,7 @@
 //        long long cos_b, float direction)
 //   x, y [b, h, s, d] with the given strides and d contiguous; cos, sin [1 or b, s, d / 2] f32 contiguous with cos_b the stride
 //   between batch rows (0: shared). direction 1: forward, -1: backward. y may alias x (same strides). d even.
-//   grid: any, best b * s (at most 2^31 - 1); block: a multiple of 32 up to 256, best min(256, h * d / 16 rounded up to 32).
+//   grid: any, best b * s (which must be below 2^32); block: a multiple of 32 up to 256, best h * d * sizeof(T) / 128 so rounded.
 //
 // cast_A_B(const A* x, B* y, long long n, float scale)   for A, B in f32, bf16, f16, equal pairs too: y = x * scale.
 //   Launch as gelu.
@@ -77,9 +77,9 @@ __device__ __forceinline__ void load_weight(const void* weight, int is_f32, i64 
     else load_part(static_cast<const T*>(weight), e, d, vec, to);
 }
 
-// ---- Norms: a block per row; the first CACHE parts of a thread stay in registers, the rest is read again.
+// ---- Norms: a block per row; the first CACHE parts of a thread stay in registers (in T, which is
+// exact), the rest is read again. Without 16-byte accesses nothing is kept: that path is for odd sizes only.
 
-const int CACHE = 2;
 
 template <class T, int N>
 __device__ __forceinline__ void load_sum(const T* x, const T* residual, i64 at, i64 e, i64 d, bool vec, float (&h)[N]) {
@@ -92,136 +92,135 @@ __device__ __forceinline__ void load_sum(const T* x, const T* residual, i64 at, 
     }
 }
 
-template <class T, bool CENTRED>
+template <class T> __device__ __forceinline__ Vec<T> packed(const float (&v)[Vec<T>::N]) {
+    Vec<T> x;
+#pragma unroll
+    for (int k = 0; k < Vec<T>::N; k++) narrow(v[k], x.v[k]);
+    return x;
+}
+template <class T> __device__ __forceinline__ void unpack(const Vec<T>& x, float (&v)[Vec<T>::N]) {
+#pragma unroll
+    for (int k = 0; k < Vec<T>::N; k++) v[k] = widen(x.v[k]);
+}
+
+template <class T, bool CENTRED, bool vec>
 __device__ __forceinline__ void norm_forward(
     const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {
-    constexpr int N = Vec<T>::N;
-    const bool vec =
-        d % N == 0 && aligned(x) && aligned(residual) && aligned(weight) && aligned(bias) && aligned(sum) && aligned(y);
+    constexpr int N = Vec<T>::N, CACHE = vec ? 4 : 0;
     const i64 stride = i64(blockDim.x) * N, first = i64(threadIdx.x) * N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const i64 at = row * d;
-        float h[CACHE][N], total[1] = {0.0f}, mean = 0.0f;
+        Vec<T> cache[CACHE + 1];
+        float v[N], total[1] = {0.0f}, mean = 0.0f;
+        auto part = [&](int c, i64 e) { // of h
+            if (c < CACHE) unpack(cache[c], v);
+            else load_sum(x, residual, at, e, d, vec, v);
+        };
+        auto every = [&](auto f) {
 #pragma unroll
-        for (int c = 0; c < CACHE; c++) {
-            const i64 e = first + c * stride;
+            for (int c = 0; c < CACHE; c++)
+                if (first + c * stride < d) f(c, first + c * stride);
+            for (i64 e = first + CACHE * stride; e < d; e += stride) f(CACHE, e);
+        };
 #pragma unroll
-            for (int k = 0; k < N; k++) h[c][k] = 0.0f;
-            if (e < d) {
-                load_sum(x, residual, at, e, d, vec, h[c]);
-                if (sum) store_part(sum + at, e, d, vec, h[c]);
+        for (int c = 0; c < CACHE; c++)
+            if (first + c * stride < d) {
+                load_sum(x, residual, at, first + c * stride, d, vec, v);
+                cache[c] = packed<T>(v);
             }
-#pragma unroll
-            for (int k = 0; k < N; k++) total[0] += CENTRED ? h[c][k] : h[c][k] * h[c][k];
-        }
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N];
-            load_sum(x, residual, at, e, d, vec, v);
+        every([&](int c, i64 e) {
+            part(c, e);
             if (sum) store_part(sum + at, e, d, vec, v);
 #pragma unroll
             for (int k = 0; k < N; k++) total[0] += CENTRED ? v[k] : v[k] * v[k];
-        }
+        });
         block_sum(total);
         if (CENTRED) {
             mean = total[0] / float(d);
             total[0] = 0.0f;
-#pragma unroll
-            for (int c = 0; c < CACHE; c++)
-#pragma unroll
-                for (int k = 0; k < N; k++)
-                    if (first + c * stride + k < d) total[0] += (h[c][k] - mean) * (h[c][k] - mean);
-            for (i64 e = first + CACHE * stride; e < d; e += stride) {
-                float v[N];
-                load_sum(x, residual, at, e, d, vec, v);
+            every([&](int c, i64 e) {
+                part(c, e);
 #pragma unroll
                 for (int k = 0; k < N; k++)
                     if (e + k < d) total[0] += (v[k] - mean) * (v[k] - mean);
-            }
+            });
             block_sum(total);
         }
         const float scale = 1.0f / sqrtf(total[0] / float(d) + eps);
-        auto finish = [&](i64 e, float(&v)[N]) {
+        every([&](int c, i64 e) {
             float w[N], b[N];
+            part(c, e);
             load_weight<T>(weight, weight_f32, e, d, vec, w);
             if (CENTRED) load_weight<T>(bias, weight_f32, e, d, vec, b);
 #pragma unroll
             for (int k = 0; k < N; k++) v[k] = (v[k] - mean) * scale * w[k] + (CENTRED ? b[k] : 0.0f);
             store_part(y + at, e, d, vec, v);
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++)
-            if (first + c * stride < d) finish(first + c * stride, h[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N];
-            load_sum(x, residual, at, e, d, vec, v);
-            finish(e, v);
-        }
+        });
     }
 }
 
-template <class T, bool CENTRED>
+template <class T, bool CENTRED, bool vec>
 __device__ __forceinline__ void norm_backward(
     const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean_out, float* scale_out,
     i64 rows, i64 d, float eps, int weight_f32) {
-    constexpr int N = Vec<T>::N;
-    const bool vec =
-        d % N == 0 && aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);
+    constexpr int N = Vec<T>::N, CACHE = vec ? 4 : 0;
     const i64 stride = i64(blockDim.x) * N, first = i64(threadIdx.x) * N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const i64 at = row * d;
-        float h[CACHE][N], g[CACHE][N], mean = 0.0f;
-        // The gradient of the normalised row: grad * weight.
-        auto fetch = [&](i64 e, float(&v)[N], float(&u)[N]) {
-            load_part(x + at, e, d, vec, v);
-            if (dx) {
-                float w[N];
-                load_weight<T>(weight, weight_f32, e, d, vec, w);
-                load_part(grad + at, e, d, vec, u);
-#pragma unroll
-                for (int k = 0; k < N; k++) u[k] *= w[k];
-            } else {
-#pragma unroll
-                for (int k = 0; k < N; k++) u[k] = 0.0f;
-            }
+        Vec<T> cached_x[CACHE + 1], cached_grad[CACHE + 1];
+        float v[N], u[N], mean = 0.0f;
+        auto part_x = [&](int c, i64 e) {
+            if (c < CACHE) unpack(cached_x[c], v);
+            else load_part(x + at, e, d, vec, v);
         };
+        auto part_grad = [&](int c, i64 e) { // the gradient of the normalised row: grad * weight
+            if (c < CACHE) unpack(cached_grad[c], u);
+            else load_part(grad + at, e, d, vec, u);
+            float w[N];
+            load_weight<T>(weight, weight_f32, e, d, vec, w);
 #pragma unroll
-        for (int c = 0; c < CACHE; c++) {
-#pragma unroll
-            for (int k = 0; k < N; k++) h[c][k] = g[c][k] = 0.0f;
-            if (first + c * stride < d) fetch(first + c * stride, h[c], g[c]);
-        }
-        if (CENTRED) {
-            float total[1] = {0.0f};
+            for (int k = 0; k < N; k++) u[k] *= w[k];
+        };
+        auto every = [&](auto f) {
 #pragma unroll
             for (int c = 0; c < CACHE; c++)
+                if (first + c * stride < d) f(c, first + c * stride);
+            for (i64 e = first + CACHE * stride; e < d; e += stride) f(CACHE, e);
+        };
 #pragma unroll
-                for (int k = 0; k < N; k++) total[0] += h[c][k];
-            for (i64 e = first + CACHE * stride; e < d; e += stride) {
-                float v[N];
-                load_part(x + at, e, d, vec, v);
+        for (int c = 0; c < CACHE; c++)
+            if (first + c * stride < d) {
+                load_part(x + at, first + c * stride, d, vec, v);
+                cached_x[c] = packed<T>(v);
+                if (dx) {
+                    load_part(grad + at, first + c * stride, d, vec, u);
+                    cached_grad[c] = packed<T>(u);
+                }
+            }
+        if (CENTRED) {
+            float total[1] = {0.0f};
+            every([&](int c, i64 e) {
+                part_x(c, e);
 #pragma unroll
                 for (int k = 0; k < N; k++) total[0] += v[k];
-            }
+            });
             block_sum(total);
             mean = total[0] / float(d);
         }
-        float sums[3] = {0.0f, 0.0f, 0.0f}; // centred^2, centred * g, g
-        auto add = [&](i64 e, const float(&v)[N], const float(&u)[N]) {
+        float sums[3] = {0.0f, 0.0f, 0.0f}; // centred^2, centred * grad, grad
+        every([&](int c, i64 e) {
+            part_x(c, e);
+            if (dx) part_grad(c, e);
 #pragma unroll
             for (int k = 0; k < N; k++) {
                 const float centred = e + k < d ? v[k] - mean : 0.0f;
                 sums[0] += centred * centred;
-                sums[1] += centred * u[k];
-                sums[2] += u[k];
+                if (dx) {
+                    sums[1] += centred * u[k];
+                    sums[2] += u[k];
+                }
             }
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++) add(first + c * stride, h[c], g[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N], u[N];
-            fetch(e, v, u);
-            add(e, v, u);
-        }
+        });
         block_sum(sums);
         const float scale = 1.0f / sqrtf(sums[0] / float(d) + eps);
         if (threadIdx.x == 0) {
@@ -230,24 +229,18 @@ __device__ __forceinline__ void norm_backward(
         }
         if (!dx) continue;
         const float along = scale * scale * sums[1] / float(d), shift = CENTRED ? sums[2] / float(d) : 0.0f;
-        auto finish = [&](i64 e, const float(&v)[N], const float(&u)[N]) {
-            float out[N], r[N];
+        every([&](int c, i64 e) {
+            float r[N];
+            part_x(c, e);
+            part_grad(c, e);
             if (residual_grad) load_part(residual_grad + at, e, d, vec, r);
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                out[k] = (u[k] - shift - (v[k] - mean) * along) * scale;
-                if (residual_grad) out[k] += r[k];
+                v[k] = (u[k] - shift - (v[k] - mean) * along) * scale;
+                if (residual_grad) v[k] += r[k];
             }
-            store_part(dx + at, e, d, vec, out);
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++)
-            if (first + c * stride < d) finish(first + c * stride, h[c], g[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N], u[N];
-            fetch(e, v, u);
-            finish(e, v, u);
-        }
+            store_part(dx + at, e, d, vec, v);
+        });
     }
 }
 
@@ -384,7 +377,7 @@ __device__ __forceinline__ void swiglu_backward(
         }
 }
 
-// ---- Rotary embedding: a block per position, its threads over heads and parts of half a head.
+// ---- Rotary embedding: a block per position, its threads over parts of half a head and over heads.
 
 template <class T>
 __device__ __forceinline__ void rope(
@@ -394,53 +387,69 @@ __device__ __forceinline__ void rope(
     const i64 half = d / 2;
     const bool vec = half % N == 0 && aligned(x) && aligned(y) && aligned(cos) && aligned(sin) && cos_b % 4 == 0 &&
                      ((x_b | x_h | x_s | y_b | y_h | y_s) & (N - 1)) == 0;
-    const int parts = int((half + N - 1) / N), items = int(h) * parts;
-    for (i64 position = blockIdx.x; position < b * s; position += gridDim.x) {
-        const i64 batch = position / s, i = position % s;
+    const int parts = int((half + N - 1) / N), wide = min(parts, int(blockDim.x)), lanes = blockDim.x / wide;
+    const int lane = threadIdx.x / wide;
+    if (lane >= lanes) return;
+    for (u32 position = blockIdx.x; position < u32(b * s); position += gridDim.x) {
+        const u32 batch = position / u32(s), i = position % u32(s);
         const float* c_row = cos + batch * cos_b + i * half;
         const float* s_row = sin + batch * cos_b + i * half;
-        for (int item = threadIdx.x; item < items; item += blockDim.x) {
-            const i64 head = item / parts, e = i64(item % parts) * N;
-            const T* from = x + batch * x_b + head * x_h + i * x_s;
-            T* to = y + batch * y_b + head * y_h + i * y_s;
-            float left[N], right[N], c[N], sn[N];
-            load_part(from, e, half, vec, left);
-            load_part(from + half, e, half, vec, right);
+        for (int part = threadIdx.x % wide; part < parts; part += wide) {
+            const i64 e = i64(part) * N;
+            float c[N], sn[N];
             load_part(c_row, e, half, vec, c);
             load_part(s_row, e, half, vec, sn);
+            const T* from = x + batch * x_b + i * x_s;
+            T* to = y + batch * y_b + i * y_s;
+#pragma unroll 4
+            for (int head = lane; head < int(h); head += lanes) {
+                float left[N], right[N];
+                load_part(from + head * x_h, e, half, vec, left);
+                load_part(from + head * x_h + half, e, half, vec, right);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                const float l = left[k], r = right[k], sine = sn[k] * direction;
-                left[k] = l * c[k] - r * sine;
-                right[k] = r * c[k] + l * sine;
+                for (int k = 0; k < N; k++) {
+                    const float l = left[k], r = right[k], sine = sn[k] * direction;
+                    left[k] = l * c[k] - r * sine;
+                    right[k] = r * c[k] + l * sine;
+                }
+                store_part(to + head * y_h, e, half, vec, left);
+                store_part(to + head * y_h + half, e, half, vec, right);
             }
-            store_part(to, e, half, vec, left);
-            store_part(to + half, e, half, vec, right);
         }
     }
 }
 
 // ---- Entry points.
 
+#define NORM_FORWARD(T, CENTRED, BIAS)                                                                                      \
+    if (d % Vec<T>::N == 0 && aligned(x) && aligned(residual) && aligned(weight) && aligned(BIAS) && aligned(sum) &&        \
+        aligned(y))                                                                                                         \
+        norm_forward<T, CENTRED, true>(x, residual, weight, BIAS, sum, y, rows, d, eps, weight_f32);                        \
+    else norm_forward<T, CENTRED, false>(x, residual, weight, BIAS, sum, y, rows, d, eps, weight_f32);
+#define NORM_BACKWARD(T, CENTRED, MEAN)                                                                                     \
+    if (d % Vec<T>::N == 0 && aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx))      \
+        norm_backward<T, CENTRED, true>(x, weight, grad, residual_grad, dx, MEAN, scale, rows, d, eps, weight_f32);         \
+    else norm_backward<T, CENTRED, false>(x, weight, grad, residual_grad, dx, MEAN, scale, rows, d, eps, weight_f32);
+
 #define KERNELS(T, NAME)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward_##NAME(                                             \
+    extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_##NAME(                                              \
         const T* x, const T* residual, const void* weight, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {      \
-        norm_forward<T, false>(x, residual, weight, nullptr, sum, y, rows, d, eps, weight_f32);                             \
+        NORM_FORWARD(T, false, nullptr)                                                                                     \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) layer_norm_forward_##NAME(                                           \
+    extern "C" __global__ void __launch_bounds__(512) layer_norm_forward_##NAME(                                            \
         const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps,      \
         int weight_f32) {                                                                                                   \
-        norm_forward<T, true>(x, residual, weight, bias, sum, y, rows, d, eps, weight_f32);                                 \
+        NORM_FORWARD(T, true, bias)                                                                                         \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_##NAME(                                            \
+    extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_##NAME(                                             \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* scale, i64 rows, i64 d,        \
         float eps, int weight_f32) {                                                                                        \
-        norm_backward<T, false>(x, weight, grad, residual_grad, dx, nullptr, scale, rows, d, eps, weight_f32);              \
+        NORM_BACKWARD(T, false, nullptr)                                                                                    \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) layer_norm_backward_##NAME(                                          \
+    extern "C" __global__ void __launch_bounds__(512) layer_norm_backward_##NAME(                                           \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean, float* scale, i64 rows,  \
         i64 d, float eps, int weight_f32) {                                                                                 \
-        norm_backward<T, true>(x, weight, grad, residual_grad, dx, mean, scale, rows, d, eps, weight_f32);                  \
+        NORM_BACKWARD(T, true, mean)                                                                                        \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) column_sums_##NAME(                                                   \
         const T* grad, const T* x, const float* mean, const float* scale, float* dweight, float* dbias, i64 rows, i64 d,    \
