@@ -560,7 +560,7 @@ def check_losses(bench):
                 ref, ref_grad = reference_losses(logits, teacher, targets, tau, grad)
                 k(f"token_losses_forward_{t}", n, 512, logits, teacher, passed, out, vocab, n, tau, Int(wide))
                 # The divergence is a small difference of large sums in f32.
-                parts = [check("ce", out[:, 0], ref[:, 0], 2e-6), check("kl", out[:, 1], ref[:, 1], 5e-5),
+                parts = [check("ce", out[:, 0], ref[:, 0], 2e-6), check("kl", out[:, 1], ref[:, 1], 2e-4),
                          check("correct", out[:, 2], (first == targets).double(), 0.0)]
                 if dtype == torch.float32:
                     for other in (torch.bfloat16, torch.float16):
