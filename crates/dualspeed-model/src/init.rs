@@ -2,7 +2,7 @@
 //! else, so adding a module changes no other module's weights.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{DType, Distribution, Shape, Tensor, TensorData};
+use burn::tensor::{Shape, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
 use crate::rng::{SplitMix, hash_str};
@@ -17,66 +17,17 @@ pub struct Init<'a, B: Backend> {
     path: String,
     device: &'a B::Device,
     trainable: bool,
-    storage: Option<DType>,
-    synthetic: bool,
-}
-
-/// The values of a parameter.
-#[derive(Clone, Copy, Debug)]
-enum Fill {
-    Normal(f64),
-    Uniform(f64),
-    Constant(f64),
-}
-
-impl Fill {
-    fn draw(self, rng: &mut SplitMix) -> f64 {
-        match self {
-            Self::Normal(std) => std * rng.normal(),
-            Self::Uniform(bound) => bound * (2.0 * rng.uniform() - 1.0),
-            Self::Constant(value) => value,
-        }
-    }
-
-    /// Drawn by the device.
-    fn on_device<B: Backend, const D: usize>(
-        self,
-        shape: [usize; D],
-        options: (&B::Device, DType),
-    ) -> Tensor<B, D> {
-        match self {
-            Self::Normal(std) => Tensor::random(shape, Distribution::Normal(0.0, std), options),
-            Self::Uniform(bound) => {
-                Tensor::random(shape, Distribution::Uniform(-bound, bound), options)
-            }
-            Self::Constant(value) => Tensor::full(shape, value, options),
-        }
-    }
 }
 
 impl<'a, B: Backend> Init<'a, B> {
     /// The root of a module tree.
     pub fn new(seed: u64, device: &'a B::Device) -> Self {
-        Self { seed, path: String::new(), device, trainable: true, storage: None, synthetic: false }
+        Self { seed, path: String::new(), device, trainable: true }
     }
 
     /// The same with parameters that take no gradient.
     pub fn frozen(mut self) -> Self {
         self.trainable = false;
-        self
-    }
-
-    /// The same with parameters stored in `dtype`: what frozen weights of a large model are kept in. The operations
-    /// compute in the type of the activations, whatever the weights' is.
-    pub fn stored_in(mut self, dtype: DType) -> Self {
-        self.storage = Some(dtype);
-        self
-    }
-
-    /// The same with values drawn by the device, in no reproducible order: 7 billion of them take milliseconds
-    /// instead of minutes. For benchmarks.
-    pub fn synthetic(mut self) -> Self {
-        self.synthetic = true;
         self
     }
 
@@ -93,43 +44,34 @@ impl<'a, B: Backend> Init<'a, B> {
 
     /// Normal with standard deviation `std`, truncated at two of them.
     pub fn normal<const D: usize>(&self, shape: [usize; D], std: f64) -> Param<Tensor<B, D>> {
-        self.filled(shape, Fill::Normal(std))
+        self.filled(shape, move |rng| std * rng.normal())
     }
 
     /// Uniform in `[-bound, bound)`.
     pub fn uniform<const D: usize>(&self, shape: [usize; D], bound: f64) -> Param<Tensor<B, D>> {
-        self.filled(shape, Fill::Uniform(bound))
+        self.filled(shape, move |rng| bound * (2.0 * rng.uniform() - 1.0))
     }
 
     /// One value everywhere.
     pub fn constant<const D: usize>(&self, shape: [usize; D], value: f64) -> Param<Tensor<B, D>> {
-        self.filled(shape, Fill::Constant(value))
+        self.filled(shape, move |_| value)
     }
 
     fn filled<const D: usize>(
         &self,
         shape: [usize; D],
-        fill: Fill,
+        draw: impl Fn(&mut SplitMix) -> f64 + Send + Sync + 'static,
     ) -> Param<Tensor<B, D>> {
         let path_hash = hash_str(&self.path);
-        let (seed, storage, synthetic) = (self.seed, self.storage, self.synthetic);
+        let seed = self.seed;
         Param::uninitialized(
             ParamId::from(path_hash),
             move |device, require_grad| {
-                let tensor = if synthetic {
-                    fill.on_device(shape, (device, storage.unwrap_or(DType::F32)))
-                } else {
-                    let mut rng = SplitMix::new(&[seed, path_hash]);
-                    let count = shape.iter().product();
-                    let values: Vec<f32> =
-                        (0..count).map(|_| fill.draw(&mut rng) as f32).collect();
-                    let data = TensorData::new(values, shape);
-                    match storage {
-                        Some(dtype) => Tensor::from_data(data, (device, dtype)),
-                        None => Tensor::from_data(data, device),
-                    }
-                };
-                tensor.set_require_grad(require_grad)
+                let mut rng = SplitMix::new(&[seed, path_hash]);
+                let count = shape.iter().product();
+                let values: Vec<f32> = (0..count).map(|_| draw(&mut rng) as f32).collect();
+                Tensor::from_data(TensorData::new(values, shape), device)
+                    .set_require_grad(require_grad)
             },
             self.device.clone(),
             self.trainable,

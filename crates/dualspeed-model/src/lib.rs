@@ -13,7 +13,6 @@
 //! | [`pruner`] | the trait, its base, the registry, the pruners |
 //! | [`splice`] | text and visual tokens into one batch |
 //! | [`llama`], [`lora`] | the decoder and its adapters |
-//! | [`recompute`] | forward and backward with activations computed again |
 //! | [`llava`], [`forward`] | the whole model; views, contexts, results |
 //! | [`losses`] | fast and slow losses as sums and counts |
 //! | [`generate`] | text generation with a key-value cache |
@@ -34,7 +33,6 @@ pub mod lora;
 pub mod losses;
 pub mod projector;
 pub mod pruner;
-pub mod recompute;
 pub mod rng;
 pub mod splice;
 pub mod stages;
@@ -59,7 +57,6 @@ pub use pruner::{
     Kept, KeptTokens, PruneContext, PruneError, Pruner, PrunerSpec, Registry, Rounding, Stage,
     VisualTokens, keep_count, select,
 };
-pub use recompute::{Part, PassOptions};
 pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpliceError, SplicePlan, TextBatch};
 pub use stages::{ParamGroup, ParamInfo, Trainable};
 pub use store::Precision;

@@ -93,13 +93,6 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// The rows of the last block that are wanted, and their dropout.
-#[derive(Debug)]
-pub(crate) struct Cut<'a, B: Backend> {
-    pub(crate) rows: &'a Tensor<B, 1, Int>,
-    pub(crate) dropout: Option<&'a DropoutKey>,
-}
-
 /// What a decoder forward may be given besides its embeddings.
 #[derive(Debug)]
 pub struct LlamaOptions<'a, B: Backend> {
@@ -223,34 +216,24 @@ impl<B: Backend> Llama<B> {
         });
         let wanted_dropout = rows.zip(dropout).map(|(rows, key)| key.select(rows));
         let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
-        for index in 0..self.layers.len() {
-            let cut = wanted.as_ref().filter(|_| index + 1 == self.layers.len());
-            let cut = cut.map(|rows| Cut { rows, dropout: wanted_dropout.as_ref() });
+        for (index, layer) in self.layers.iter().enumerate() {
             let adapters = LayerAdapters { lora, layer: index, dropout };
-            x = self.block(x, batch, &rope, adapters, cache.as_deref_mut(), cut);
+            let cache = cache.as_deref_mut();
+            let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
+            let mut adapters = adapters;
+            if index + 1 == self.layers.len()
+                && let Some(wanted) = &wanted
+            {
+                attended = attended.select(0, wanted.clone()); // [rows, h * d_head]
+                x = x.select(0, wanted.clone()); // [rows, d]
+                adapters.dropout = wanted_dropout.as_ref();
+            }
+            x = layer.finish(x, attended, adapters);
         }
         if let Some(cache) = cache {
             cache.seen += seq;
         }
         self.norm.forward(x) // [rows, d]
-    }
-
-    /// One block: `[b * s, d] -> [b * s, d]`, or `[rows, d]` where only some rows are wanted.
-    pub(crate) fn block(
-        &self,
-        x: Tensor<B, 2>,
-        batch: usize,
-        rope: &(Tensor<B, 3>, Tensor<B, 3>),
-        mut adapters: LayerAdapters<'_, B>,
-        cache: Option<&mut KvCache<B>>,
-        cut: Option<Cut<'_, B>>,
-    ) -> Tensor<B, 2> {
-        let layer = &self.layers[adapters.layer];
-        let attended = self.attend(layer, x.clone(), batch, rope, adapters, cache);
-        let Some(cut) = cut else { return layer.finish(x, attended, adapters) };
-        adapters.dropout = cut.dropout;
-        let attended = attended.select(0, cut.rows.clone()); // [rows, h * d_head]
-        layer.finish(x.select(0, cut.rows.clone()), attended, adapters)
     }
 
     /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.

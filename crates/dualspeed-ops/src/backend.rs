@@ -205,15 +205,6 @@ pub trait Backend: BurnBackend {
         plain::farthest_points::<Self>(features, keep)
     }
 
-    /// `[1]`: the sum of `y * grad`, whose gradient for `y` is `grad`. What a backward pass that goes on from somewhere
-    /// starts with: under autodiff the value itself is not computed (0 instead), `grad` is passed on as it is.
-    fn fused_inner_product(
-        y: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        Self::float_sum(Self::float_mul(y, grad))
-    }
-
     /// One step of AdamW on all tensors at once, after clipping the norm of all gradients together; consumes parameters
     /// and moments, so that they may be updated in place.
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {

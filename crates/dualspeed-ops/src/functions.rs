@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::{AttentionSpec, AutodiffBackend, Backend};
+use crate::{AttentionSpec, Backend};
 
 fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
@@ -156,16 +156,4 @@ pub fn farthest_points<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tenso
     let [_, n, _] = features.dims();
     assert!(keep <= n, "farthest_points: cannot keep {keep} of {n} rows");
     Tensor::from_primitive(B::fused_farthest_points(unwrap(features), keep))
-}
-
-/// A scalar whose backward pass starts at `y` with the gradient `grad`: `inner_product(y, grad).backward()` goes on where
-/// another backward pass ended. The value is 0.
-///
-/// # Shapes
-/// `y` and `grad` have the same shape -> `[1]`.
-pub fn inner_product<B: AutodiffBackend, const D: usize>(
-    y: Tensor<B, D>,
-    grad: Tensor<B::InnerBackend, D>,
-) -> Tensor<B, 1> {
-    wrap(B::fused_inner_product(unwrap(y), unwrap(Tensor::<B, D>::from_inner(grad))))
 }

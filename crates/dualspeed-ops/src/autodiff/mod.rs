@@ -8,7 +8,6 @@ mod elementwise;
 mod linear;
 mod losses;
 mod norm;
-mod seed;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -130,13 +129,6 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         tau: f64,
     ) -> FloatTensor<Self> {
         losses::token_losses::<B, C>(hidden, lm_head, targets, teacher, tau)
-    }
-
-    fn fused_inner_product(
-        y: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        seed::inner_product::<B, C>(y, grad)
     }
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
