@@ -80,6 +80,12 @@ pub enum ModelError {
         /// Images whose features were passed.
         images: usize,
     },
+    /// A format that has no place for this model.
+    #[error("cannot export: {problem}")]
+    Export {
+        /// What is in the way and what to do.
+        problem: &'static str,
+    },
     /// The context names another number of samples than the batch has.
     #[error("the context names {found} sample(s), the batch has {expected}")]
     SampleIds {

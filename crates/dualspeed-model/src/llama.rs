@@ -6,12 +6,14 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use dualspeed_ops::{AttentionSpec, Backend};
+use dualspeed_ops::{
+    AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys, Keep,
+};
 
-use crate::config::{LlamaConfig, LoraTarget};
+use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
-use crate::lora::{DropoutKey, LayerAdapters, Lora, merge};
+use crate::lora::{DropoutStates, LayerAdapters, Lora, dropout_place, merge};
 
 /// Self-attention of a block, no biases.
 #[derive(Module, Debug)]
@@ -101,14 +103,19 @@ pub struct LlamaOptions<'a, B: Backend> {
     /// Adapters.
     pub lora: Option<&'a Lora<B>>,
     /// Adapter dropout; none outside training.
-    pub dropout: Option<&'a DropoutKey>,
+    pub dropout: Option<&'a DropoutStates>,
     /// Earlier positions; this forward's are appended.
     pub cache: Option<&'a mut KvCache<B>>,
+    /// For each block, what its backward pass finds ready; by default every operation keeps what it needs. Not with a
+    /// cache.
+    pub keep: Option<&'a [Keep]>,
+    /// Rotary position of each of the `[b * s]` rows; counted on from the cache by default.
+    pub positions: Option<&'a [usize]>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {
     fn default() -> Self {
-        Self { rows: None, lora: None, dropout: None, cache: None }
+        Self { rows: None, lora: None, dropout: None, cache: None, keep: None, positions: None }
     }
 }
 
@@ -160,24 +167,23 @@ impl LlamaConfig {
         }
     }
 
-    /// Cosines and sines of the rotary embedding at positions `start..start + seq`, each
-    /// `[1, seq, d_head / 2]`; computed in f64.
+    /// Cosines and sines of the rotary embedding at `batch` rows of positions, each
+    /// `[batch, seq, d_head / 2]`; computed in f64.
     pub fn rope_tables<B: Backend>(
         &self,
-        start: usize,
-        seq: usize,
+        positions: &[usize],
+        batch: usize,
         device: &B::Device,
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let half = self.head_size() / 2;
-        let angles: Vec<f64> = (start..start + seq)
-            .flat_map(|position| {
-                (0..half)
-                    .map(move |i| position as f64 * self.rope_theta.powf(-(i as f64) / half as f64))
-            })
+        let frequencies = self.rope_frequencies();
+        let (half, seq) = (frequencies.len(), positions.len() / batch.max(1));
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|position| frequencies.iter().map(move |f| *position as f64 * f))
             .collect();
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [1, seq, half]), device)
+            Tensor::from_data(TensorData::new(values, [batch, seq, half]), device)
         };
         (table(f64::cos), table(f64::sin))
     }
@@ -205,19 +211,33 @@ impl<B: Backend> Llama<B> {
         inputs_embeds: Tensor<B, 3>,
         options: LlamaOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let LlamaOptions { rows, lora, dropout, mut cache } = options;
+        let LlamaOptions { rows, lora, dropout, mut cache, keep, positions } = options;
         let [batch, seq, d] = inputs_embeds.dims();
         let device = inputs_embeds.device();
         let start = cache.as_ref().map_or(0, |cache| cache.seen);
-        let rope = self.config.rope_tables::<B>(start, seq, &device);
+        let rope = match positions {
+            Some(positions) => self.config.rope_tables::<B>(positions, batch, &device),
+            None => {
+                let counted: Vec<usize> = (start..start + seq).collect();
+                self.config.rope_tables::<B>(&counted, 1, &device)
+            }
+        };
         let wanted = rows.map(|rows| {
             let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
             Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device)
         });
-        let wanted_dropout = rows.zip(dropout).map(|(rows, key)| key.select(rows));
+        let wanted_dropout =
+            rows.zip(dropout).map(|(rows, states)| states.select(rows).upload::<B>(&device));
+        let dropout = dropout.map(|states| states.upload::<B>(&device));
         let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
         for (index, layer) in self.layers.iter().enumerate() {
-            let adapters = LayerAdapters { lora, layer: index, dropout };
+            let adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
+            let shortened = index + 1 == self.layers.len() && wanted.is_some();
+            if let (Some(keep), None, false) = (keep, &cache, shortened) {
+                let keep = keep.get(index).copied().unwrap_or_default();
+                x = self.block(layer, x, batch, &rope, adapters, keep);
+                continue;
+            }
             let cache = cache.as_deref_mut();
             let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
             let mut adapters = adapters;
@@ -234,6 +254,38 @@ impl<B: Backend> Llama<B> {
             cache.seen += seq;
         }
         self.norm.forward(x) // [rows, d]
+    }
+
+    /// One block as one operation: `[b * s, d] -> [b * s, d]`.
+    fn block(
+        &self,
+        layer: &LlamaLayer<B>,
+        x: Tensor<B, 2>,
+        batch: usize,
+        (cos, sin): &(Tensor<B, 3>, Tensor<B, 3>),
+        adapters: LayerAdapters<'_, B>,
+        keep: Keep,
+    ) -> Tensor<B, 2> {
+        let config = adapters.lora.map(|lora| &lora.config);
+        let ctx = BlockContext {
+            batch,
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.kv_heads(),
+            eps: self.config.rms_norm_eps,
+            cos: cos.clone().into_primitive().tensor(),
+            sin: sin.clone().into_primitive().tensor(),
+            attention: AttentionSpec::causal(),
+            lora_scale: config.map_or(0.0, LoraConfig::scale),
+            dropout: config.zip(adapters.dropout).filter(|(config, _)| config.dropout > 0.0).map(
+                |(config, keys)| BlockDropout {
+                    keys: DropoutKeys::clone(keys),
+                    p: config.dropout,
+                    places: LoraTarget::ALL.map(|target| dropout_place(adapters.layer, target)),
+                },
+            ),
+            keep,
+        };
+        dualspeed_ops::decoder_block(x, layer.params(adapters), &ctx)
     }
 
     /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.
@@ -298,6 +350,30 @@ impl<B: Backend> Llama<B> {
 }
 
 impl<B: Backend> LlamaLayer<B> {
+    /// The block's parameters, adapters included, as the block operation takes them.
+    fn params(&self, adapters: LayerAdapters<'_, B>) -> BlockParams<B::FloatTensorPrimitive> {
+        let linear = |linear: &Linear<B>, target: LoraTarget| BlockLinear {
+            weight: linear.weight.val().into_primitive().tensor(),
+            lora: adapters.pair(target).map(|pair| {
+                let [a, b] = [&pair.lora_a, &pair.lora_b];
+                (a.val().into_primitive().tensor(), b.val().into_primitive().tensor())
+            }),
+        };
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        let norm = |norm: &RmsNorm<B>| norm.weight.val().into_primitive().tensor();
+        BlockParams {
+            input_layernorm: norm(&self.input_layernorm),
+            q_proj: linear(&attn.q_proj, LoraTarget::QProj),
+            k_proj: linear(&attn.k_proj, LoraTarget::KProj),
+            v_proj: linear(&attn.v_proj, LoraTarget::VProj),
+            o_proj: linear(&attn.o_proj, LoraTarget::OProj),
+            post_attention_layernorm: norm(&self.post_attention_layernorm),
+            gate_proj: linear(&mlp.gate_proj, LoraTarget::GateProj),
+            up_proj: linear(&mlp.up_proj, LoraTarget::UpProj),
+            down_proj: linear(&mlp.down_proj, LoraTarget::DownProj),
+        }
+    }
+
     /// Output projection and MLP, row by row: `[rows, d], [rows, h * d_head] -> [rows, d]`.
     fn finish(
         &self,

@@ -99,6 +99,8 @@ impl<B: Backend> Llava<B> {
         }
         Ok(Self {
             mm_projector: self.mm_projector.set_frozen::<B>(!trainable.projector),
+            // Learned with the projector, as in LLaVA-NeXT.
+            image_newline: self.image_newline.set_frozen::<B>(!trainable.projector),
             mode_isolator: self.mode_isolator.set_frozen::<B>(!trainable.isolator),
             language_model: self.language_model.set_frozen::<B>(!trainable.language_model),
             lora: self.lora.set_frozen::<B>(!trainable.lora),
@@ -136,6 +138,9 @@ impl<B: Backend> Llava<B> {
         });
         collect(ParamGroup::Projector, trainable.projector, "mm_projector", &|paths| {
             visit::<B, _>(&self.mm_projector, paths);
+        });
+        collect(ParamGroup::Projector, trainable.projector, "image_newline", &|paths| {
+            visit::<B, _>(&self.image_newline, paths);
         });
         collect(ParamGroup::Isolator, trainable.isolator, "mode_isolator", &|paths| {
             visit::<B, _>(&self.mode_isolator, paths);

@@ -159,7 +159,10 @@ impl<B: Backend> VitEmbeddings<B> {
         let [d, _, patch, _] = weight.dims();
         let grid = side / patch;
         let width = channels * patch * patch;
+        // A side that is no multiple of the patch loses its rest, as in a convolution without padding.
         let patches = pixel_values
+            .narrow(2, 0, grid * patch)
+            .narrow(3, 0, grid * patch)
             .reshape([images, channels, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [images, row, column, 3, patch, patch]
             .reshape([images * grid * grid, width]);

@@ -1,8 +1,11 @@
 //! The extension trait.
 
+use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use crate::block::{self, BlockContext, BlockParams};
+use crate::dropout::{self, DropoutKeys};
 use crate::plain;
 use crate::types::*;
 
@@ -14,6 +17,11 @@ use crate::types::*;
 /// order of the tensor arguments; the others stay `None` and cost nothing. The prefix keeps the names apart from
 /// those of Burn's own traits.
 pub trait Backend: BurnBackend {
+    /// Bytes of free memory on a device, where the backend can tell.
+    fn free_memory(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// `x W + bias`: `x` is `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
     fn fused_linear(
         x: FloatTensor<Self>,
@@ -198,6 +206,27 @@ pub trait Backend: BurnBackend {
         needs: [bool; 2],
     ) -> TokenLossesGrads<Self> {
         plain::token_losses_backward::<Self>(hidden, lm_head, targets, teacher, tau, grad, needs)
+    }
+
+    /// `[rows, d]` of `dtype`: 0 with probability `p`, else `1 / (1 - p)`; a function of each row's key, `place` and
+    /// the column alone.
+    fn fused_dropout_mask(
+        keys: &DropoutKeys<Self>,
+        place: u64,
+        p: f64,
+        d: usize,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        dropout::mask::<Self>(keys, place, p, d, dtype)
+    }
+
+    /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.
+    fn fused_decoder_block(
+        x: FloatTensor<Self>,
+        params: BlockParams<FloatTensor<Self>>,
+        ctx: &BlockContext<Self>,
+    ) -> FloatTensor<Self> {
+        block::forward(x, &params, ctx).0
     }
 
     /// Max-min diverse `keep` rows of each `[n, d]` of `features` `[b, n, d]` by cosine distance, in pick order.

@@ -16,6 +16,7 @@ use crate::dataloader::{TrainLoader, ValidLoader};
 use crate::error::TrainError;
 use crate::features::FeatureCache;
 use crate::loader::WindowPlan;
+use crate::memory::MemoryPlan;
 use crate::metrics::{
     NoMetricLogger, Progress, ProgressBarRenderer, TimeSplit, Totals, step_metrics,
 };
@@ -91,6 +92,8 @@ pub struct TrainOutcome<B: AutodiffBackend> {
     pub time: TimeSplit,
     /// All sums.
     pub totals: Totals,
+    /// What a step was expected to need.
+    pub memory: MemoryPlan,
     /// Whether the run ended early because it was told to; its checkpoint is written.
     pub interrupted: bool,
 }
@@ -106,6 +109,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     if job.train.is_empty() {
         return Err(TrainError::EmptySource { what: "train".into() });
     }
+    // Before the run directory: a misspelt pruner must not cost an earlier run its place.
+    let pruner = job.pruners.build(&config.pruner())?;
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
     let restored = if job.resume {
@@ -148,12 +153,17 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let sampler =
         BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
     let total_steps = config.total_steps(sampler.steps_per_epoch());
+    let memory = MemoryPlan::new::<B>(&config, &*source, job.features.is_some(), &device)?;
+    if memory.exceeds() {
+        tracing::warn!("{memory}");
+    }
     let errors = ErrorSlot::default();
     let inner_device = device.clone();
     let runtime = Arc::new(TrainRuntime {
-        pruner: job.pruners.build(&config.pruner())?,
+        pruner,
         config: config.clone(),
         features: job.features.clone(),
+        recompute: memory.recompute,
         device,
         errors: errors.clone(),
     });
@@ -222,6 +232,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         train_seconds: reached.totals.train_seconds,
         time: reached.totals.time,
         totals: reached.totals,
+        memory,
         interrupted: reached.interrupted,
     })
 }

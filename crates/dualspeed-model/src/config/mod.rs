@@ -1,10 +1,14 @@
 //! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
 
+mod anyres;
+mod rope;
 mod text;
 mod vision;
 
 use serde::{Deserialize, Serialize};
 
+pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use rope::RopeScaling;
 pub use text::{LlamaConfig, LoraConfig, LoraTarget};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
 
@@ -23,7 +27,7 @@ pub enum ProjectorType {
 }
 
 /// A LLaVA-family model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LlavaConfig {
     /// The vision tower.
@@ -32,7 +36,11 @@ pub struct LlavaConfig {
     pub text: LlamaConfig,
     /// The projector.
     pub mm_projector_type: ProjectorType,
-    /// Length l of the mode isolator; 0 means none (method: 4).
+    /// Tiles of images of any resolution (LLaVA-NeXT); without it an image is one tile.
+    pub anyres: Option<AnyresConfig>,
+    /// Rotary positions after pruning.
+    pub visual_positions: PositionPolicy,
+    /// Length l of the mode isolator; 0 means none, left out: 4 as published.
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
     pub lora: Option<LoraConfig>,
@@ -40,6 +48,23 @@ pub struct LlavaConfig {
     pub max_length: Option<usize>,
     /// Sequence lengths are padded to a multiple of this; 0 or 1 means no padding beyond the batch.
     pub pad_to_multiple: usize,
+}
+
+impl Default for LlavaConfig {
+    /// The quickstart's model, with the published isolator.
+    fn default() -> Self {
+        Self {
+            vision: VitConfig::default(),
+            text: LlamaConfig::default(),
+            mm_projector_type: ProjectorType::default(),
+            anyres: None,
+            visual_positions: PositionPolicy::default(),
+            isolator_length: 4,
+            lora: None,
+            max_length: None,
+            pad_to_multiple: 0,
+        }
+    }
 }
 
 impl LlavaConfig {
@@ -53,6 +78,9 @@ impl LlavaConfig {
         if let Some(lora) = &self.lora {
             lora.validate()?;
         }
+        if let Some(anyres) = &self.anyres {
+            anyres.validate(self.vision.image_size)?;
+        }
         if self.max_length == Some(0) {
             return Err(ConfigError::Zero { field: "max_length" });
         }
@@ -64,7 +92,6 @@ impl LlavaConfig {
         Self {
             vision: VitConfig::clip_vit_l_14_336(),
             text: LlamaConfig::vicuna_7b(),
-            isolator_length: 4,
             max_length: Some(2048),
             pad_to_multiple: 64,
             ..Self::default()
