@@ -1,6 +1,6 @@
 """Checks the CUDA kernels of dualspeed-ops against PyTorch, and times both. No Rust involved.
 
-    python3 benches/kernels_check.py [--only elementwise,attention,losses,points,adamw] [--no-bench] [--json FILE]
+    python3 benches/kernels_check.py [--only dropout,elementwise,losses,points,adamw,attention] [--no-bench] [--json FILE]
 
 Compiles crates/dualspeed-ops/src/cuda/kernels/*.cu with NVRTC for the device at hand. The reference is the same function
 in float64 of the same (rounded) inputs. Errors are ||out - ref|| / ||ref||; outputs are poisoned with NaN first. Exit code 1
@@ -640,19 +640,21 @@ def published_divprune(features, keep):
     return torch.stack(out)
 
 
-def reference_map(kernel, keep):
-    L = kernel.double()
+def reference_map(gram, keep):
+    L = gram.double()
     n = len(L)
-    gain, c, picks, margin = L.diagonal().clone(), torch.zeros(keep, n, device=L.device, dtype=L.dtype), [], math.inf
+    residual, c, picks, margin = L.diagonal().clone(), torch.zeros(keep, n, device=L.device, dtype=L.dtype), [], math.inf
     for t in range(keep):
-        top = gain.topk(min(2, n)).values
-        margin = min(margin, (top[0] - top[-1]).item()) if n > 1 and torch.isfinite(top[-1]) else margin
-        j = (gain == gain.max()).to(torch.int8).argmax().item()
+        top = residual.topk(min(2, n)).values
+        margin = min(margin, (top[0] - top[-1]).item()) if n > 1 else margin
+        j = (residual == residual.max()).to(torch.int8).argmax().item()
         picks.append(j)
-        e = (L[j] - c[:t, j] @ c[:t]) / gain[j].clamp_min(1e-12).sqrt()
-        c[t] = e
-        gain = gain - e * e
-        gain[picks] = -math.inf
+        if residual[j] > 0:
+            c[t] = (L[j] - c[:t, j] @ c[:t]) / residual[j].sqrt()
+        left = residual - c[t] ** 2
+        left[left <= 1e-5 * L.diagonal()] = 0.0
+        residual = torch.where(residual >= 0, left, residual)
+        residual[picks] = -2.0
     return picks, margin
 
 
@@ -681,8 +683,8 @@ def check_points(bench):
     exact = close = 0
     for b, n, d, keep in ((4, 576, 96, 57), (2, 64, 64, 30), (2, 1, 8, 1), (1, 2048, 128, 100)):
         x = F.normalize(rand(b, n, d), dim=-1)
-        r = torch.rand(b, n, device="cuda") + 1e-3
-        kernel = r.unsqueeze(2) * (x @ x.transpose(1, 2)) * r.unsqueeze(1)
+        x = x * (torch.rand(b, n, 1, device="cuda") + 1e-3) # relevance
+        kernel = x @ x.transpose(1, 2)
         scratch, picks = poison(b, keep, n), torch.full((b, keep), -1, device="cuda", dtype=torch.int64)
         k("greedy_map", b, min(1024, ceil(n, 32) * 32), kernel, scratch, picks, Int(b), Int(n), Int(keep), Int(1), shared=keep * 4)
         for row, L in zip(picks.tolist(), kernel):
@@ -691,6 +693,12 @@ def check_points(bench):
             close += row != ref and margin < 1e-6
             if row != ref and margin >= 1e-6:
                 failures.append(f"greedy map {n}: first difference at {[a == c for a, c in zip(row, ref)].index(False)}, margin {margin:.1e}")
+    broken = F.normalize(rand(1, 20, 16), dim=-1)
+    broken[0, 3], broken[0, 5] = float("nan"), 0.0
+    kernel, scratch, picks = broken @ broken.transpose(1, 2), poison(1, 20, 20), torch.full((1, 20), -1, device="cuda", dtype=torch.int32)
+    k("greedy_map", 1, 32, kernel, scratch, picks, Int(1), Int(20), Int(20), Int(0), shared=80)
+    if sorted(picks[0].tolist()) != list(range(20)) or picks[0, -1] != 3:
+        failures.append(f"greedy map with a NaN row: {picks.tolist()}")
     line("greedy map", f"{exact} exact, {close} differ within a margin of 1e-6")
     if not bench:
         return
@@ -783,7 +791,43 @@ def check_adamw(bench):
     report("clip + adamw, 448 x 4096x128 f32", ours_time, statistics.median(samples), "torch: fused, foreach clip, with launches")
 
 
-SECTIONS = {"elementwise": check_elementwise, "losses": check_losses, "points": check_points, "adamw": check_adamw, "attention": check_attention}
+# ---- Dropout.
+
+
+def check_dropout(bench):
+    import numpy as np
+
+    k = Module("dropout")
+
+    def finalise(z):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    for dtype in NAMES:
+        for n, d, p, place in ((5, 4096, 0.05, 17), (3, 77, 0.3, 2**63 + 5), (65, 128, 0.5, 0)):
+            states = np.random.default_rng().integers(0, 2**64, n, dtype=np.uint64)
+            keys = torch.from_numpy(states.view(np.int32).reshape(n, 2).copy()).cuda()
+            threshold, keep = round(p * 65536), float(np.float32(1 / (1 - p)))
+            with np.errstate(over="ignore"):
+                mixed = finalise((states ^ finalise(np.uint64(place) + golden)) + golden)
+                bits = finalise(mixed[:, None] + (np.arange(ceil(d, 4), dtype=np.uint64) + np.uint64(1)) * golden)
+            parts = np.stack([(bits >> np.uint64(16 * i)) & np.uint64(0xFFFF) for i in range(4)], -1).reshape(n, -1)[:, :d]
+            ref = torch.from_numpy(np.where(parts < threshold, 0.0, np.float32(keep))).cuda().to(dtype)
+            mask, x, y = poison(n, d, dtype=dtype), rand(n, d, dtype=dtype), poison(n, d, dtype=dtype)
+            signed = place - 2**64 if place >= 2**63 else place
+            k(f"dropout_{NAMES[dtype]}", n, 256, None, keys, mask, n, d, signed, Int(threshold), keep)
+            k(f"dropout_{NAMES[dtype]}", n, 256, x, keys, y, n, d, signed, Int(threshold), keep)
+            line(f"dropout {NAMES[dtype]} {n}x{d} p {p}", check("mask", mask, ref, 0.0), check("x mask", y, (x.float() * ref.float()).to(dtype), 0.0))
+    if bench:
+        n, d = 11264, 4096
+        x, keys = rand(n, d, dtype=torch.bfloat16), torch.randint(2**31, (n, 2), device="cuda", dtype=torch.int32)
+        y = torch.empty_like(x)
+        report("dropout 11264x4096", times(lambda: k("dropout_bf16", n, 256, x, keys, y, n, d, 3, Int(3277), 1.0526)), times(lambda: F.dropout(x, 0.05)))
+
+
+SECTIONS = {"dropout": check_dropout, "elementwise": check_elementwise, "losses": check_losses, "points": check_points, "adamw": check_adamw, "attention": check_attention}
 
 
 def main():

@@ -133,7 +133,7 @@ constexpr int FULL = D * 2;   // bytes per row
 constexpr int WIDE = 128;     // keys per tile of the forward pass
 constexpr int NARROW = 64;    // rows per tile of the backward passes
 constexpr int RING = 4;       // tiles of keys and of values, taking turns
-constexpr int STAGES = 3;     // pairs of tiles in the backward passes
+constexpr int STAGES = 4;     // pairs of tiles in the backward passes; with two in flight and one held back, fewer would not do
 constexpr int PAIR = 2 * NARROW * FULL + 2 * NARROW * 4; // with logsumexp and delta
 constexpr int PAIR_STEP = (PAIR + 1023) / 1024 * 1024;
 constexpr int SM90_FORWARD_BYTES = 1024 + ROWS * FULL + RING * WIDE * FULL;
@@ -365,6 +365,7 @@ __device__ __forceinline__ void forward_sm90(
         wgmma_fence();
         multiply_nn<T, N>(out, weights, ring_at + ((2 * tile + 1) % RING) * WIDE * FULL);
         wgmma_commit();
+        // Keeping this product under way during the next softmax measured slower: the other warpgroup's products fill the gap.
         wgmma_wait<0>(out);
         pipe.release(2 * tile + 1);
     }
@@ -541,49 +542,65 @@ __device__ __forceinline__ void backward_dq_sm90(
         d[half] = valid ? delta[i] : 0.0f;
     }
     const float scale = shape.scale * LOG2E;
-    float grad_q[D / 8][4] = {};
-    barrier_wait(pipe.ready, 0);
-    for (int tile = 0; tile < tiles; tile++) {
-        const u32 k_tile = ring_at + (tile % STAGES) * PAIR_STEP, v_tile = k_tile + NARROW * FULL;
-        float p[N][4], ds[N][4];
+    float grad_q[D / 8][4] = {}, p[N][4], ds[N][4];
+    u32 slopes[N / 2][4];
+    auto tile_of = [&](int tile) { return ring_at + (tile % STAGES) * PAIR_STEP; };
+    auto scores = [&](int tile) {
         pipe.wait_full(tile);
         settle(p);
         settle(ds);
         wgmma_fence();
-        multiply_nt<T, ROWS, N>(p, q_at + group * 64 * 128, k_tile);
+        multiply_nt<T, ROWS, N>(p, q_at + group * 64 * 128, tile_of(tile));
+        multiply_nt<T, ROWS, N>(ds, grad_at + group * 64 * 128, tile_of(tile) + NARROW * FULL);
         wgmma_commit();
-        multiply_nt<T, ROWS, N>(ds, grad_at + group * 64 * 128, v_tile);
+    };
+    // Nothing is under way between rounds of the loop: the compiler would serialise every product.
+    auto gradient = [&](int tile) {
+        settle(grad_q);
+        wgmma_fence();
+        multiply_nn<T, N>(grad_q, slopes, tile_of(tile));
         wgmma_commit();
-        wgmma_wait<1>(p);
+    };
+    // ds becomes the gradients of the scores.
+    auto finish = [&](int tile) {
+        const bool partial = (tile + 1) * NARROW > whole;
 #pragma unroll
         for (int n = 0; n < N; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) p[n][i] = exp2_fast(p[n][i] * scale - lse[i / 2]);
-        if ((tile + 1) * NARROW > whole) {
+            for (int i = 0; i < 4; i++)
+                ds[n][i] = exp2_fast(p[n][i] * scale - lse[i / 2]) * (ds[n][i] - d[i / 2]);
+        if (partial) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int end = s.length - tile * NARROW - (lane & 3) * 2;
                 if (shape.causal) end = min(end, row + half * 8 + s.offset + 1 - tile * NARROW - (lane & 3) * 2);
 #pragma unroll
                 for (int n = 0; n < N; n++) {
-                    if (n * 8 >= end) p[n][half * 2] = 0.0f;
-                    if (n * 8 + 1 >= end) p[n][half * 2 + 1] = 0.0f;
+                    if (n * 8 >= end) ds[n][half * 2] = 0.0f;
+                    if (n * 8 + 1 >= end) ds[n][half * 2 + 1] = 0.0f;
                 }
             }
         }
-        wgmma_wait<0>(ds);
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) ds[n][i] = p[n][i] * (ds[n][i] - d[i / 2]);
-        u32 slopes[N / 2][4];
+    };
+    barrier_wait(pipe.ready, 0);
+    if (tiles > 0) {
+        scores(0);
+        wgmma_wait<0>(p);
+        settle(ds);
+        finish(0);
         round_to<T, N>(slopes, ds);
-        settle(grad_q);
-        wgmma_fence();
-        multiply_nn<T, N>(grad_q, slopes, k_tile);
-        wgmma_commit();
+        for (int tile = 0; tile + 1 < tiles; tile++) {
+            scores(tile + 1);
+            gradient(tile); // runs while the next tile's scores are finished
+            wgmma_wait<1>(p);
+            settle(ds);
+            finish(tile + 1);
+            wgmma_wait<0>(grad_q);
+            pipe.release(tile);
+            round_to<T, N>(slopes, ds);
+        }
+        gradient(tiles - 1);
         wgmma_wait<0>(grad_q);
-        pipe.release(tile);
     }
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
     dq = head_of(dq, dqs, batch, head, s.q_at, shape.cu_q);
