@@ -68,12 +68,13 @@ constexpr int FORWARD_WARPS = 4, FORWARD_ROWS = FORWARD_WARPS * 32;
 constexpr int DKV_WARPS = 4, DKV_ROWS = DKV_WARPS * 16;
 constexpr int DQ_WARPS = 4, DQ_ROWS = DQ_WARPS * 16;
 constexpr int TILE = KEYS * PITCH * 2; // bytes
-constexpr int FORWARD_BYTES = FORWARD_ROWS * PITCH * 2 + 2 * TILE;
-constexpr int DKV_BYTES = 2 * DKV_ROWS * PITCH * 2 + DKV_STAGES * (2 * TILE + 2 * KEYS * 4);
-constexpr int DQ_BYTES = 4 * TILE;
 static_assert(DQ_ROWS <= KEYS, "Q and dO pass through the tiles' buffers");
 
 #ifndef WGMMA // attention_sm90.cu has its own
+constexpr int FORWARD_BYTES = FORWARD_ROWS * PITCH * 2 + 2 * TILE;
+constexpr int DKV_BYTES = 2 * DKV_ROWS * PITCH * 2 + DKV_STAGES * (2 * TILE + 2 * KEYS * 4);
+constexpr int DQ_BYTES = 4 * TILE;
+
 extern "C" {
 __constant__ int attention_config[12] = {
     FORWARD_ROWS, FORWARD_WARPS * 32, FORWARD_BYTES, DKV_ROWS, DKV_WARPS * 32, DKV_BYTES,
