@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     }
     separate::farthest_points(&mut report);
     separate::adamw(&mut report);
+    separate::distilled_head(&mut report);
     separate::interleaved(&mut report);
     println!("{} checks, {} failed", report.checks, report.failures);
     if report.failures > 0 || report.checks == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

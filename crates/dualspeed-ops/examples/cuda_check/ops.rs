@@ -319,6 +319,8 @@ impl Case for Op {
                 let hidden = x[0].clone().reshape([n, d]);
                 let head = x[1].clone().reshape([d, vocab]).mul_scalar(2.0 * (d as f64).powf(-0.5));
                 let teacher = teacher.then(|| x[2].clone().reshape([n, d]));
+                // The teacher is a constant also through the head; autodiff of the plain body would not know. See `separate`.
+                let head = if teacher.is_some() { head.detach() } else { head };
                 let ids: Vec<i64> = (0..n as i64).map(|i| i * 7919 % vocab as i64).collect();
                 let device = hidden.device();
                 let targets = Tensor::<A<B>, 1, Int>::from_data(TensorData::new(ids, [n]), &device);

@@ -1,7 +1,7 @@
 //! Checks that are no forward and backward: picks, the optimiser, the order of launches.
 
 use burn::tensor::backend::Backend as _;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cuda::Cuda;
 use burn_ndarray::NdArray;
 use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, plain};
@@ -132,6 +132,47 @@ pub fn adamw(report: &mut Report) {
         let errors = [relative_error(&actual, &expected), relative_error(&[our_norm], &[norm])];
         report.line(&name, &errors, 2e-6, "");
     }
+}
+
+/// The gradient of a trained head under distillation, against the plain backward body.
+pub fn distilled_head(report: &mut Report) {
+    let (n, d, vocab) = (70, 96, 1003);
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 1e-2)] {
+        let name = format!("token_losses_backward, head and teacher, {dtype:?}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let [hidden, teacher] = [(); 2].map(|()| values(n * d, dtype, report.seed()));
+        let head: Vec<f64> =
+            values(d * vocab, dtype, report.seed()).iter().map(|x| x * 0.25).collect();
+        let grad = values(n * 3, DType::F32, report.seed());
+        let inputs = [hidden, teacher, head, grad];
+        let expected = head_gradient::<NdArray<f64>>(&inputs, [n, d, vocab], DType::F64, true);
+        let actual = head_gradient::<B>(&inputs, [n, d, vocab], dtype, false);
+        report.line(&name, &[relative_error(&actual, &expected)], tolerance, "");
+    }
+}
+
+fn head_gradient<T: Backend>(
+    [hidden, teacher, head, grad]: &[Vec<f64>; 4],
+    [n, d, vocab]: [usize; 3],
+    dtype: DType,
+    slow: bool,
+) -> Vec<f64> {
+    let ids: Vec<i64> = (0..n as i64).map(|i| i * 7919 % vocab as i64).collect();
+    let targets = TensorData::new(ids, [n]);
+    let targets = Tensor::<T, 1, Int>::from_data(targets, &Default::default()).into_primitive();
+    let rows = |values| primitive(tensor::<T, 2>(values, [n, d], dtype));
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let (hidden, teacher) = (rows(hidden), Some(rows(teacher)));
+    let head = primitive(tensor::<T, 2>(head, [d, vocab], dtype));
+    let grad = primitive(tensor::<T, 2>(grad, [n, 3], wide));
+    let needs = [true, true];
+    let grads = match slow {
+        true => plain::token_losses_backward::<T>(hidden, head, targets, teacher, 2.0, grad, needs),
+        false => T::fused_token_losses_backward(hidden, head, targets, teacher, 2.0, grad, needs),
+    };
+    grads.lm_head.map(|grad| to_vec(wrap::<T, 2>(grad))).unwrap_or_default()
 }
 
 /// 300 products between Burn's own operations, bit for bit what they are with a wait after each; with a weight made on
