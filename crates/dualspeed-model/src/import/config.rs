@@ -111,6 +111,7 @@ fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
         vision,
         mm_projector_type: ProjectorType::Mlp2xGelu,
         anyres,
+        isolator_length: 0,
         ..LlavaConfig::default()
     })
 }
@@ -142,7 +143,14 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
     };
     let model_type = json.str("model_type")?.unwrap_or_default();
     let decoder = if model_type == "llava_mistral" { "mistral" } else { "llama" };
-    Ok(LlavaConfig { text: llama(json, decoder)?, vision, mm_projector_type, anyres, ..LlavaConfig::default() })
+    Ok(LlavaConfig {
+        text: llama(json, decoder)?,
+        vision,
+        mm_projector_type,
+        anyres,
+        isolator_length: 0,
+        ..LlavaConfig::default()
+    })
 }
 
 fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportError> {
