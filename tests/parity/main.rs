@@ -4,7 +4,9 @@
 mod adapters;
 mod anyres;
 mod clip;
+mod commands;
 mod damaged;
+mod gguf;
 mod llama;
 mod llava;
 mod support;

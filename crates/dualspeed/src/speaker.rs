@@ -9,15 +9,15 @@ use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
     BpeVocabulary, Conversation, FitMode, HostImage, ImageProcessor, SpecialTokens, Template,
-    TextTokenizer, Turn, encode_prompt, load_image, preprocess_image, read_processor,
+    TextTokenizer, Turn, encode_prompt, preprocess_image, read_processor,
     scene_tokenizer,
 };
 use dualspeed_model::import::{
-    Adapter, AnyModel, Architecture, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport,
+    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport,
     load_extra,
 };
 use dualspeed_model::{
-    GenerateOptions, Generated, Llama, Llava, LlavaConfig, ModelError, Needs, Pruner, View,
+    GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, View,
     VisionInput, VisualTokens,
 };
 use dualspeed_ops::Backend;

@@ -117,6 +117,7 @@ fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
         vision,
         mm_projector_type: ProjectorType::Mlp2xGelu,
         anyres,
+        isolator_length: 0,
         ..LlavaConfig::default()
     })
 }
@@ -153,6 +154,7 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
         vision,
         mm_projector_type,
         anyres,
+        isolator_length: 0,
         ..LlavaConfig::default()
     })
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use dualspeed_model::import::{Adapter, Architecture};
-use dualspeed_model::{LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, VitConfig};
+use dualspeed_model::memory::{self, MemoryEstimate, Workload};
+use dualspeed_model::{LlamaConfig, LlavaConfig, Trainable, VitConfig};
 use serde::Serialize;
 
 use super::Outcome;
@@ -29,8 +30,9 @@ struct Memory {
     sequence: usize,
     weights: u64,
     key_value_cache: u64,
-    training_state: u64,
-    activations: u64,
+    /// Absent for what is not trained here: a decoder or a tower alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<MemoryEstimate>,
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
@@ -80,8 +82,9 @@ fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<Report> {
             None,
         ),
     };
-    if let Some(lora) = llava.as_ref().and_then(|config| config.lora.as_ref()) {
-        parameters.insert("lora".into(), lora_parameters(lora, &text));
+    if llava.as_ref().is_some_and(|config| config.lora.is_some()) {
+        let whole = llava.as_ref().map(memory::parameters).unwrap_or_default();
+        parameters.insert("lora".into(), whole[4]);
     }
     Ok(report(args, architecture, parameters, dtypes, &text, llava.as_ref()))
 }
@@ -112,30 +115,36 @@ fn report(
             trainable.insert((*part).to_owned(), *count);
         }
     }
-    let width = dtypes.iter().max_by_key(|(_, count)| **count).map_or(4, |(dtype, _)| match dtype
-        .as_str()
-    {
-        "F32" => 4,
-        _ => 2,
-    });
+    let width = match dtypes.iter().max_by_key(|(_, count)| **count) {
+        Some((dtype, _)) if dtype != "F32" => 2,
+        _ => 4,
+    };
     let total: u64 = parameters.values().sum();
-    let layers = text.num_hidden_layers as u64;
-    let kv = (2 * text.kv_heads() * text.head_size()) as u64;
-    // Per token and block, without recomputation: inputs of norms and products, rotated queries and keys, both halves of
-    // the gate; attention keeps no map.
-    let heads = (text.num_attention_heads * text.head_size()) as u64;
-    let block = 4 * text.hidden_size as u64 + 2 * heads + kv + 3 * text.intermediate_size as u64;
+    let kv = (2 * text.num_hidden_layers * text.kv_heads() * text.head_size()) as u64;
+    let training = llava.map(|config| {
+        let trainable = match config.lora {
+            Some(_) => Trainable::finetune_lora(),
+            None => Trainable::full(),
+        };
+        let workload = Workload {
+            batch: args.batch,
+            length: sequence,
+            images: args.batch,
+            trainable,
+            frozen_bytes: width,
+            activation_bytes: width,
+        };
+        memory::estimate(config, &workload, None)
+    });
     Report {
         path: args.path.display().to_string(),
         architecture,
         memory: Memory {
             batch: args.batch,
             sequence,
-            weights: total * width,
-            key_value_cache: tokens * layers * kv * width,
-            // Weight, gradient and two moments in 32 bits; the weight itself is counted above.
-            training_state: trainable.values().sum::<u64>() * 12,
-            activations: tokens * layers * block * width,
+            weights: total * width as u64,
+            key_value_cache: tokens * kv * width as u64,
+            training,
         },
         parameters,
         dtypes,
@@ -162,16 +171,18 @@ fn print(report: &Report) {
     for (part, count) in trainable {
         println!("  {part:<16} {:>14}", grouped(*count));
     }
-    println!(
-        "memory, estimated for a batch of {} with {} tokens each",
-        memory.batch, memory.sequence
-    );
-    let rows = [
+    println!("memory, estimated for a batch of {} with {} tokens each", memory.batch, memory.sequence);
+    let mut rows = vec![
         ("weights", memory.weights),
         ("generating: keys and values", memory.key_value_cache),
-        ("training: gradients, moments", memory.training_state),
-        ("training: activations kept", memory.activations),
     ];
+    if let Some(training) = &memory.training {
+        rows.extend([
+            ("training: weights, states", training.frozen + training.trained),
+            ("training: activations", training.blocks + training.working),
+            ("training: all", training.total()),
+        ]);
+    }
     for (what, bytes) in rows {
         println!("  {what:<30} {:>10.3} GB", bytes as f64 / 1e9);
     }
@@ -229,53 +240,9 @@ fn describe_llama(config: &LlamaConfig) -> String {
     )
 }
 
+/// Numbers in each part, from the configuration.
 fn llava_parameters(config: &LlavaConfig) -> BTreeMap<String, u64> {
-    let (vision, text) = (&config.vision, &config.text);
-    let (d_v, d) = (vision.hidden_size, text.hidden_size);
-    let tower_block =
-        4 * d_v * d_v + 9 * d_v + 2 * d_v * vision.intermediate_size + vision.intermediate_size;
-    let tower = d_v * (2 + 3 * vision.patch_size * vision.patch_size + vision.num_patches())
-        + vision.num_hidden_layers * tower_block
-        + 4 * d_v
-        + vision.projection_dim.unwrap_or(0) * d_v;
-    let mut projector = d_v * d + d;
-    if config.mm_projector_type == dualspeed_model::ProjectorType::Mlp2xGelu {
-        projector += d * d + d;
-    }
-    let sizes = [
-        ("vision_tower", tower as u64),
-        ("mm_projector", projector as u64),
-        ("mode_isolator", (config.isolator_length * d) as u64),
-        ("image_newline", if config.anyres.is_some() { d as u64 } else { 0 }),
-        ("language_model", llama_parameters(text)),
-        ("lora", config.lora.as_ref().map_or(0, |lora| lora_parameters(lora, text))),
-    ];
-    sizes.into_iter().filter(|(_, n)| *n > 0).map(|(part, n)| (part.to_owned(), n)).collect()
-}
-
-fn llama_parameters(config: &LlamaConfig) -> u64 {
-    let d = config.hidden_size;
-    let linear: usize =
-        LoraTarget::ALL.iter().map(|target| sides(*target, config)).map(|(a, b)| a * b).sum();
-    let heads = if config.tie_word_embeddings { 1 } else { 2 };
-    (heads * config.vocab_size * d + d + config.num_hidden_layers * (linear + 2 * d)) as u64
-}
-
-fn lora_parameters(lora: &LoraConfig, text: &LlamaConfig) -> u64 {
-    let pairs = lora.targets.iter().map(|target| sides(*target, text));
-    (pairs.map(|(a, b)| (a + b) * lora.r).sum::<usize>() * text.num_hidden_layers) as u64
-}
-
-/// Inputs and outputs of a linear layer of a block.
-fn sides(target: LoraTarget, config: &LlamaConfig) -> (usize, usize) {
-    let (d, mlp) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) =
-        (config.num_attention_heads * config.head_size(), config.kv_heads() * config.head_size());
-    match target {
-        LoraTarget::QProj => (d, q),
-        LoraTarget::KProj | LoraTarget::VProj => (d, kv),
-        LoraTarget::OProj => (q, d),
-        LoraTarget::GateProj | LoraTarget::UpProj => (d, mlp),
-        LoraTarget::DownProj => (mlp, d),
-    }
+    let names = ["vision_tower", "mm_projector", "mode_isolator", "language_model", "lora"];
+    let sizes = names.into_iter().zip(memory::parameters(config));
+    sizes.filter(|(_, n)| *n > 0).map(|(part, n)| (part.to_owned(), n)).collect()
 }
