@@ -64,10 +64,10 @@ constexpr int D = HEAD_DIM;
 // An odd number of 16-byte columns per row: ldmatrix meets no bank twice.
 constexpr int PITCH = D + 8;
 constexpr int KEYS = 64; // rows of the tiles that are streamed
-constexpr int FORWARD_WARPS = 4, FORWARD_ROWS = FORWARD_WARPS * 32;
-constexpr int DKV_WARPS = 4, DKV_ROWS = DKV_WARPS * 16;
-constexpr int DQ_WARPS = 4, DQ_ROWS = DQ_WARPS * 16;
-constexpr int TILE = KEYS * PITCH * 2; // bytes
+[[maybe_unused]] constexpr int FORWARD_WARPS = 4, FORWARD_ROWS = FORWARD_WARPS * 32;
+[[maybe_unused]] constexpr int DKV_WARPS = 4, DKV_ROWS = DKV_WARPS * 16;
+[[maybe_unused]] constexpr int DQ_WARPS = 4, DQ_ROWS = DQ_WARPS * 16;
+[[maybe_unused]] constexpr int TILE = KEYS * PITCH * 2; // bytes
 static_assert(DQ_ROWS <= KEYS, "Q and dO pass through the tiles' buffers");
 
 #ifndef WGMMA // attention_sm90.cu has its own
