@@ -12,13 +12,14 @@ import json
 
 
 def read(path):
-    rows = {}
-    with open(path) as lines:
-        for line in lines:
-            if line.startswith("{"):
-                row = json.loads(line)
-                rows[row["name"]] = row
-    return rows
+    """Rows by name, of a report (`dualspeed bench --json`, torch_reference.py) or of one JSON object a line."""
+    with open(path) as file:
+        text = file.read()
+    try:
+        rows = json.loads(text)["rows"]
+    except (json.JSONDecodeError, KeyError):
+        rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return {row["name"]: row for row in rows}
 
 
 def joined(theirs, ours, suite):
@@ -31,7 +32,7 @@ def joined(theirs, ours, suite):
         if a:
             ratio = round(b / a if unit == "samples_per_s" else a / b, 3)
         row = {"suite": suite, "name": name, "torch": a, "ours": b, "unit": unit, "ratio": ratio}
-        for extra in ("tflops", "peak_gib", "first_ms"):
+        for extra in ("tflops", "tflops_4n", "step_ms", "memory_gib", "first_step_s", "peak_gib", "first_ms"):
             if mine.get(extra):
                 row[extra] = mine[extra]
             if other.get(extra):
@@ -54,7 +55,7 @@ def main():
     for row in rows:
         theirs = "" if row["torch"] is None else f"{row['torch']:.3f}"
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        print(f"| {row['name']} | {theirs} | {row['ours']:.3f} | {row['unit']} | {ratio} | {row.get('tflops') or ''} |")
+        print(f"| {row['name']} | {theirs} | {row['ours']:.3f} | {row['unit']} | {ratio} | {row.get('tflops') or row.get('tflops_4n') or ''} |")
     if args.out:
         date = datetime.date.today().isoformat()
         head = {"device": args.device, "date": date, "command": args.command}
