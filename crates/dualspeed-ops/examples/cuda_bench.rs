@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use burn::tensor::backend::Backend as _;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps as _};
-use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
+use burn_autodiff::Autodiff;
 use burn_cuda::{Cuda, CudaDevice};
 use dualspeed_ops::{
-    AdamWConfig, AdamWTensor, AttentionOutput, AttentionSpec, Backend, LinearSaved, LoraLinearSaved,
-    plain,
+    AdamWConfig, AdamWTensor, AttentionOutput, AttentionSpec, Backend, BlockContext, BlockLinear,
+    BlockParams, Keep, LinearSaved, LoraLinearSaved, plain,
 };
 
 type B = Cuda<f32, i32>;
@@ -180,9 +181,7 @@ fn elementwise(bench: &Bench) {
     });
     let q = heads([16, 32, 704, 128]);
     let [cos, sin] = [(); 2].map(|()| random([1, 704, 64], DType::F32));
-    bench.time("rope 16x32x704x128", 0.0, || {
-        B::fused_rope(q.clone(), cos.clone(), sin.clone())
-    });
+    bench.time("rope 16x32x704x128", 0.0, || B::fused_rope(q.clone(), cos.clone(), sin.clone()));
     let (x, weight, bias) =
         (random([9232, 1024], BF16), random([1024], BF16), random([1024], BF16));
     bench.time("layer_norm 9232x1024 forward", 0.0, || {
@@ -206,16 +205,18 @@ fn losses(bench: &Bench) {
             let out = B::fused_token_losses(h, w, t, teacher.clone(), 1.0);
             let (h, w, t) = (hidden.clone(), head.clone(), targets.clone());
             let needs = [true, false];
-            (out, B::fused_token_losses_backward(h, w, t, teacher.clone(), 1.0, grad.clone(), needs))
+            (
+                out,
+                B::fused_token_losses_backward(h, w, t, teacher.clone(), 1.0, grad.clone(), needs),
+            )
         });
     }
 }
 
 fn rest(bench: &Bench) {
     let features = random([16, 576, 4096], BF16);
-    bench.time("divprune 16x576x4096 -> 57", 0.0, || {
-        B::fused_farthest_points(features.clone(), 57)
-    });
+    bench
+        .time("divprune 16x576x4096 -> 57", 0.0, || B::fused_farthest_points(features.clone(), 57));
     // The adapters of a 7B model, r 128, all linear layers.
     let shapes: Vec<[usize; 2]> = (0..32)
         .flat_map(|_| {
@@ -258,6 +259,68 @@ fn rest(bench: &Bench) {
     });
 }
 
+/// One Llama block of 7B with adapters, frozen otherwise, as the training step runs it.
+fn block(bench: &Bench) {
+    type A = Autodiff<B>;
+    let (d, mlp, r) = (4096, 11_008, 128);
+    let make = |d_in: usize, d_out: usize| {
+        let scaled = |shape: [usize; 2], dtype| {
+            let x =
+                Tensor::<A, 2>::random(shape, Distribution::Normal(0.0, 0.02), (&device(), dtype));
+            x.require_grad().into_primitive().tensor()
+        };
+        let weight =
+            Tensor::<A, 2>::from_primitive(TensorPrimitive::Float(scaled([d_in, d_out], BF16)));
+        let weight = weight.detach().set_require_grad(false).into_primitive().tensor();
+        let lora = Some((scaled([d_in, r], DType::F32), scaled([r, d_out], DType::F32)));
+        BlockLinear { weight, lora }
+    };
+    let ones = || Tensor::<A, 1>::ones([d], (&device(), BF16)).into_primitive().tensor();
+    let params = BlockParams {
+        input_layernorm: ones(),
+        q_proj: make(d, d),
+        k_proj: make(d, d),
+        v_proj: make(d, d),
+        o_proj: make(d, d),
+        post_attention_layernorm: ones(),
+        gate_proj: make(d, mlp),
+        up_proj: make(d, mlp),
+        down_proj: make(mlp, d),
+    };
+    let weights = (4 * d * d + 3 * d * mlp) as f64;
+    for (b, t, keep) in [(16, 253, Keep::All), (16, 768, Keep::All), (16, 768, Keep::Input)] {
+        let wave = |shift: f64| {
+            let angles = Tensor::<A, 3>::random(
+                [1, t, 64],
+                Distribution::Uniform(0.0, 6.0),
+                (&device(), DType::F32),
+            );
+            angles.add_scalar(shift).cos().into_primitive().tensor()
+        };
+        let ctx = BlockContext::<A> {
+            batch: b,
+            heads: 32,
+            kv_heads: 32,
+            eps: 1e-5,
+            cos: wave(0.0),
+            sin: wave(1.5),
+            attention: AttentionSpec::causal(),
+            lora_scale: 2.0,
+            dropout: None,
+            keep,
+        };
+        let normal = Distribution::Normal(0.0, 1.0);
+        let x = Tensor::<A, 2>::random([b * t, d], normal, (&device(), BF16)).require_grad();
+        let flops = 2.0 * weights * (b * t) as f64;
+        let forward =
+            || dualspeed_ops::decoder_block(x.clone(), params.map(|param| param.clone()), &ctx);
+        bench.time(&format!("block b{b} t{t} lora {keep:?} forward"), flops, forward);
+        bench.time(&format!("block b{b} t{t} lora {keep:?} forward+backward"), 2.0 * flops, || {
+            forward().sum().backward()
+        });
+    }
+}
+
 /// Burn's own bodies on a few of the shapes.
 fn stock(bench: &Bench) {
     let (x, w) = (random([11_264, 4096], BF16), random([4096, 11_008], BF16));
@@ -269,9 +332,7 @@ fn stock(bench: &Bench) {
         plain::rms_norm::<B>(x.clone(), weight.clone(), 1e-5)
     });
     let (gate, up) = (random([11_264, 11_008], BF16), random([11_264, 11_008], BF16));
-    bench.time("swiglu 11264x11008 forward", 0.0, || {
-        plain::swiglu::<B>(gate.clone(), up.clone())
-    });
+    bench.time("swiglu 11264x11008 forward", 0.0, || plain::swiglu::<B>(gate.clone(), up.clone()));
     let [q, k, v] = [(); 3].map(|()| heads([16, 32, 256, 128]));
     bench.time("attention b16 h32 t256 d128 forward", 0.0, || {
         plain::attention::<B>(q.clone(), k.clone(), v.clone(), &AttentionSpec::causal())
@@ -293,5 +354,6 @@ fn main() {
     attention(&bench);
     elementwise(&bench);
     losses(&bench);
+    block(&bench);
     rest(&bench);
 }

@@ -12,6 +12,10 @@ pub trait Case {
     fn name(&self) -> String;
     /// Lengths of the flat inputs; `true`: activations, `false`: weights.
     fn inputs(&self) -> Vec<(usize, bool)>;
+    /// By how much roundings add up, compared with a single operation.
+    fn depth(&self) -> f64 {
+        1.0
+    }
     /// Whether an element of the output changes smoothly.
     fn smooth(&self, _element: usize) -> bool {
         true
@@ -117,7 +121,7 @@ pub fn check(report: &mut Report, case: &impl Case) {
         report.line(
             &format!("{name}, {types}"),
             &errors,
-            if same { tolerance } else { -1.0 },
+            if same { tolerance * case.depth() } else { -1.0 },
             if same { "" } else { " NOT DETERMINISTIC" },
         );
         if types == "f32" {

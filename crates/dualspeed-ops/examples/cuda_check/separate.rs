@@ -4,10 +4,10 @@ use burn::tensor::backend::Backend as _;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cuda::Cuda;
 use burn_ndarray::NdArray;
-use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, plain};
+use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, DropoutKeys, plain};
 
 use crate::case::Report;
-use crate::data::{primitive, relative_error, tensor, to_vec, values, wrap};
+use crate::data::{primitive, relative_error, rounded, tensor, to_vec, values, wrap};
 
 type B = Cuda<f32, i32>;
 
@@ -173,6 +173,28 @@ fn head_gradient<T: Backend>(
         false => T::fused_token_losses_backward(hidden, head, targets, teacher, 2.0, grad, needs),
     };
     grads.lm_head.map(|grad| to_vec(wrap::<T, 2>(grad))).unwrap_or_default()
+}
+
+/// Masks are those of the host, bit for bit; free memory is known.
+pub fn dropout(report: &mut Report) {
+    let name = "dropout masks, free memory";
+    if !report.wants(name) {
+        return;
+    }
+    let rows: Vec<u64> = (0..37).map(|_| report.seed()).collect();
+    let mut errors = Vec::new();
+    for (d, dtype) in [(1, DType::F32), (130, DType::F32), (256, DType::BF16), (77, DType::F16)] {
+        let keys = DropoutKeys::<B>::new(rows.clone(), &Default::default());
+        let ours = to_vec(dualspeed_ops::dropout_mask::<B>(&keys, 5, 0.25, d, dtype));
+        let keys = DropoutKeys::<NdArray<f32>>::new(rows.clone(), &Default::default());
+        let theirs = dualspeed_ops::dropout_mask::<NdArray<f32>>(&keys, 5, 0.25, d, DType::F32);
+        let theirs: Vec<f64> =
+            to_vec(theirs).into_iter().map(|x| rounded(x as f32, dtype)).collect();
+        errors.push(relative_error(&ours, &theirs));
+    }
+    let free = B::free_memory(&Default::default());
+    errors.push(if free.is_some_and(|free| free > 1 << 30) { 0.0 } else { f64::INFINITY });
+    report.line(name, &errors, 0.0, &format!(", {free:?} bytes"));
 }
 
 /// 300 products between Burn's own operations, bit for bit what they are with a wait after each; with a weight made on

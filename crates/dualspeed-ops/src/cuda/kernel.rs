@@ -88,6 +88,11 @@ impl Kernels {
         })
     }
 
+    /// What kernels are compiled for.
+    pub(super) fn arch(&self) -> &str {
+        &self.arch
+    }
+
     fn module(&mut self, source: &Source, defines: &str) -> Result<driver::CUmodule, CudaError> {
         let key = (source.name, defines.to_string());
         if let Some(module) = self.modules.get(&key) {

@@ -16,6 +16,7 @@
 mod adamw;
 mod attention;
 mod blas;
+mod dropout_mask;
 mod elementwise;
 mod error;
 mod gpu;
@@ -26,8 +27,8 @@ mod points;
 mod ready;
 mod tensor;
 
-use burn::tensor::Element;
-use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, Element};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, FloatElement, IntElement};
 use cubecl::cuda::CudaRuntime;
@@ -36,6 +37,8 @@ pub use blas::allow_tf32;
 pub use burn_cuda::{Cuda, CudaDevice};
 pub use ready::is_fast;
 
+use crate::backend;
+use crate::dropout::{self, DropoutKeys};
 use crate::types::*;
 use crate::{Backend, plain};
 
@@ -46,12 +49,97 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn free_memory(device: &Self::Device) -> Option<u64> {
+        gpu::free_memory(device)
+    }
+
+    fn fused_dropout_mask(
+        keys: &DropoutKeys<Self>,
+        place: u64,
+        p: f64,
+        d: usize,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        dropout_mask::dropout_mask(&keys.on_device, place, p, d, dtype)
+            .unwrap_or_else(|| dropout::mask::<Self>(keys, place, p, d, dtype))
+    }
+
+    fn fused_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear::linear(x.clone(), weight.clone(), None, Some(residual.clone()))
+            .unwrap_or_else(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
+    }
+
+    fn fused_lora_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+        residual: FloatTensor<Self>,
+    ) -> LoraLinearOutput<Self> {
+        let (ab, around) = ([&a, &b], Some(residual.clone()));
+        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout_mask, around).unwrap_or_else(
+            || {
+                let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask);
+                let output = Self::float_add(residual, out.output);
+                LoraLinearOutput { output, hidden: out.hidden }
+            },
+        )
+    }
+
+    fn fused_linear_backward_add(
+        saved: LinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        mut sum: Option<FloatTensor<Self>>,
+    ) -> LinearGrads<Self> {
+        linear::linear_backward::<Self>(&saved, &grad, &mut sum).unwrap_or_else(|| {
+            let out = plain::linear_backward::<Self>(saved, grad);
+            LinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
+        })
+    }
+
+    fn fused_lora_linear_backward_add(
+        saved: LoraLinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 4],
+        mut sum: Option<FloatTensor<Self>>,
+    ) -> LoraLinearGrads<Self> {
+        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut sum).unwrap_or_else(|| {
+            let out = plain::lora_linear_backward::<Self>(saved, grad, needs);
+            LoraLinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
+        })
+    }
+
+    fn fused_rms_norm_backward_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        around: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> NormGrads<Self> {
+        let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
+        let (around_, needs_) = (Some(around.clone()), [needs[0], needs[1], false]);
+        match elementwise::norm_backward(x_, weight_, eps, grad_, around_, false, needs_) {
+            Some([x, weight, bias]) => NormGrads { x, weight, bias },
+            None => {
+                let out = plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs);
+                NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
+            }
+        }
+    }
+
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        linear::linear(x.clone(), weight.clone(), bias.clone())
+        linear::linear(x.clone(), weight.clone(), bias.clone(), None)
             .unwrap_or_else(|| plain::linear::<Self>(x, weight, bias))
     }
 
@@ -59,7 +147,7 @@ where
         saved: LinearSaved<Self>,
         grad: FloatTensor<Self>,
     ) -> LinearGrads<Self> {
-        linear::linear_backward::<Self>(&saved, &grad)
+        linear::linear_backward::<Self>(&saved, &grad, &mut None)
             .unwrap_or_else(|| plain::linear_backward::<Self>(saved, grad))
     }
 
@@ -71,7 +159,7 @@ where
         scale: f64,
         dropout_mask: Option<FloatTensor<Self>>,
     ) -> LoraLinearOutput<Self> {
-        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask)
+        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask, None)
             .unwrap_or_else(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask))
     }
 
@@ -80,7 +168,7 @@ where
         grad: FloatTensor<Self>,
         needs: [bool; 4],
     ) -> LoraLinearGrads<Self> {
-        linear::lora_linear_backward::<Self>(&saved, &grad, needs)
+        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut None)
             .unwrap_or_else(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
     }
 
@@ -102,7 +190,7 @@ where
     ) -> NormGrads<Self> {
         let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
         let needs_ = [needs[0], needs[1], false];
-        match elementwise::norm_backward(x_, weight_, eps, grad_, false, needs_) {
+        match elementwise::norm_backward(x_, weight_, eps, grad_, None, false, needs_) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs),
         }
@@ -126,7 +214,7 @@ where
         needs: [bool; 3],
     ) -> NormGrads<Self> {
         let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
-        match elementwise::norm_backward(x_, weight_, eps, grad_, true, needs) {
+        match elementwise::norm_backward(x_, weight_, eps, grad_, None, true, needs) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs),
         }
@@ -186,10 +274,8 @@ where
         sin: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0).unwrap_or_else(|| {
-            use burn::tensor::ops::FloatTensorOps;
-            plain::rope::<Self>(grad, cos, Self::float_neg(sin))
-        })
+        elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0)
+            .unwrap_or_else(|| plain::rope::<Self>(grad, cos, Self::float_neg(sin)))
     }
 
     fn fused_attention(

@@ -52,7 +52,7 @@ pub(super) fn farthest_points(features: &Tensor, keep: usize, indices: DType) ->
                     unit
                 }
             };
-            gpu.product(plan, Operands { a: input, b: input, c: gram, bias: 0 }, 1.0, 0.0)?;
+            gpu.product(plan, Operands::new(input, input, gram), 1.0, 0.0)?;
             let sizes = [Int(b), Int(n)];
             let raw = Int(usize::from(raw));
             let mut args = [gram, scale].map(Address).to_vec();
