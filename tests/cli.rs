@@ -133,6 +133,7 @@ fn help_of_every_command_names_its_flags() {
         ("eval", &["--run", "--limit", "--json"]),
         ("generate", &["--run", "--image", "--prompt", "--temperature", "--top-p", "--keep"]),
         ("prune", &["--image", "--pruner", "--keep", "--out"]),
+        ("bench", &["--size", "--case", "--steps", "--json"]),
         ("train-tower", &["--out", "--steps", "--lr"]),
     ];
     let overview = bench.run(&["--help"]).ok();
@@ -390,4 +391,26 @@ fn quickstart_writes_the_promised_files() {
     bench.run(&args).refused(&["out", "--overwrite"]);
     let recipe = bench.run(&["quickstart", "--print-config"]).ok();
     assert!(recipe.contains("slow_mode_ratio = 0.1"), "{recipe}");
+}
+
+#[test]
+fn bench_runs_real_steps_and_writes_rows() {
+    let bench = Bench::new();
+    let cases = ["--case", "stage 2 fast", "--case", "next slow, tower"];
+    let small = ["--size", "tiny", "--warmup", "1", "--steps", "2", "--set", "batch.size=2"];
+    let args = [&["bench", "--json", "rows.json"][..], &cases, &small].concat();
+    let table = bench.run(&args).ok();
+    assert!(table.contains("stage 2 fast"), "{table}");
+    let text = std::fs::read_to_string(bench.path("rows.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        for key in ["step_ms", "samples_per_s", "tokens_per_s", "first_step_s"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key} in {row}");
+        }
+    }
+    bench.run(&args).refused(&["rows.json", "--overwrite"]);
+    let unknown = ["bench", "--size", "tiny", "--case", "stage 3"];
+    bench.run(&unknown).refused(&["stage 3", "stage 2 fast"]);
 }
