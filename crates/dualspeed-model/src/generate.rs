@@ -84,12 +84,14 @@ impl<B: Backend> Llava<B> {
         let mut cache = KvCache::new(self.language_model.layers.len());
         let mut rng = SplitMix::new(&[options.seed, hash_str("generate")]);
         let mut generated = Vec::new();
+        let mut drop = kept.as_ref().and_then(|kept| kept.drop_plan(&plan));
         while generated.len() < options.max_new_tokens {
             let options_llama = LlamaOptions {
                 rows: Some(&[last]),
                 lora: self.lora.as_ref(),
                 dropout: None,
                 cache: Some(&mut cache),
+                drop: drop.take(),
             };
             let hidden = self.language_model.forward(inputs_embeds, options_llama); // [1, d]
             let logits = dualspeed_ops::linear(hidden, head.clone(), None); // [1, vocab]

@@ -5,6 +5,7 @@
 //! only: no position whose output nobody reads is carried past its keys and values.
 
 use burn::module::Module;
+use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AttentionSpec, Backend};
 
@@ -12,6 +13,7 @@ use crate::config::{LlamaConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
 use crate::lora::{DropoutKey, LayerAdapters, Lora, merge};
+use crate::pruner::{DropPlan, DropPositions, DropScore, uniform_scores};
 
 /// Self-attention of a block, no biases.
 #[derive(Module, Debug)]
@@ -63,12 +65,15 @@ pub struct KvCache<B: Backend> {
     /// Per block: keys and values, each `[b, h_kv, seen, d_head]`.
     layers: Vec<Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
     seen: usize,
+    /// Per block the rotary position of the next token; they differ where tokens were dropped on the
+    /// way and the rest renumbered.
+    next: Vec<usize>,
 }
 
 impl<B: Backend> KvCache<B> {
     /// An empty cache for a decoder of `layers` blocks.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![None; layers], seen: 0 }
+        Self { layers: vec![None; layers], seen: 0, next: vec![0; layers] }
     }
 
     /// Positions in the cache.
@@ -104,11 +109,13 @@ pub struct LlamaOptions<'a, B: Backend> {
     pub dropout: Option<&'a DropoutKey>,
     /// Earlier positions; this forward's are appended.
     pub cache: Option<&'a mut KvCache<B>>,
+    /// Visual tokens to drop on the way.
+    pub(crate) drop: Option<DropPlan<'a>>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {
     fn default() -> Self {
-        Self { rows: None, lora: None, dropout: None, cache: None }
+        Self { rows: None, lora: None, dropout: None, cache: None, drop: None }
     }
 }
 
@@ -205,35 +212,103 @@ impl<B: Backend> Llama<B> {
         inputs_embeds: Tensor<B, 3>,
         options: LlamaOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let LlamaOptions { rows, lora, dropout, mut cache } = options;
-        let [batch, seq, d] = inputs_embeds.dims();
+        let LlamaOptions { rows, lora, dropout, mut cache, mut drop } = options;
+        let ([batch, mut seq, d], layers) = (inputs_embeds.dims(), self.layers.len());
         let device = inputs_embeds.device();
-        let start = cache.as_ref().map_or(0, |cache| cache.seen);
-        let rope = self.config.rope_tables::<B>(start, seq, &device);
-        let wanted = rows.map(|rows| {
-            let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-            Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device)
-        });
-        let wanted_dropout = rows.zip(dropout).map(|(rows, key)| key.select(rows));
+        let mut start = cache.as_ref().and_then(|cache| cache.next.first().copied()).unwrap_or(0);
+        let entered = seq;
+        let mut rope = self.config.rope_tables::<B>(start, seq, &device);
+        let mut rows = rows.map(<[usize]>::to_vec);
+        let mut dropout = dropout.cloned();
         let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
         for (index, layer) in self.layers.iter().enumerate() {
-            let adapters = LayerAdapters { lora, layer: index, dropout };
+            if let Some(cache) = &mut cache {
+                if cache.next[index] != start {
+                    start = cache.next[index];
+                    rope = self.config.rope_tables::<B>(start, seq, &device);
+                }
+                let original = drop.as_ref().is_none_or(DropPlan::keeps_positions);
+                cache.next[index] += if original { entered } else { seq };
+            }
+            let adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
             let cache = cache.as_deref_mut();
             let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
-            let mut adapters = adapters;
-            if index + 1 == self.layers.len()
-                && let Some(wanted) = &wanted
+            let (mut adapters, chosen_dropout);
+            adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
+            if index + 1 == layers
+                && let Some(rows) = &rows
             {
+                let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+                let ids = TensorData::new(ids, [rows.len()]);
+                let wanted = Tensor::<B, 1, Int>::from_data(ids, &device);
                 attended = attended.select(0, wanted.clone()); // [rows, h * d_head]
-                x = x.select(0, wanted.clone()); // [rows, d]
-                adapters.dropout = wanted_dropout.as_ref();
+                x = x.select(0, wanted); // [rows, d]
+                chosen_dropout = dropout.as_ref().map(|key| key.select(rows));
+                adapters.dropout = chosen_dropout.as_ref();
             }
             x = layer.finish(x, attended, adapters);
+            let Some(plan) = &mut drop else { continue };
+            let Some(next) = self.layers.get(index + 1) else { continue };
+            let scores = |plan: &DropPlan<'_>| match plan.schedule.score() {
+                DropScore::Uniform => uniform_scores(plan, index, layers, seq, &device),
+                DropScore::InstructionAttention => {
+                    self.instruction_attention(next, x.clone().detach(), &rope, plan.instruction())
+                }
+            };
+            let place = (index, layers);
+            let Some(dropped) = plan.drop_after(place, seq, rows.as_deref(), &device, scores)
+            else {
+                continue;
+            };
+            x = dropped.select(x, seq); // [b * s', d]
+            rope = match plan.keeps_positions() {
+                true => (dropped.select_each(rope.0), dropped.select_each(rope.1)),
+                false => self.config.rope_tables::<B>(start, dropped.seq, &device),
+            };
+            // A mask belongs to a sample and a place in it, whatever token stands there.
+            dropout = dropout.map(|key| key.select(&dropped.leading_rows(seq)));
+            (rows, seq) = (dropped.rows, dropped.seq);
         }
         if let Some(cache) = cache {
-            cache.seen += seq;
+            cache.seen += entered;
         }
         self.norm.forward(x) // [rows, d]
+    }
+
+    /// Attention of one position per sample over all positions up to it, mean over heads, by a
+    /// block's weights without adapters: `[b * s, d] -> [b, s]`.
+    fn instruction_attention(
+        &self,
+        layer: &LlamaLayer<B>,
+        x: Tensor<B, 2>,
+        (cos, sin): &(Tensor<B, 3>, Tensor<B, 3>),
+        positions: &[usize],
+    ) -> Tensor<B, 2> {
+        let (batch, heads, kv_heads) =
+            (positions.len(), self.config.num_attention_heads, self.config.kv_heads());
+        let (seq, device) = (x.dims()[0] / batch, x.device());
+        let x = layer.input_layernorm.forward(x);
+        let rows: Vec<i64> =
+            positions.iter().enumerate().map(|(b, at)| (b * seq + at) as i64).collect();
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [batch]), &device);
+        let q = layer.self_attn.q_proj.forward(x.clone().select(0, rows.clone()));
+        let k = split_heads(layer.self_attn.k_proj.forward(x), batch, kv_heads);
+        let k = dualspeed_ops::rope(k, cos.clone(), sin.clone()); // [b, h_kv, s, d_head]
+        let at_rows = |table: &Tensor<B, 3>| {
+            let half = table.dims()[2];
+            let table = table.clone().expand([batch, seq, half]).reshape([batch * seq, half]);
+            table.select(0, rows.clone()).reshape([batch, 1, half])
+        };
+        let q = dualspeed_ops::rope(split_heads(q, batch, heads), at_rows(cos), at_rows(sin));
+        let head = self.config.head_size();
+        let q = q.reshape([batch, kv_heads, heads / kv_heads, head]) / (head as f64).sqrt();
+        let later: Vec<f32> = positions
+            .iter()
+            .flat_map(|at| (0..seq).map(move |i| if i > *at { f32::NEG_INFINITY } else { 0.0 }))
+            .collect();
+        let later = Tensor::<B, 4>::from_data(TensorData::new(later, [batch, 1, 1, seq]), &device);
+        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + later, 3); // [b, h_kv, g, s]
+        weights.mean_dim(2).mean_dim(1).reshape([batch, seq])
     }
 
     /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.

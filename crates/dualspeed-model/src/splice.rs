@@ -106,6 +106,8 @@ pub struct SplicePlan {
     pub label_positions: Vec<Vec<usize>>,
     /// Visual tokens (isolator not counted) that made it into the batch.
     pub visual_tokens: usize,
+    /// Per sample the positions of each image's visual tokens.
+    pub visual_runs: Vec<Vec<std::ops::Range<usize>>>,
 }
 
 impl SplicePlan {
@@ -134,6 +136,7 @@ impl SplicePlan {
             targets: Vec::new(),
             label_positions: Vec::with_capacity(batch.input_ids.len()),
             visual_tokens: 0,
+            visual_runs: Vec::with_capacity(batch.input_ids.len()),
         };
         let mut sequences = Vec::with_capacity(batch.input_ids.len());
         let mut supervised = Vec::with_capacity(batch.input_ids.len());
@@ -141,6 +144,7 @@ impl SplicePlan {
         for (ids, labels) in batch.input_ids.iter().zip(batch.labels) {
             let mut sequence = Vec::new();
             let mut losses = Vec::new();
+            let mut runs = Vec::new();
             let mut image = next_image;
             for (position, (id, label)) in ids.iter().zip(labels).enumerate() {
                 if *id == IMAGE_TOKEN_INDEX {
@@ -149,6 +153,7 @@ impl SplicePlan {
                         break;
                     }
                     sequence.extend((0..options.isolator_length).map(Source::Isolator));
+                    runs.push(sequence.len()..sequence.len() + visual);
                     sequence.extend((0..visual).map(|i| Source::Visual(image * stride + i)));
                     plan.visual_tokens += visual;
                     image += 1;
@@ -168,6 +173,7 @@ impl SplicePlan {
             plan.lengths.push(sequence.len());
             sequences.push(sequence);
             supervised.push(losses);
+            plan.visual_runs.push(runs);
         }
         let longest = plan.lengths.iter().copied().max().unwrap_or(0);
         plan.seq = longest.next_multiple_of(options.pad_to_multiple.max(1));

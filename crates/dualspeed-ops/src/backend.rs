@@ -206,6 +206,12 @@ pub trait Backend: BurnBackend {
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         plain::farthest_points::<Self>(features, keep)
     }
+
+    /// Greedy MAP of the determinantal point process with kernel `F F^T` for each `F` `[n, d]` of `features`
+    /// `[b, n, d]`: `keep` rows, in pick order.
+    fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        plain::greedy_map::<Self>(features, keep)
+    }
 }
 
 /// The bound of training code: a [`Backend`] with gradients whose inner backend is a [`Backend`] too.

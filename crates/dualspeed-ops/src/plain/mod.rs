@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod greedy_map;
 mod linear;
 mod losses;
 mod norm;
@@ -12,6 +13,7 @@ mod rope;
 
 pub use activation::*;
 pub use attention::*;
+pub use greedy_map::*;
 pub use linear::*;
 pub use losses::*;
 pub use norm::*;
