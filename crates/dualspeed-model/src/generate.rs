@@ -24,6 +24,8 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<i64>,
     /// Seed of the sampling.
     pub seed: u64,
+    /// The question, for text-guided pruners.
+    pub prompt: String,
 }
 
 impl Default for GenerateOptions {
@@ -34,6 +36,7 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             eos_token_ids: Vec::new(),
             seed: 0,
+            prompt: String::new(),
         }
     }
 }
@@ -71,7 +74,8 @@ impl<B: Backend> Llava<B> {
         options.validate()?;
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
-        let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()]);
+        let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
+            .with_prompts(vec![options.prompt.clone()]);
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
         let plan = self.plan(batch, kept.as_ref(), view, None)?;

@@ -13,7 +13,7 @@ use crate::config::{LlamaConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
 use crate::lora::{DropoutKey, LayerAdapters, Lora, merge};
-use crate::pruner::{DropPlan, DropPositions, DropScore, uniform_scores};
+use crate::pruner::{DropPlan, DropScore, uniform_scores};
 
 /// Self-attention of a block, no biases.
 #[derive(Module, Debug)]

@@ -248,8 +248,9 @@ impl<B: Backend> Llava<B> {
     }
 
     /// Embeddings of each image's question: the tokens of its sample between the first image and the
-    /// first supervised token, or all before that where there are none.
-    fn question_tokens(&self, batch: TextBatch<'_>, images: &[usize]) -> QuestionTokens<B> {
+    /// first supervised token, or all before that where there are none. `images` counts those of each
+    /// sample.
+    pub fn question_tokens(&self, batch: TextBatch<'_>, images: &[usize]) -> QuestionTokens<B> {
         let mut questions: Vec<Vec<i64>> = Vec::new();
         for ((ids, labels), count) in batch.input_ids.iter().zip(batch.labels).zip(images) {
             let end = labels.iter().position(|label| *label != IGNORE_INDEX).unwrap_or(ids.len());

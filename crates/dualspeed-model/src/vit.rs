@@ -205,11 +205,7 @@ impl<B: Backend> VitLayer<B> {
 
     /// The class token's attention over all tokens with the heads not split, `[images, 1, s]`, and the
     /// keys `[images, s, d]`, from the layer's input `[images * s, d]`.
-    fn full_width_attention(
-        &self,
-        x: Tensor<B, 2>,
-        images: usize,
-    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    fn full_width_attention(&self, x: Tensor<B, 2>, images: usize) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [rows, d] = x.dims();
         let normed = self.layer_norm1.forward(x).reshape([images, rows / images, d]);
         let q_cls = self.self_attn.q_proj.forward(normed.clone().narrow(1, 0, 1));

@@ -4,6 +4,7 @@ use burn::tensor::{FloatDType, IndexingUpdateOp};
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use super::rows::marks;
 use super::tiles::{keep_all, select_tiles};
 use super::{Kept, KeptTokens, PruneContext, PruneError, Pruner, Stage, VisualTokens};
 
@@ -114,6 +115,41 @@ pub(super) fn decide<B: Backend>(
     Ok(Decided { tokens: weights.matmul(source), lengths, unprojected, indices: None })
 }
 
+/// How much each token of a whole image goes into the kept ones, `[images, n]`: 1 for a token that is
+/// kept as it is; a merged token's unit is shared out over what it is made of. For pictures.
+///
+/// # Errors
+/// As [`select`]; tiles are an error, too.
+pub fn contributions<B: Backend>(
+    pruner: &dyn Pruner<B>,
+    visual: &VisualTokens<B>,
+    keep: usize,
+    ctx: &PruneContext,
+) -> Result<Tensor<B, 2>, PruneError> {
+    check_request(pruner, visual, keep, ctx)?;
+    if visual.tiles.is_some() {
+        let problem = "contributions are of whole images".to_owned();
+        return Err(PruneError::Tiles { problem });
+    }
+    let ([rows, n, _], device) = (visual.projected.dims(), visual.projected.device());
+    let weights = match pruner.prune(&visual.detach().in_f32(), keep, ctx)? {
+        Kept::Select(picks) => return Ok(marks(picks, n)),
+        Kept::Merge(weights) => weights,
+        Kept::Ragged { weights, lengths } => {
+            let most = weights.dims()[1];
+            let there: Vec<f32> = lengths
+                .iter()
+                .flat_map(|length| (0..most).map(move |at| if at < *length { 1.0 } else { 0.0 }))
+                .collect();
+            let there = TensorData::new(there, [rows, most, 1]);
+            weights * Tensor::<B, 3>::from_data(there, &device)
+        }
+    };
+    let weights = weights.abs();
+    let shares = weights.clone() / weights.sum_dim(2).clamp_min(1e-12);
+    Ok(shares.narrow(2, 0, n).sum_dim(1).reshape([rows, n]))
+}
+
 fn check_request<B: Backend>(
     pruner: &dyn Pruner<B>,
     visual: &VisualTokens<B>,
@@ -209,10 +245,7 @@ pub(super) fn row_indices<B: Backend>(
 
 /// `[images, n, d], [images, keep] -> [images, keep, d]` for ascending unique indices; the gradient flows
 /// to the kept rows.
-pub(super) fn gather<B: Backend>(
-    source: Tensor<B, 3>,
-    indices: Tensor<B, 2, Int>,
-) -> Tensor<B, 3> {
+pub(super) fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int>) -> Tensor<B, 3> {
     let [images, n, d] = source.dims();
     let keep = indices.dims()[1];
     if keep == n {

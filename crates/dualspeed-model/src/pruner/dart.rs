@@ -38,7 +38,9 @@ impl Dart {
     /// [`PruneError`] if the specification asks for what there is not.
     pub fn from_spec(spec: &PrunerSpec) -> Result<Self, PruneError> {
         spec.expect_options(&["image_pivots", "text_pivots"])?;
-        spec.sane_only("it reads keys of the decoder's second layer, this one prunes before the decoder")?;
+        spec.sane_only(
+            "it reads keys of the decoder's second layer, this one prunes before the decoder",
+        )?;
         let image_pivots = spec.count("image_pivots")?.unwrap_or(4).max(1);
         let text_pivots = spec.count("text_pivots")?.unwrap_or(4);
         Ok(Self { image_pivots, text_pivots, scope: spec.scope })

@@ -61,8 +61,7 @@ impl HoloV {
             return tokens.sum_dim(2).zeros_like().reshape([b, 1]);
         }
         let device = tokens.device();
-        let off: Vec<f32> =
-            (0..m * m).map(|at| if at / m == at % m { 0.0 } else { 1.0 }).collect();
+        let off: Vec<f32> = (0..m * m).map(|at| if at / m == at % m { 0.0 } else { 1.0 }).collect();
         let off = Tensor::<B, 3>::from_data(TensorData::new(off, [1, m, m]), &device);
         let others = (m - 1) as f64;
         let cosines = cosines(tokens) * off.clone();

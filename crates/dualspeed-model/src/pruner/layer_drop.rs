@@ -136,7 +136,10 @@ impl<'a> DropPlan<'a> {
             .map(|runs| {
                 let left = |(run, first): &(Range<usize>, usize)| {
                     let left = self.schedule.keep_after(layer, layers, *first);
-                    (run.clone(), left.unwrap_or(run.len()).clamp(1, run.len().max(1)).min(run.len()))
+                    (
+                        run.clone(),
+                        left.unwrap_or(run.len()).clamp(1, run.len().max(1)).min(run.len()),
+                    )
                 };
                 runs.iter().map(left).collect()
             })
@@ -177,7 +180,8 @@ impl<'a> DropPlan<'a> {
         let old = old.expand([b, seq]) * stays.int();
         let index = old.zeros_like().scatter(1, place, old, IndexingUpdateOp::Add);
         let index = index.narrow(1, 0, new_seq);
-        let rows = wanted.map(|rows| rows.iter().map(|row| moved(&keep, seq, new_seq, *row)).collect());
+        let rows =
+            wanted.map(|rows| rows.iter().map(|row| moved(&keep, seq, new_seq, *row)).collect());
         Some(Dropped { index, seq: new_seq, rows })
     }
 

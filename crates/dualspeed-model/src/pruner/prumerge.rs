@@ -65,9 +65,7 @@ impl PruMerge {
     ) -> Result<(Tensor<B, 2>, Tensor<B, 3>), PruneError> {
         let (name, features) = (self.known_as(), &visual.features);
         Ok(match self.compat {
-            Compat::Sane => {
-                (attention(visual, name)?, feature(&features.keys, name, "keys")?)
-            }
+            Compat::Sane => (attention(visual, name)?, feature(&features.keys, name, "keys")?),
             Compat::Official => {
                 let scores = feature(&features.last_cls_attention, name, "last_cls_attention")?;
                 let [b, _, n] = scores.dims();
@@ -97,8 +95,7 @@ impl PruMerge {
         if spaced > 0 {
             let rest = others::<B>(top_indices(scores, attended), n); // [b, r]
             let r = n - attended;
-            let places: Vec<usize> =
-                (0..spaced).map(|i| (2 * i + 1) * r / (2 * spaced)).collect();
+            let places: Vec<usize> = (0..spaced).map(|i| (2 * i + 1) * r / (2 * spaced)).collect();
             let more = rest.gather(1, constant::<B>(b, &places, &device));
             chosen = chosen + marks::<B>(more, n);
         }

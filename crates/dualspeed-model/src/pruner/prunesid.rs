@@ -152,8 +152,7 @@ impl<B: Backend> Pruner<B> for PruneSid {
         let q = (keep / 4).max(1);
         let groups = Self::groups(visual.features.hidden.clone(), q);
         let similarity = cosines(visual.features.hidden.clone());
-        let own: Vec<f32> =
-            (0..n * n).map(|at| if at / n == at % n { 0.0 } else { 1.0 }).collect();
+        let own: Vec<f32> = (0..n * n).map(|at| if at / n == at % n { 0.0 } else { 1.0 }).collect();
         let own = TensorData::new(own, [1, n, n]);
         let apart = similarity.clone() * Tensor::<B, 3>::from_data(own, &similarity.device());
         let pairs = (n * n.saturating_sub(1)).max(1) as f64;
@@ -178,8 +177,8 @@ impl<B: Backend> Pruner<B> for PruneSid {
         let within = (before.float() * same).matmul(alive.clone().unsqueeze_dim(2)); // [b, n, 1]
         let budgets = member.matmul(budgets.unsqueeze_dim(2)); // [b, n, 1]
         let inside = within.lower(budgets).float().reshape([b, n]) * alive.clone();
-        let order = inside.mul_scalar(4.0 * n as f64) + alive.mul_scalar(2.0 * n as f64)
-            - order.float();
+        let order =
+            inside.mul_scalar(4.0 * n as f64) + alive.mul_scalar(2.0 * n as f64) - order.float();
         Ok(Kept::Select(top_indices(order, keep)))
     }
 }

@@ -139,10 +139,10 @@ impl<B: Backend> VisualTokens<B> {
             tiles: self.tiles.clone(),
             compacted: self.compacted,
             text: self.text.clone().map(|text| TextFeatures { vectors: f(text.vectors), ..text }),
-            question: self.question.clone().map(|question| QuestionTokens {
-                embeds: f(question.embeds),
-                ..question
-            }),
+            question: self
+                .question
+                .clone()
+                .map(|question| QuestionTokens { embeds: f(question.embeds), ..question }),
         }
     }
 

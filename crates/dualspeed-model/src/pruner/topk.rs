@@ -52,8 +52,7 @@ pub fn top_indices<B: Backend>(scores: Tensor<B, 2>, keep: usize) -> Tensor<B, 2
         return Tensor::from_data(TensorData::new(top, [batch, keep]), &device);
     }
     let index = row_indices::<B>(batch, n, &device);
-    let ordered =
-        index.zeros_like().scatter(1, ranks(scores), index, IndexingUpdateOp::Add);
+    let ordered = index.zeros_like().scatter(1, ranks(scores), index, IndexingUpdateOp::Add);
     ordered.narrow(1, 0, keep)
 }
 

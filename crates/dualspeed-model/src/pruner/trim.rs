@@ -81,7 +81,11 @@ impl<B: Backend> Pruner<B> for Trim {
         if !self.adaptive {
             if keep == 1 {
                 let share = 1.0 / n as f64;
-                return Ok(Kept::Merge(Tensor::full([b, 1, n], share, (&device, relevance.dtype()))));
+                return Ok(Kept::Merge(Tensor::full(
+                    [b, 1, n],
+                    share,
+                    (&device, relevance.dtype()),
+                )));
             }
             return Ok(Kept::Merge(weights(select(relevance, keep - 1), n)));
         }

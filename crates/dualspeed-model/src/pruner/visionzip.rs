@@ -3,8 +3,10 @@
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 use dualspeed_ops::Backend;
 
-use super::rows::{attention, constant, feature, first_argmax, marked, marks, one_hot, others, take};
 use super::rows::unit;
+use super::rows::{
+    attention, constant, feature, first_argmax, marked, marks, one_hot, others, take,
+};
 use super::topk::top_indices;
 use super::{
     Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
@@ -69,8 +71,8 @@ impl VisionZip {
         }
         let merge = at(&merged); // [b, m]
         let keys = unit(keys);
-        let similarity = take(keys.clone(), merge.clone())
-            .matmul(take(keys, target).swap_dims(1, 2)); // [b, m, count]
+        let similarity =
+            take(keys.clone(), merge.clone()).matmul(take(keys, target).swap_dims(1, 2)); // [b, m, count]
         let nearest = first_argmax(similarity).reshape([b, merged.len()]);
         let assigned = one_hot::<B>(nearest, count).swap_dims(1, 2); // [b, count, m]
         let sizes = assigned.clone().sum_dim(2); // [b, count, 1]

@@ -32,7 +32,7 @@ fn answer<B: Backend, E: Extensions>(
     let (tokenizer, template, system, fit) = text_side(&config)?;
     anyhow::ensure!(!args.prompt.trim().is_empty(), "--prompt is empty; ask something");
     let model: Llava<B> = run::load(&args.run, device)?;
-    let pruner = registry::<B, E>().build(&config.pruner())?;
+    let pruner = registry::<B, E>(device).build(&config.pruner())?;
 
     let user = match &args.image {
         Some(_) => format!("<image>\n{}", args.prompt),
@@ -59,6 +59,7 @@ fn answer<B: Backend, E: Extensions>(
         top_p: args.top_p,
         eos_token_ids: vec![tokenizer.eos_id()],
         seed: args.seed,
+        prompt: args.prompt.clone(),
     };
     let ids = model.generate(&input_ids, visual.as_ref(), &view, Some(&*pruner), &options)?;
     Ok(tokenizer.decode(&ids)?)

@@ -54,7 +54,7 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Train(args) => train::run::<B, E>(cli, args, device),
             Command::Eval(args) => eval::run::<B, E>(cli, args, device),
             Command::Generate(args) => generate::run::<B, E>(args, device),
-            Command::Prune(args) => prune::run::<B, E>(args, device),
+            Command::Prune(args) => prune::run::<B, E>(cli, args, device),
             Command::TrainTower(args) => train_tower::run::<B>(cli, args, device),
         }
     }

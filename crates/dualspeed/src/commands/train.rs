@@ -31,7 +31,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
     // A misspelt pruner must not cost an earlier run its directory, or leave an empty one.
-    registry::<B, E>().build(&config.pruner())?;
+    registry::<B, E>(device).build(&config.pruner())?;
     let model = run::start::<B>(&config, device)?;
     let image_size = config.model.vision.image_size;
     let source = config.data.train.open(image_size)?;
@@ -50,7 +50,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         overwrite: args.overwrite,
         progress: progress(cli, args),
         interrupt: interrupt_flag()?,
-        pruners: registry::<B, E>(),
+        pruners: registry::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     })?;
     if outcome.interrupted {
