@@ -110,7 +110,7 @@ pub struct LlamaOptions<'a, B: Backend> {
     /// Earlier positions; this forward's are appended.
     pub cache: Option<&'a mut KvCache<B>>,
     /// Visual tokens to drop on the way.
-    pub(crate) drop: Option<DropPlan<'a>>,
+    pub drop: Option<DropPlan<'a>>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {

@@ -47,8 +47,8 @@ pub trait LayerDrop: Debug + Send + Sync {
 
 /// Where a padded batch has visual tokens, on the host; changes as tokens are dropped.
 #[derive(Clone, Debug)]
-pub(crate) struct DropPlan<'a> {
-    pub schedule: &'a dyn LayerDrop,
+pub struct DropPlan<'a> {
+    pub(crate) schedule: &'a dyn LayerDrop,
     /// Per sample and image: its run of visual positions, and how many there were at first.
     runs: Vec<Vec<(Range<usize>, usize)>>,
     lengths: Vec<usize>,
@@ -91,7 +91,7 @@ impl<B: Backend> Dropped<B> {
 
 impl<'a> DropPlan<'a> {
     /// Whether tokens keep their rotary positions.
-    pub fn keeps_positions(&self) -> bool {
+    pub(crate) fn keeps_positions(&self) -> bool {
         self.schedule.positions() == DropPositions::Original
     }
 
@@ -115,13 +115,13 @@ impl<'a> DropPlan<'a> {
     }
 
     /// Position of each sample's last instruction token.
-    pub fn instruction(&self) -> &[usize] {
+    pub(crate) fn instruction(&self) -> &[usize] {
         &self.instruction
     }
 
     /// Drops after block `layer`: `scores(self)` gives `[b, seq]`, of which visual positions count;
     /// `wanted` are rows of the flattened `[b * seq]`. `None` where nothing is dropped.
-    pub fn drop_after<B: Backend>(
+    pub(crate) fn drop_after<B: Backend>(
         &mut self,
         (layer, layers): (usize, usize),
         seq: usize,

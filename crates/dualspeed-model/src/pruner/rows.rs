@@ -84,7 +84,11 @@ pub(super) fn marked<B: Backend>(marks: Tensor<B, 2>, count: usize) -> Tensor<B,
 
 /// The indices that are not among those of each row, ascending: `[b, k] -> [b, n - k]`.
 pub(super) fn others<B: Backend>(indices: Tensor<B, 2, Int>, n: usize) -> Tensor<B, 2, Int> {
-    let count = n - indices.dims()[1];
+    let [b, k] = indices.dims();
+    let count = n - k;
+    if k == 0 {
+        return row_indices::<B>(b, n, &indices.device());
+    }
     marked(marks(indices, n).neg().add_scalar(1.0), count)
 }
 

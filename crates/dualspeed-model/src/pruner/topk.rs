@@ -45,6 +45,9 @@ pub fn ranks<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2, Int> {
 pub fn top_indices<B: Backend>(scores: Tensor<B, 2>, keep: usize) -> Tensor<B, 2, Int> {
     let [batch, n] = scores.dims();
     let device = scores.device();
+    if keep == 0 {
+        return Tensor::zeros([batch, 0], &device);
+    }
     if on_host::<B>(&device) {
         let order = order_on_host(scores);
         let top: Vec<i64> =

@@ -70,6 +70,9 @@ impl VisPruner {
             .reshape([b, evens, odds])
             .max_dim(2)
             .reshape([b, evens]);
+        if remove == evens {
+            return odd;
+        }
         if self.compat == Compat::Official {
             let left = top_indices(nearest, evens).narrow(1, remove, evens - remove);
             return Tensor::cat(vec![even.gather(1, left), odd], 1);
@@ -107,17 +110,19 @@ impl<B: Backend> Pruner<B> for VisPruner {
         let order = top_indices(attention(visual, "vispruner")?, n); // [b, n]
         let important = (keep as f64 * self.important) as usize;
         let diverse = keep - important;
-        let first = order.clone().narrow(1, 0, important);
         if diverse == 0 {
-            return Ok(Kept::Select(first));
+            return Ok(Kept::Select(order.narrow(1, 0, keep)));
         }
         let similarity = cosines(visual.features.hidden.clone()); // [b, n, n]
-        let mut rest = order.narrow(1, important, n - important);
+        let mut rest = order.clone().narrow(1, important, n - important);
         while rest.dims()[1] > diverse {
             let left = rest.dims()[1];
             let remove = PER_ROUND.min(left - diverse).min(left.div_ceil(2));
             rest = self.thin(rest, &similarity, remove);
         }
-        Ok(Kept::Select(if important == 0 { rest } else { Tensor::cat(vec![first, rest], 1) }))
+        Ok(Kept::Select(match important {
+            0 => rest,
+            _ => Tensor::cat(vec![order.narrow(1, 0, important), rest], 1),
+        }))
     }
 }
