@@ -156,6 +156,7 @@ fn bad_configs_are_refused_before_anything_is_written() {
         ("batch.size=0", &["batch.size", "at least 1"]),
         ("data.train.samples=0", &["data.train.samples", "at least 1"]),
         ("pruning.pruner.name=divprun", &["divprun", "divprune"]),
+        ("pruning.pruner.options.contextual=3", &["divprune", "`contextual`"]),
         ("steps", &["--set steps", "key=value"]),
     ];
     for (text, parts) in cases {
@@ -181,6 +182,18 @@ fn a_run_is_trained_evaluated_asked_and_protected() {
     assert_eq!(metrics(&run), metrics(&bench.path("again")));
     bench.train("other", &["seed=1"]).ok();
     assert_ne!(metrics(&run), metrics(&bench.path("other")));
+
+    // Every kind of pruner trains: guided by the question, merging, inside the decoder, with options.
+    let guided = ["pruning.pruner.name=cdpruner"];
+    let merging = ["pruning.pruner.name=visionzip", "pruning.pruner.options.contextual=3"];
+    let adaptive = ["pruning.pruner.name=prumerge+", "pruning.pruner.compat=official"];
+    let inside = ["pruning.pruner.name=pyramiddrop", "model.text.num_hidden_layers=3"];
+    for (out, overrides) in
+        [("guided", &guided[..]), ("merging", &merging), ("adaptive", &adaptive), ("in", &inside)]
+    {
+        bench.train(out, overrides).ok();
+        assert_eq!(steps(&bench.path(out)).len(), 3, "{overrides:?}");
+    }
 
     // Not replaced unless told to, and not continued with another config.
     let before = std::fs::read(run.join("metrics.jsonl")).unwrap();

@@ -304,7 +304,7 @@ impl<B: Backend> Llama<B> {
         let q = q.reshape([batch, kv_heads, heads / kv_heads, head]) / (head as f64).sqrt();
         let later: Vec<f32> = positions
             .iter()
-            .flat_map(|at| (0..seq).map(move |i| if i > *at { f32::NEG_INFINITY } else { 0.0 }))
+            .flat_map(|at| (0..seq).map(move |i| if i > *at { -1e30 } else { 0f32 }))
             .collect();
         let later = Tensor::<B, 4>::from_data(TensorData::new(later, [batch, 1, 1, seq]), &device);
         let weights = softmax(q.matmul(k.swap_dims(2, 3)) + later, 3); // [b, h_kv, g, s]

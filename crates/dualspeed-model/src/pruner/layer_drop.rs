@@ -170,7 +170,7 @@ impl<'a> DropPlan<'a> {
             let outside = inside.clone().lower_elem(0.5);
             let quota: Vec<i64> = (0..b).map(|sample| run(sample).1 as i64).collect();
             let quota = Tensor::<B, 2, Int>::from_data(TensorData::new(quota, [b, 1]), device);
-            let rank = ranks(scores.clone().mask_fill(outside, f32::NEG_INFINITY));
+            let rank = ranks(scores.clone().mask_fill(outside, f32::MIN));
             stays = stays + rank.lower(quota.expand([b, seq])).float() * inside;
         }
         let new_seq = self.shrink(&keep);

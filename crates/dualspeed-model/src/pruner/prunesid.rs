@@ -119,7 +119,7 @@ fn orthonormal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
         }
         let after = norm(&v);
         let spanned = after.clone().lower_equal(before.mul_scalar(1e-5));
-        let v = v / after.mask_fill(spanned, f32::INFINITY);
+        let v = v / after.mask_fill(spanned, f32::MAX);
         basis = Some(match basis {
             Some(basis) => Tensor::cat(vec![basis, v], 2),
             None => v,

@@ -25,7 +25,14 @@ pub fn ranks<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2, Int> {
         }
         return Tensor::from_data(TensorData::new(ranks, [batch, n]), &device);
     }
-    let scores = scores.clone().mask_fill(scores.is_nan(), f32::NEG_INFINITY);
+    count_ranks(scores)
+}
+
+/// [`ranks`] by comparing every pair.
+fn count_ranks<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2, Int> {
+    let [batch, n] = scores.dims();
+    let device = scores.device();
+    let scores = scores.clone().mask_fill(scores.is_nan(), f32::MIN);
     let rows = (AT_ONCE / (n * n).max(1)).max(1);
     let parts = (0..batch).step_by(rows).map(|start| {
         let count = rows.min(batch - start);
@@ -54,9 +61,14 @@ pub fn top_indices<B: Backend>(scores: Tensor<B, 2>, keep: usize) -> Tensor<B, 2
             order.chunks(n.max(1)).flat_map(|row| row[..keep].iter().copied()).collect();
         return Tensor::from_data(TensorData::new(top, [batch, keep]), &device);
     }
-    let index = row_indices::<B>(batch, n, &device);
-    let ordered = index.zeros_like().scatter(1, ranks(scores), index, IndexingUpdateOp::Add);
-    ordered.narrow(1, 0, keep)
+    order_by_rank(count_ranks(scores)).narrow(1, 0, keep)
+}
+
+/// The index of each rank, `[b, n]`.
+fn order_by_rank<B: Backend>(ranks: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
+    let [batch, n] = ranks.dims();
+    let index = row_indices::<B>(batch, n, &ranks.device());
+    index.zeros_like().scatter(1, ranks, index, IndexingUpdateOp::Add)
 }
 
 /// Whether tensors live in host memory, so that a read is a copy and no synchronisation.
@@ -74,11 +86,43 @@ fn order_on_host<B: Backend>(scores: Tensor<B, 2>) -> Vec<i64> {
         let key = |i: &i64| {
             let score = row[*i as usize];
             // -0 and 0 are equal scores.
-            if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 }
+            if score.is_nan() { f32::MIN } else { score + 0.0 }
         };
         let mut indices: Vec<i64> = (0..row.len() as i64).collect();
         indices.sort_by(|a, b| key(b).total_cmp(&key(a)));
         order.extend(indices);
     }
     order
+}
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use super::*;
+    use crate::rng::SplitMix;
+
+    type Nd = burn_ndarray::NdArray<f32>;
+
+    fn ints(x: Tensor<Nd, 2, Int>) -> Vec<i64> {
+        x.into_data().iter::<i64>().collect()
+    }
+
+    /// What devices do and what the host does are the same, also with ties, NaN and infinities.
+    #[test]
+    fn counted_ranks_are_sorted_ranks() {
+        let mut rng = SplitMix::new(&[5]);
+        let odd = [f32::NAN, f32::INFINITY, -0.0, 0.0];
+        for n in [1, 2, 33] {
+            let row = |_| match rng.below(3) {
+                0 => odd[rng.below(4)],
+                1 => rng.below(4) as f32,
+                _ => rng.normal() as f32,
+            };
+            let scores: Vec<f32> = (0..4 * n).map(row).collect();
+            let scores = TensorData::new(scores, [4, n]);
+            let scores = Tensor::<Nd, 2>::from_data(scores, &Default::default());
+            let counted = count_ranks(scores.clone());
+            assert_eq!(ints(counted.clone()), ints(ranks(scores.clone())));
+            assert_eq!(ints(order_by_rank(counted)), ints(top_indices(scores, n)));
+        }
+    }
 }

@@ -132,20 +132,15 @@ fn greedy_map_makes_determinants_largest<B: Backend>(cases: usize) {
 
 /// Rows in the span of the picked ones follow in index order; a row of NaN comes last.
 fn greedy_map_past_the_rank_and_nan<B: Backend>(_: usize) {
-    let rows: [[f64; 3]; 6] = [
-        [0., 0., 0.],
-        [1., 0., 0.],
-        [f64::NAN, 0., 0.],
-        [0., 3., 0.],
-        [2., 0., 0.],
-        [1., 1., 0.],
-    ];
+    let rows: [[f64; 3]; 6] =
+        [[0., 0., 0.], [1., 0., 0.], [f64::NAN, 0., 0.], [0., 3., 0.], [2., 0., 0.], [1., 1., 0.]];
     assert_eq!(map_picks::<B>(&rows.concat(), [1, 6, 3], 6), [3, 4, 0, 1, 5, 2]);
     assert_eq!(map_picks::<B>(&[1.0; 8], [1, 4, 2], 4), [0, 1, 2, 3]);
 }
 
 fn greedy_map_equals_the_plain_body<B: Backend>(cases: usize) {
-    for [b, n, d, keep] in [[2, 7, 5, 4], [2, 130, 33, 20], [1, 200, 96, 50]].into_iter().take(cases)
+    for [b, n, d, keep] in
+        [[2, 7, 5, 4], [2, 130, 33, 20], [1, 200, 96, 50]].into_iter().take(cases)
     {
         let features = tensor::<B, 3>(&values(b * n * d, 13), [b, n, d], DType::F32);
         let plain = plain::greedy_map::<B>(crate::support::primitive(features.clone()), keep);

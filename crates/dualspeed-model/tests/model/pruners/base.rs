@@ -86,8 +86,16 @@ fn every_registered_pruner_keeps_the_promises_of_the_base() {
 #[test]
 fn gradient_flows_to_kept_tokens_and_nowhere_else() {
     let selecting = [
-        "uniform", "divprune", "fastervlm", "random", "avgpool2d", "cdpruner", "vispruner", "holov",
-        "dart", "prunesid",
+        "uniform",
+        "divprune",
+        "fastervlm",
+        "random",
+        "avgpool2d",
+        "cdpruner",
+        "vispruner",
+        "holov",
+        "dart",
+        "prunesid",
     ];
     for name in selecting {
         let pruner = Registry::<A>::builtin().build(&PrunerSpec::new(name)).unwrap();
@@ -160,8 +168,7 @@ fn divprune_equals_brute_force_also_with_ties() {
             .collect();
         let projected = Tensor::<B, 1>::from_floats(features.as_slice(), &Default::default())
             .reshape([images, n, d]);
-        let tokens =
-            VisualTokens::new(projected.clone(), VisionFeatures::from_hidden(projected));
+        let tokens = VisualTokens::new(projected.clone(), VisionFeatures::from_hidden(projected));
         let kept = select(&*pruner, &tokens, keep, &ctx(images)).unwrap();
         let picks = ints(kept.indices.as_ref().unwrap());
         for (image, picks) in picks.chunks(keep).enumerate() {
@@ -211,8 +218,7 @@ fn avgpool2d_averages_cells() {
     let pruner = Registry::<B>::builtin().build(&PrunerSpec::new("avgpool2d")).unwrap();
     let projected =
         Tensor::<B, 1, Int>::arange(0..16, &Default::default()).float().reshape([1, 16, 1]);
-    let tokens =
-        VisualTokens::new(projected.clone(), VisionFeatures::from_hidden(projected));
+    let tokens = VisualTokens::new(projected.clone(), VisionFeatures::from_hidden(projected));
     let kept = select(&*pruner, &tokens, 4, &ctx(1)).unwrap();
     assert_eq!(values(&kept.tokens), [2.5, 4.5, 10.5, 12.5]);
     let error = select(&*pruner, &tokens, 7, &ctx(1)).unwrap_err();

@@ -127,17 +127,15 @@ impl Case {
         let mask = valid.clone();
         let visual = VisualTokens {
             tiles: tiled.then_some(Tiles { per_image, valid: Some(mask) }),
-            text: Some(TextFeatures { vectors: tensor(text.iter()), lengths: vec![2; 2], inverted }),
-            question: Some(QuestionTokens {
-                embeds: tensor(question.iter()),
-                lengths: vec![5; 2],
+            text: Some(TextFeatures {
+                vectors: tensor(text.iter()),
+                lengths: vec![2; 2],
+                inverted,
             }),
+            question: Some(QuestionTokens { embeds: tensor(question.iter()), lengths: vec![5; 2] }),
             ..VisualTokens::new(of(|i| i.projected.clone()), features)
         };
-        let valid = valid
-            .iter()
-            .map(|row| (0..n).filter(|i| row[*i]).collect())
-            .collect();
+        let valid = valid.iter().map(|row| (0..n).filter(|i| row[*i]).collect()).collect();
         Self { visual, rows: made, images, valid, inverted, keep }
     }
 
@@ -177,8 +175,7 @@ impl Case {
             }
             (whole, keep, origins)
         };
-        let tiles: Vec<(usize, usize)> =
-            self.images[image].iter().copied().enumerate().collect();
+        let tiles: Vec<(usize, usize)> = self.images[image].iter().copied().enumerate().collect();
         match joined {
             true => vec![part(&tiles)],
             false => tiles.iter().map(|tile| part(&[*tile])).collect(),
@@ -222,12 +219,7 @@ fn check(spec: &str, restated: impl Fn(&Case, &Image, usize) -> Option<Outcome>)
     }
 }
 
-fn compare(
-    what: &str,
-    kept: &KeptTokens<B>,
-    image: usize,
-    parts: Vec<(Outcome, Vec<usize>)>,
-) {
+fn compare(what: &str, kept: &KeptTokens<B>, image: usize, parts: Vec<(Outcome, Vec<usize>)>) {
     let (most, length) = (kept.keep(), kept.lengths[image]);
     let mut indices = Vec::new();
     let mut tokens = Vec::new();
@@ -256,11 +248,15 @@ fn sign(case: &Case) -> f64 {
     if case.inverted { -1.0 } else { 1.0 }
 }
 
-fn picks(restated: impl Fn(&Image, usize) -> Vec<usize>) -> impl Fn(&Case, &Image, usize) -> Option<Outcome> {
+fn picks(
+    restated: impl Fn(&Image, usize) -> Vec<usize>,
+) -> impl Fn(&Case, &Image, usize) -> Option<Outcome> {
     move |_, image, keep| Some(Outcome::Indices(restated(image, keep)))
 }
 
-fn tokens(restated: impl Fn(&Image, usize) -> Rows) -> impl Fn(&Case, &Image, usize) -> Option<Outcome> {
+fn tokens(
+    restated: impl Fn(&Image, usize) -> Rows,
+) -> impl Fn(&Case, &Image, usize) -> Option<Outcome> {
     move |_, image, keep| Some(Outcome::Tokens(restated(image, keep)))
 }
 
@@ -299,7 +295,10 @@ fn cdpruner_official_normalises_over_the_batch() {
 #[test]
 fn vispruner() {
     check("vispruner", picks(|image, keep| reference::vispruner(image, false, keep)));
-    check("vispruner:compat=official", picks(|image, keep| reference::vispruner(image, true, keep)));
+    check(
+        "vispruner:compat=official",
+        picks(|image, keep| reference::vispruner(image, true, keep)),
+    );
 }
 
 #[test]

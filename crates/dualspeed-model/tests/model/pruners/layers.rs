@@ -107,12 +107,13 @@ fn blocks_after_a_drop_see_the_kept_tokens_at_their_positions() {
             labels: vec![batch.labels[sample].clone()],
         };
         let images = one.input_ids[0].iter().filter(|id| **id == -200).count();
-        let own = VisualTokens::<B>::new(
-            visual.projected.clone().narrow(0, image, images.max(1)),
-            dualspeed_model::VisionFeatures::from_hidden(
-                visual.features.hidden.clone().narrow(0, image, images.max(1)),
-            ),
-        );
+        let own =
+            VisualTokens::<B>::new(
+                visual.projected.clone().narrow(0, image, images.max(1)),
+                dualspeed_model::VisionFeatures::from_hidden(
+                    visual.features.hidden.clone().narrow(0, image, images.max(1)),
+                ),
+            );
         image += images;
         let ctx = StepContext::inference(1, vec![format!("sample-{sample}")]);
         let view = View::Pruned { keep: 4, isolator: true };
@@ -163,8 +164,7 @@ fn generation_after_a_drop_equals_the_whole_forward() {
         let view = View::Pruned { keep: 3, isolator: true };
         let prompt = vec![1, -200, 7, 8];
         let options = GenerateOptions { max_new_tokens: 4, ..GenerateOptions::default() };
-        let text =
-            model.generate(&prompt, Some(&visual), &view, Some(&*pruner), &options).unwrap();
+        let text = model.generate(&prompt, Some(&visual), &view, Some(&*pruner), &options).unwrap();
         // Teacher-forced: the same tokens supervised; the instruction ends with the prompt.
         let ids = [prompt.clone(), text.clone()].concat();
         let labels = [vec![-100; prompt.len()], text.clone()].concat();
@@ -188,9 +188,7 @@ fn training_through_drops_has_gradients_and_dropout() {
     let view = View::Pruned { keep: 4, isolator: true };
     let ids = (0..3).map(|i| format!("sample-{i}")).collect();
     let ctx = StepContext::training(1, 5, ids);
-    let run = || {
-        model.forward(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap()
-    };
+    let run = || model.forward(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap();
     assert_eq!(values(&run().hidden), values(&run().hidden));
     let losses = fast_loss(&model, &run());
     let grads = losses.ce.backward();
@@ -238,12 +236,13 @@ fn what_the_instruction_attends_to_stays() {
         moved.projected = moved.projected.slice_assign([0..1, at..at + 1], row);
         let view = View::Pruned { keep: 4, isolator: true };
         let ctx = batch.ctx();
-        values(&model.forward(batch.text(), Some(&moved), &view, Some(&each(4)), &ctx).unwrap().hidden)
+        values(
+            &model.forward(batch.text(), Some(&moved), &view, Some(&each(4)), &ctx).unwrap().hidden,
+        )
     };
     let base = by_attention;
-    let change = |at: usize| -> f32 {
-        shift(at).iter().zip(&base).map(|(x, y)| (x - y).abs()).sum()
-    };
+    let change =
+        |at: usize| -> f32 { shift(at).iter().zip(&base).map(|(x, y)| (x - y).abs()).sum() };
     let mut changes: Vec<f32> = (0..16).map(change).collect();
     changes.sort_by(f32::total_cmp);
     assert!(changes[15] > 2.0 * changes[0], "{changes:?}");

@@ -129,7 +129,8 @@ fn composition_of_the_batch_does_not_matter() {
             .unwrap();
             let length = together.lengths[image];
             assert_eq!(alone.lengths, [length], "{spec}");
-            let part = |x: &Tensor<B, 3>, at| values(&x.clone().narrow(0, at, 1).narrow(1, 0, length));
+            let part =
+                |x: &Tensor<B, 3>, at| values(&x.clone().narrow(0, at, 1).narrow(1, 0, length));
             let (all, own) = (part(&together.tokens, image), part(&alone.tokens, 0));
             for (x, y) in all.iter().zip(&own) {
                 assert!((x - y).abs() <= 1e-5 * (1.0 + y.abs()), "{spec}: {x} and {y}");
@@ -229,7 +230,8 @@ fn options_are_read_and_mistakes_named() {
 #[test]
 fn text_guided_pruners_ask_the_registrys_tower() {
     let names = ["cat", "hot dog"];
-    let vectors = Tensor::<B, 2>::from_floats([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], &Default::default());
+    let vectors =
+        Tensor::<B, 2>::from_floats([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], &Default::default());
     let tower = NameTower::<B>::new(names, vectors).unwrap();
     assert_eq!(tower.mentioned("Is there a Cat?"), [0]);
     assert_eq!(tower.mentioned("cats and hot-dog"), [1]);

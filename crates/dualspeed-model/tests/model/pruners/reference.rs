@@ -85,11 +85,11 @@ pub fn determinant(mut a: Rows) -> f64 {
             det = -det;
         }
         det *= a[i][i];
-        for row in i + 1..n {
-            let factor = a[row][i] / a[i][i];
-            for column in i..n {
-                a[row][column] -= factor * a[i][column];
-            }
+        let (above, below) = a.split_at_mut(i + 1);
+        let pivot = &above[i];
+        for row in below {
+            let factor = row[i] / pivot[i];
+            row.iter_mut().zip(pivot).skip(i).for_each(|(x, p)| *x -= factor * p);
         }
     }
     det
@@ -110,7 +110,9 @@ pub fn cdpruner(image: &Image, sign: f64, limits: Option<(f64, f64)>, keep: usiz
     while picked.len() < keep {
         let gain = |j: usize| {
             let with: Vec<usize> = picked.iter().copied().chain([j]).collect();
-            determinant(with.iter().map(|a| with.iter().map(|b| kernel(*a, *b)).collect()).collect())
+            determinant(
+                with.iter().map(|a| with.iter().map(|b| kernel(*a, *b)).collect()).collect(),
+            )
         };
         let open = (0..x.len()).filter(|j| !picked.contains(j));
         let best = open.fold((f64::NEG_INFINITY, 0), |best, j| {
@@ -268,15 +270,13 @@ pub fn prunesid(image: &Image, sketch: &[f32], keep: usize) -> Option<Vec<usize>
         }
         groups.push(order[0]);
     }
-    let cosines: Rows = image
-        .hidden
-        .iter()
-        .map(|a| image.hidden.iter().map(|b| cosine(a, b)).collect())
-        .collect();
+    let cosines: Rows =
+        image.hidden.iter().map(|a| image.hidden.iter().map(|b| cosine(a, b)).collect()).collect();
     let pairs = (n * (n - 1)) as f64;
-    let sum: f64 = (0..n).flat_map(|i| (0..n).map(move |j| (i, j))).map(|(i, j)| {
-        if i == j { 0.0 } else { cosines[i][j] }
-    }).sum();
+    let sum: f64 = (0..n)
+        .flat_map(|i| (0..n).map(move |j| (i, j)))
+        .map(|(i, j)| if i == j { 0.0 } else { cosines[i][j] })
+        .sum();
     let threshold = keep as f64 / 32.0 * sum / pairs;
     if cosines.iter().flatten().any(|c| (c - threshold).abs() < 1e-5) {
         return None;

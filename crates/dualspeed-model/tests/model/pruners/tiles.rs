@@ -97,11 +97,9 @@ fn tiles_and_adaptive_counts_go_through_the_model() {
     let full = |valid: bool| {
         let mut visual = encode(&model, 4);
         let mask = vec![vec![true; 16], half(), vec![true; 16], half()];
-        visual.tiles =
-            Some(Tiles { per_image: vec![1, 2, 1], valid: valid.then_some(mask) });
-        let forward = model
-            .forward(batch.text(), Some(&visual), &View::Full, None, &batch.ctx())
-            .unwrap();
+        visual.tiles = Some(Tiles { per_image: vec![1, 2, 1], valid: valid.then_some(mask) });
+        let forward =
+            model.forward(batch.text(), Some(&visual), &View::Full, None, &batch.ctx()).unwrap();
         (forward.visual_tokens, values(&forward.hidden))
     };
     assert_eq!(full(false).0, 64);
@@ -114,7 +112,8 @@ fn tiles_and_adaptive_counts_go_through_the_model() {
     let pruner = Registry::<B>::builtin().build(&spec).unwrap();
     let view = View::Pruned { keep: 4, isolator: true };
     let ctx = batch.ctx();
-    let kept = model.prune(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap().unwrap();
+    let kept =
+        model.prune(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap().unwrap();
     let forward = model.forward_kept(batch.text(), Some(&kept), &view, &ctx).unwrap();
     assert_eq!(forward.visual_tokens, kept.lengths.iter().sum::<usize>());
     assert_eq!(forward.lengths[0], 5 + 3 + kept.lengths[0]);
