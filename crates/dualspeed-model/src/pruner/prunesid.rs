@@ -16,7 +16,7 @@ use crate::vision::Needs;
 /// image's mean cosine. Every group keeps one token, the others in proportion to its non-duplicates,
 /// those first.
 ///
-/// Source: Fang et al., PruneSID, arXiv 2603.09480 (written from the description). Reads: hidden states,
+/// Source: Fang et al., PruneSID, ICLR 2026, openreview i36E5Ezm0H (written from its description). Reads: hidden states,
 /// class attention. Options: `threshold`, the factor on the mean cosine in place of `keep / 32`, as a
 /// share in [0, 1]. Cost: two `n x n` products, `rounds` products with a `keep / 4`-wide basis. One
 /// flag is read back every few rounds of duplicate removal, which ends when nothing changes.
