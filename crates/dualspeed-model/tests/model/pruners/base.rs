@@ -23,7 +23,7 @@ pub fn visual<T: Backend>(images: usize, n: usize, d: usize, seed: u64) -> Visua
     let text = TextFeatures {
         vectors: random([images, 2, 3], seed + 8),
         lengths: vec![2; images],
-        inverted: seed % 2 == 0,
+        inverted: seed.is_multiple_of(2),
     };
     let embeds = random([images, 5, d], seed + 9);
     VisualTokens {

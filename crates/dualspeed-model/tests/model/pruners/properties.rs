@@ -57,7 +57,8 @@ fn sound(spec: &str, kept: &KeptTokens<B>, n: usize, keep: usize) {
 /// avgpool2d cannot make every count.
 fn feasible(spec: &str, side: usize, keep: usize) -> bool {
     spec != "avgpool2d"
-        || (1..=side).any(|rows| keep % rows == 0 && keep / rows <= side && rows <= keep / rows)
+        || (1..=side)
+            .any(|rows| keep.is_multiple_of(rows) && keep / rows <= side && rows <= keep / rows)
 }
 
 #[test]
