@@ -15,7 +15,7 @@ use crate::study::{Arm, Study};
 /// How large the runs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scale {
-    /// A minute or two per arm on two CPU cores: enough to see the order, not the last percent.
+    /// About a minute per arm on two CPU cores: enough to see the order, not the last percent.
     Smoke,
     /// The quickstart's size.
     Quickstart,
@@ -26,8 +26,8 @@ impl Scale {
     fn overrides(self) -> &'static [&'static str] {
         match self {
             Scale::Smoke => &[
-                "steps=800",
-                "data.train.samples=3200",
+                "steps=1600",
+                "data.train.samples=6000",
                 "model.text.hidden_size=64",
                 "model.text.num_hidden_layers=2",
                 "model.text.num_attention_heads=2",

@@ -48,6 +48,9 @@ pub enum DataError {
     /// An image could not be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A model's image processor cannot be followed.
+    #[error(transparent)]
+    Processor(#[from] ProcessorProblem),
     /// A conversation could not be turned into ids and labels.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -81,6 +84,16 @@ impl ConfigError {
     pub(crate) fn new(field: &'static str, reason: impl Into<String>) -> Self {
         Self { field, reason: reason.into() }
     }
+}
+
+/// A model's image processor cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {problem}; give --fit to choose one of ours", path.display())]
+pub struct ProcessorProblem {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// What is wrong with one record of a data file.

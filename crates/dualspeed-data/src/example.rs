@@ -149,6 +149,11 @@ pub trait ExampleSource: Send + Sync {
 
     /// Identifies the content: a resumed run refuses a source with another fingerprint.
     fn fingerprint(&self) -> String;
+
+    /// What `get` would fail on, in order, where that can fail at all; may take as long as reading everything.
+    fn verify(&self) -> Vec<DataError> {
+        Vec::new()
+    }
 }
 
 impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
@@ -166,5 +171,8 @@ impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
     }
     fn fingerprint(&self) -> String {
         (**self).fingerprint()
+    }
+    fn verify(&self) -> Vec<DataError> {
+        (**self).verify()
     }
 }

@@ -5,8 +5,8 @@
 //!     {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]}
 //! ```
 //! `image` is a path under the image folder, a list of them, or absent. Every record is checked when the file is
-//! opened, so that a mistake in the last one does not end a run after days; [`LlavaJson::verify`] also checks the
-//! images and token lengths.
+//! opened, and that its images are there, so that a mistake in the last one does not end a run after days;
+//! [`ExampleSource::verify`] also decodes the images and encodes the text.
 
 mod read;
 
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, EncodeError, RecordProblem};
+use crate::error::{DataError, EncodeError, ImageError, RecordProblem};
 use crate::example::{Example, ExampleSource, Modality};
 use crate::picture::{ImageProcessor, preprocess_image};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
@@ -77,12 +77,23 @@ impl LlavaJson {
         let LlavaJsonConfig { template, system, max_length, processor, .. } = &config;
         hash.update(format!("{template:?} {system:?} {max_length:?} {processor:?}"));
         let hex: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { path, records, config, tokenizer, fingerprint: format!("llava-{hex}") })
+        let source = Self { path, records, config, tokenizer, fingerprint: format!("llava-{hex}") };
+        source.find_images()?;
+        Ok(source)
     }
 
-    /// Decodes every image and encodes every conversation, in parallel; what `get` would fail on, in order.
-    pub fn verify(&self) -> Vec<DataError> {
-        (0..self.records.len()).into_par_iter().filter_map(|index| self.get(index).err()).collect()
+    /// Looks at every image file without opening it; the first record with a missing one is the error.
+    fn find_images(&self) -> Result<(), DataError> {
+        let missing = |index: usize| {
+            self.records[index].images.iter().find_map(|name| {
+                let path = self.config.image_root.join(name);
+                std::fs::metadata(&path).err().map(|source| {
+                    let name = path.display().to_string();
+                    self.problem(index, ImageError::Read { name, source })
+                })
+            })
+        };
+        (0..self.records.len()).into_par_iter().find_map_first(missing).map_or(Ok(()), Err)
     }
 
     /// The conversation of a record.
@@ -145,6 +156,14 @@ impl ExampleSource for LlavaJson {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    /// Decodes every image and encodes every conversation, in parallel.
+    fn verify(&self) -> Vec<DataError> {
+        (0..self.records.len())
+            .into_par_iter()
+            .filter_map(|index| ExampleSource::get(self, index).err())
+            .collect()
     }
 }
 

@@ -11,7 +11,7 @@ mod source;
 mod words;
 
 pub use config::{SceneConfig, Split};
-pub use labels::{patch_cells, patch_colours, patch_labels};
+pub use labels::{patch_colours, patch_labels};
 pub use layout::{Bounds, Ground, Placed, Scene};
 pub use questions::Question;
 pub use render::render;

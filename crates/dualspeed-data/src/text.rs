@@ -4,8 +4,10 @@ mod conversation;
 mod encode;
 mod template;
 mod tokenizer;
+mod vocabulary;
 
 pub use conversation::{Conversation, IMAGE_PLACEHOLDER, Turn};
 pub use encode::{Encoded, encode_prompt, encode_training};
-pub use template::{Segment, Template, VICUNA_SYSTEM};
+pub use template::{LLAVA_LLAMA_2_SYSTEM, SMOLLM2_SYSTEM, Segment, Template, VICUNA_SYSTEM};
 pub use tokenizer::{SpecialTokens, TextTokenizer};
+pub use vocabulary::BpeVocabulary;

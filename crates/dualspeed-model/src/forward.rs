@@ -5,7 +5,8 @@ use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::error::ModelError;
 use crate::llava::Llava;
-use crate::lora::DropoutKey;
+use crate::lora::DropoutStates;
+use crate::memory::Recompute;
 use crate::pruner::{KeptTokens, PruneContext};
 use crate::rng::{hash_str, mix};
 use crate::splice::{SplicePlan, TextBatch};
@@ -47,19 +48,22 @@ pub struct StepContext {
     /// Whether pruners' picks are read back and checked; costs a synchronisation on a GPU, so a
     /// trainer may do it on its first steps only.
     pub verify_picks: bool,
+    /// What the decoder's backward pass computes again; by default every operation keeps what it
+    /// needs.
+    pub recompute: Option<Recompute>,
 }
 
 impl StepContext {
     /// A training step: dropout on, picks checked.
     pub fn training(seed: u64, step: u64, sample_ids: Vec<String>) -> Self {
-        let prompts = Vec::new();
-        Self { seed, step, sample_ids, prompts, dropout: true, verify_picks: true }
+        let (prompts, recompute) = (Vec::new(), None);
+        Self { seed, step, sample_ids, prompts, dropout: true, verify_picks: true, recompute }
     }
 
     /// Inference: no dropout, picks checked.
     pub fn inference(seed: u64, sample_ids: Vec<String>) -> Self {
-        let prompts = Vec::new();
-        Self { seed, step: 0, sample_ids, prompts, dropout: false, verify_picks: true }
+        let (prompts, recompute) = (Vec::new(), None);
+        Self { seed, step: 0, sample_ids, prompts, dropout: false, verify_picks: true, recompute }
     }
 
     /// The same with the first human turn of each sample.
@@ -92,16 +96,15 @@ impl StepContext {
         Ok(PruneContext { seed: self.seed, step: self.step, images, prompts, verify })
     }
 
-    /// Keys of the dropout masks of a planned batch.
-    pub(crate) fn dropout_key(&self, plan: &SplicePlan) -> Option<DropoutKey> {
+    /// States of the dropout masks of a planned batch.
+    pub(crate) fn dropout_states(&self, plan: &SplicePlan) -> Option<DropoutStates> {
         let sample =
             |index: usize| self.sample_ids.get(index).map_or(index as u64, |id| hash_str(id));
-        self.dropout.then(|| DropoutKey {
-            key: mix(&[self.seed, self.step, hash_str("lora.dropout")]),
-            rows: (0..plan.lengths.len())
-                .flat_map(|index| (0..plan.seq).map(move |position| (index, position)))
-                .map(|(index, position)| (sample(index), position))
-                .collect(),
+        self.dropout.then(|| {
+            let key = mix(&[self.seed, self.step, hash_str("lora.dropout")]);
+            let rows = (0..plan.lengths.len())
+                .flat_map(|index| (0..plan.seq).map(move |position| (sample(index), position)));
+            DropoutStates::new(key, rows)
         })
     }
 }

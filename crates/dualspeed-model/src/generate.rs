@@ -1,15 +1,18 @@
 //! Text generation with a key-value cache, in either view.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
 use crate::error::ModelError;
 use crate::forward::{StepContext, View};
-use crate::llama::{KvCache, LlamaOptions};
+use crate::llama::{KvCache, Llama, LlamaOptions};
 use crate::llava::Llava;
-use crate::pruner::{Pruner, VisualTokens};
+use crate::lora::Lora;
+use crate::pruner::{DropPlan, Pruner, VisualTokens};
 use crate::rng::{SplitMix, hash_str};
-use crate::splice::{IGNORE_INDEX, TextBatch};
+use crate::splice::{IGNORE_INDEX, SpliceError, TextBatch};
 
 /// How text is generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +59,17 @@ impl GenerateOptions {
     }
 }
 
+/// What was generated.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generated {
+    /// New token ids, without the end token.
+    pub ids: Vec<i64>,
+    /// Log-probability of each under the model, whatever the temperature.
+    pub log_probs: Vec<f64>,
+    /// Whether the model ended the text itself.
+    pub finished: bool,
+}
+
 impl<B: Backend> Llava<B> {
     /// Continues one prompt; `visual` holds its images in order.
     ///
@@ -71,7 +85,61 @@ impl<B: Backend> Llava<B> {
         pruner: Option<&dyn Pruner<B>>,
         options: &GenerateOptions,
     ) -> Result<Vec<i64>, ModelError> {
+        let each = &mut |_| ControlFlow::Continue(());
+        Ok(self.generate_each(input_ids, visual, view, pruner, options, each)?.ids)
+    }
+
+    /// [`Llava::generate`], token by token: `each` sees every token as it comes and may stop there.
+    ///
+    /// # Errors
+    /// As [`Llava::generate`].
+    pub fn generate_each(
+        &self,
+        input_ids: &[i64],
+        visual: Option<&VisualTokens<B>>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+        options: &GenerateOptions,
+        each: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
         options.validate()?;
+        let prompt = self.prompt(input_ids, visual, view, pruner, options)?;
+        Ok(self.language_model.decode(prompt, self.lora.as_ref(), options, each))
+    }
+
+    /// Logits at every position of one prompt (that is left at its end), images spliced in: `[s, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Llava::generate`].
+    pub fn logits(
+        &self,
+        input_ids: &[i64],
+        visual: Option<&VisualTokens<B>>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let options = GenerateOptions::default();
+        let Prompt { inputs_embeds, positions, drop } =
+            self.prompt(input_ids, visual, view, pruner, &options)?;
+        let options = LlamaOptions {
+            lora: self.lora.as_ref(),
+            positions: positions.as_deref(),
+            drop,
+            ..LlamaOptions::default()
+        };
+        let hidden = self.language_model.forward(inputs_embeds, options); // [s, d]
+        Ok(dualspeed_ops::linear(hidden, self.lm_head_weight(), None))
+    }
+
+    /// A prompt's embeddings, without padding.
+    fn prompt(
+        &self,
+        input_ids: &[i64],
+        visual: Option<&VisualTokens<B>>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+        options: &GenerateOptions,
+    ) -> Result<Prompt<B>, ModelError> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
         let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
@@ -79,38 +147,120 @@ impl<B: Backend> Llava<B> {
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
         let plan = self.plan(batch, kept.as_ref(), view, None)?;
-        let mut inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
-        let mut last = plan.lengths[0] - 1;
+        let inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
         // Padding after the prompt must not enter the cache.
-        inputs_embeds = inputs_embeds.narrow(1, 0, last + 1);
+        let (length, drop) = (plan.lengths[0], kept.and_then(|kept| kept.drop_plan(&plan)));
+        let positions = plan.positions.map(|mut positions| {
+            positions.truncate(length);
+            positions
+        });
+        Ok(Prompt { inputs_embeds: inputs_embeds.narrow(1, 0, length), positions, drop })
+    }
+}
+
+/// What a decoder continues.
+struct Prompt<B: Backend> {
+    /// `[1, s, d]`.
+    inputs_embeds: Tensor<B, 3>,
+    /// Rotary positions, where they are not `0..s`.
+    positions: Option<Vec<usize>>,
+    /// Visual tokens to drop on the way.
+    drop: Option<DropPlan>,
+}
+
+impl<B: Backend> Llama<B> {
+    /// Continues a prompt of text; `each` sees every token as it comes and may stop there.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the prompt is empty, an id is not in the vocabulary, or the options make no sense.
+    pub fn generate_each(
+        &self,
+        input_ids: &[i64],
+        options: &GenerateOptions,
+        each: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<Generated, ModelError> {
+        options.validate()?;
+        let inputs_embeds = self.prompt(input_ids)?;
+        Ok(self.decode(Prompt { inputs_embeds, positions: None, drop: None }, None, options, each))
+    }
+
+    /// Logits at every position of a text, `[s, vocab]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the text is empty or an id is not in the vocabulary.
+    pub fn logits(&self, input_ids: &[i64]) -> Result<Tensor<B, 2>, ModelError> {
+        let hidden = self.forward(self.prompt(input_ids)?, LlamaOptions::default()); // [s, d]
+        Ok(dualspeed_ops::linear(hidden, self.lm_head_weight(), None))
+    }
+
+    /// `[1, s, d]`.
+    fn prompt(&self, input_ids: &[i64]) -> Result<Tensor<B, 3>, ModelError> {
+        let vocab = self.config.vocab_size;
+        if input_ids.is_empty() {
+            return Err(SpliceError::Empty.into());
+        }
+        let outside = |id: &i64| !(0..vocab as i64).contains(id);
+        if let Some(position) = input_ids.iter().position(outside) {
+            let id = input_ids[position];
+            return Err(SpliceError::TokenId { sample: 0, position, id, vocab }.into());
+        }
+        let ids = TensorData::new(input_ids.to_vec(), [input_ids.len()]);
+        let ids = Tensor::<B, 1, Int>::from_data(ids, &self.embed_tokens.weight.device());
+        Ok(self.embed(ids).unsqueeze::<3>())
+    }
+
+    /// The loop: one token after another, earlier keys and values from the cache.
+    fn decode(
+        &self,
+        prompt: Prompt<B>,
+        lora: Option<&Lora<B>>,
+        options: &GenerateOptions,
+        each: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Generated {
+        let Prompt { mut inputs_embeds, mut positions, mut drop } = prompt;
         let device = inputs_embeds.device();
         let head = self.lm_head_weight(); // [d, vocab]
-        let mut cache = KvCache::new(self.language_model.layers.len());
+        let mut cache = KvCache::new(self.layers.len());
         let mut rng = SplitMix::new(&[options.seed, hash_str("generate")]);
-        let mut generated = Vec::new();
-        let mut drop = kept.as_ref().and_then(|kept| kept.drop_plan(&plan));
-        while generated.len() < options.max_new_tokens {
+        let mut generated = Generated::default();
+        while generated.ids.len() < options.max_new_tokens {
+            let last = inputs_embeds.dims()[1] - 1;
             let options_llama = LlamaOptions {
                 rows: Some(&[last]),
-                lora: self.lora.as_ref(),
-                dropout: None,
+                lora,
                 cache: Some(&mut cache),
+                positions: positions.as_deref(),
                 drop: drop.take(),
+                ..LlamaOptions::default()
             };
-            let hidden = self.language_model.forward(inputs_embeds, options_llama); // [1, d]
+            let hidden = self.forward(inputs_embeds, options_llama); // [1, d]
             let logits = dualspeed_ops::linear(hidden, head.clone(), None); // [1, vocab]
             let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-            let next = pick(&logits, options, &mut rng) as i64;
-            if options.eos_token_ids.contains(&next) {
+            let next = pick(&logits, options, &mut rng);
+            let id = next as i64;
+            if options.eos_token_ids.contains(&id) {
+                generated.finished = true;
                 break;
             }
-            generated.push(next);
-            let id = Tensor::<B, 1, Int>::from_data(TensorData::new(vec![next], [1]), &device);
-            inputs_embeds = self.language_model.embed(id).unsqueeze::<3>(); // [1, 1, d]
-            last = 0;
+            generated.ids.push(id);
+            generated.log_probs.push(log_prob(&logits, next));
+            if each(id).is_break() {
+                break;
+            }
+            let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(vec![id], [1]), &device);
+            inputs_embeds = self.embed(ids).unsqueeze::<3>(); // [1, 1, d]
+            positions = positions.and_then(|all| Some(vec![all.last()? + 1]));
         }
-        Ok(generated)
+        generated
     }
+}
+
+/// `log softmax(logits)[index]`.
+fn log_prob(logits: &[f32], index: usize) -> f64 {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let above = |logit: &f32| f64::from(*logit - highest);
+    let sum: f64 = logits.iter().map(|logit| above(logit).exp()).sum();
+    logits.get(index).map_or(f64::NEG_INFINITY, above) - sum.ln()
 }
 
 /// Picks a token: the largest logit (lowest index of equals), or a sample.

@@ -12,6 +12,7 @@
 //! | [`text_tower`] | questions in the space shared with text |
 //! | [`projector`] | from vision features to token embeddings |
 //! | [`pruner`] | the trait, its base, the registry, the pruners |
+//! | [`anyres`] | where the tokens of an image of several tiles stand |
 //! | [`splice`] | text and visual tokens into one batch |
 //! | [`llama`], [`lora`] | the decoder and its adapters |
 //! | [`llava`], [`forward`] | the whole model; views, contexts, results |
@@ -19,19 +20,26 @@
 //! | [`generate`] | text generation with a key-value cache |
 //! | [`freeze`], [`stages`] | what is trained and what is not |
 //! | [`init`], [`rng`] | initial weights and randomness as pure functions |
+//! | [`memory`] | an estimate of a training step, and what is recomputed to fit |
 //! | [`store`] | safetensors in and out |
+//! | [`export`] | the same formats, written |
+//! | [`import`] | checkpoints of transformers, LLaVA, peft, PyTorch and llama.cpp |
 
+pub mod anyres;
 pub mod config;
 mod error;
+pub mod export;
 pub mod forward;
 pub mod freeze;
 pub mod generate;
+pub mod import;
 pub mod init;
 pub mod layers;
 pub mod llama;
 pub mod llava;
 pub mod lora;
 pub mod losses;
+pub mod memory;
 pub mod projector;
 pub mod pruner;
 pub mod rng;
@@ -43,23 +51,25 @@ pub mod tower;
 pub mod vision;
 pub mod vit;
 
+pub use anyres::{Slot, TileLayout};
 pub use config::{
-    HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, ProjectorType, SelectFeature,
-    VitConfig,
+    AnyresConfig, Dtype, HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget,
+    NewlinePolicy, PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VitConfig,
 };
 pub use error::{ConfigError, ModelError};
 pub use forward::{Forward, StepContext, View};
 pub use freeze::{Freezable, Frozen};
-pub use generate::GenerateOptions;
+pub use generate::{GenerateOptions, Generated};
 pub use llama::Llama;
 pub use llava::{Llava, VisionInput};
 pub use losses::{LossSums, fast_loss, slow_loss};
+pub use memory::Recompute;
 pub use projector::MlpProjector;
 pub use pruner::{
     Kept, KeptTokens, LayerDrop, PruneContext, PruneError, Pruner, PrunerSpec, QuestionTokens,
     Registry, Rounding, Stage, Tiles, VisualTokens, keep_count, select,
 };
-pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpliceError, SplicePlan, TextBatch};
+pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceError, SplicePlan, TextBatch};
 pub use stages::{ParamGroup, ParamInfo, Trainable};
 pub use store::Precision;
 pub use text_tower::{NameTower, TextFeatures, TextTower};

@@ -6,13 +6,15 @@
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Int, Tensor, TensorData};
-use dualspeed_ops::{AttentionSpec, Backend};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
+use dualspeed_ops::{
+    AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys, Keep,
+};
 
-use crate::config::{LlamaConfig, LoraTarget};
+use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
-use crate::lora::{DropoutKey, LayerAdapters, Lora, merge};
+use crate::lora::{DropoutStates, LayerAdapters, Lora, dropout_place, merge};
 use crate::pruner::{DropPlan, DropScore, uniform_scores};
 
 /// Self-attention of a block, no biases.
@@ -106,16 +108,29 @@ pub struct LlamaOptions<'a, B: Backend> {
     /// Adapters.
     pub lora: Option<&'a Lora<B>>,
     /// Adapter dropout; none outside training.
-    pub dropout: Option<&'a DropoutKey>,
+    pub dropout: Option<&'a DropoutStates>,
     /// Earlier positions; this forward's are appended.
     pub cache: Option<&'a mut KvCache<B>>,
+    /// For each block, what its backward pass finds ready; by default every operation keeps what it needs. Not with a
+    /// cache.
+    pub keep: Option<&'a [Keep]>,
+    /// Rotary position of each of the `[b * s]` rows; counted on from the cache by default.
+    pub positions: Option<&'a [usize]>,
     /// Visual tokens to drop on the way.
-    pub drop: Option<DropPlan<'a>>,
+    pub drop: Option<DropPlan>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {
     fn default() -> Self {
-        Self { rows: None, lora: None, dropout: None, cache: None, drop: None }
+        Self {
+            rows: None,
+            lora: None,
+            dropout: None,
+            cache: None,
+            keep: None,
+            positions: None,
+            drop: None,
+        }
     }
 }
 
@@ -167,24 +182,23 @@ impl LlamaConfig {
         }
     }
 
-    /// Cosines and sines of the rotary embedding at positions `start..start + seq`, each
-    /// `[1, seq, d_head / 2]`; computed in f64.
+    /// Cosines and sines of the rotary embedding at `batch` rows of positions, each
+    /// `[batch, seq, d_head / 2]`; computed in f64.
     pub fn rope_tables<B: Backend>(
         &self,
-        start: usize,
-        seq: usize,
+        positions: &[usize],
+        batch: usize,
         device: &B::Device,
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let half = self.head_size() / 2;
-        let angles: Vec<f64> = (start..start + seq)
-            .flat_map(|position| {
-                (0..half)
-                    .map(move |i| position as f64 * self.rope_theta.powf(-(i as f64) / half as f64))
-            })
+        let frequencies = self.rope_frequencies();
+        let (half, seq) = (frequencies.len(), positions.len() / batch.max(1));
+        let angles: Vec<f64> = positions
+            .iter()
+            .flat_map(|position| frequencies.iter().map(move |f| *position as f64 * f))
             .collect();
         let table = |f: fn(f64) -> f64| {
             let values: Vec<f32> = angles.iter().map(|angle| f(*angle) as f32).collect();
-            Tensor::from_data(TensorData::new(values, [1, seq, half]), device)
+            Tensor::from_data(TensorData::new(values, [batch, seq, half]), device)
         };
         (table(f64::cos), table(f64::sin))
     }
@@ -212,44 +226,61 @@ impl<B: Backend> Llama<B> {
         inputs_embeds: Tensor<B, 3>,
         options: LlamaOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let LlamaOptions { rows, lora, dropout, mut cache, mut drop } = options;
+        let LlamaOptions { rows, lora, dropout, mut cache, keep, positions, mut drop } = options;
         let ([batch, mut seq, d], layers) = (inputs_embeds.dims(), self.layers.len());
         let device = inputs_embeds.device();
+        let counted = |start: usize, seq: usize| {
+            let counted: Vec<usize> = (start..start + seq).collect();
+            self.config.rope_tables::<B>(&counted, 1, &device)
+        };
         let mut start = cache.as_ref().and_then(|cache| cache.next.first().copied()).unwrap_or(0);
         let entered = seq;
-        let mut rope = self.config.rope_tables::<B>(start, seq, &device);
+        let mut rope = match positions {
+            Some(positions) => self.config.rope_tables::<B>(positions, batch, &device),
+            None => counted(start, seq),
+        };
         let mut rows = rows.map(<[usize]>::to_vec);
-        let mut dropout = dropout.cloned();
+        let mut states = dropout.cloned();
+        let mut dropout = states.as_ref().map(|states| states.upload::<B>(&device));
         let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
         for (index, layer) in self.layers.iter().enumerate() {
             if let Some(cache) = &mut cache {
-                if cache.next[index] != start {
+                if positions.is_none() && cache.next[index] != start {
                     start = cache.next[index];
-                    rope = self.config.rope_tables::<B>(start, seq, &device);
+                    rope = counted(start, seq);
                 }
                 let original = drop.as_ref().is_none_or(DropPlan::keeps_positions);
                 cache.next[index] += if original { entered } else { seq };
             }
             let adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
-            let cache = cache.as_deref_mut();
-            let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
-            let (mut adapters, chosen_dropout);
-            adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
-            if index + 1 == layers
-                && let Some(rows) = &rows
-            {
-                let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-                let ids = TensorData::new(ids, [rows.len()]);
-                let wanted = Tensor::<B, 1, Int>::from_data(ids, &device);
-                attended = attended.select(0, wanted.clone()); // [rows, h * d_head]
-                x = x.select(0, wanted); // [rows, d]
-                chosen_dropout = dropout.as_ref().map(|key| key.select(rows));
-                adapters.dropout = chosen_dropout.as_ref();
-            }
-            x = layer.finish(x, attended, adapters);
+            let last = index + 1 == layers;
+            let wanted = rows.as_ref().filter(|_| last);
+            x = match (keep, &cache, wanted) {
+                (Some(keep), None, None) => {
+                    let keep = keep.get(index).copied().unwrap_or_default();
+                    self.block(layer, x, batch, &rope, adapters, keep)
+                }
+                _ => {
+                    let cache = cache.as_deref_mut();
+                    let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
+                    let wanted_dropout = states.as_ref().zip(wanted);
+                    let wanted_dropout = wanted_dropout
+                        .map(|(states, rows)| states.select(rows).upload::<B>(&device));
+                    let mut adapters = LayerAdapters { dropout: dropout.as_ref(), ..adapters };
+                    if let Some(rows) = wanted {
+                        let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+                        let ids = TensorData::new(ids, [rows.len()]);
+                        let ids = Tensor::<B, 1, Int>::from_data(ids, &device);
+                        attended = attended.select(0, ids.clone()); // [rows, h * d_head]
+                        x = x.select(0, ids); // [rows, d]
+                        adapters.dropout = wanted_dropout.as_ref();
+                    }
+                    layer.finish(x, attended, adapters)
+                }
+            };
             let Some(plan) = &mut drop else { continue };
             let Some(next) = self.layers.get(index + 1) else { continue };
-            let scores = |plan: &DropPlan<'_>| match plan.schedule.score() {
+            let scores = |plan: &DropPlan| match plan.schedule.score() {
                 DropScore::Uniform => uniform_scores(plan, index, layers, seq, &device),
                 DropScore::InstructionAttention => {
                     self.instruction_attention(next, x.clone().detach(), &rope, plan.instruction())
@@ -263,10 +294,11 @@ impl<B: Backend> Llama<B> {
             x = dropped.select(x, seq); // [b * s', d]
             rope = match plan.keeps_positions() {
                 true => (dropped.select_each(rope.0), dropped.select_each(rope.1)),
-                false => self.config.rope_tables::<B>(start, dropped.seq, &device),
+                false => counted(start, dropped.seq),
             };
             // A mask belongs to a sample and a place in it, whatever token stands there.
-            dropout = dropout.map(|key| key.select(&dropped.leading_rows(seq)));
+            states = states.map(|states| states.select(&dropped.leading_rows(seq)));
+            dropout = states.as_ref().map(|states| states.upload::<B>(&device));
             (rows, seq) = (dropped.rows, dropped.seq);
         }
         if let Some(cache) = cache {
@@ -302,6 +334,7 @@ impl<B: Backend> Llama<B> {
         let q = dualspeed_ops::rope(split_heads(q, batch, heads), at_rows(cos), at_rows(sin));
         let head = self.config.head_size();
         let q = q.reshape([batch, kv_heads, heads / kv_heads, head]) / (head as f64).sqrt();
+        let (q, k) = (q.cast(FloatDType::F32), k.cast(FloatDType::F32));
         let later: Vec<f32> = positions
             .iter()
             .flat_map(|at| (0..seq).map(move |i| if i > *at { -1e30 } else { 0f32 }))
@@ -309,6 +342,38 @@ impl<B: Backend> Llama<B> {
         let later = Tensor::<B, 4>::from_data(TensorData::new(later, [batch, 1, 1, seq]), &device);
         let weights = softmax(q.matmul(k.swap_dims(2, 3)) + later, 3); // [b, h_kv, g, s]
         weights.mean_dim(2).mean_dim(1).reshape([batch, seq])
+    }
+
+    /// One block as one operation: `[b * s, d] -> [b * s, d]`.
+    fn block(
+        &self,
+        layer: &LlamaLayer<B>,
+        x: Tensor<B, 2>,
+        batch: usize,
+        (cos, sin): &(Tensor<B, 3>, Tensor<B, 3>),
+        adapters: LayerAdapters<'_, B>,
+        keep: Keep,
+    ) -> Tensor<B, 2> {
+        let config = adapters.lora.map(|lora| &lora.config);
+        let ctx = BlockContext {
+            batch,
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.kv_heads(),
+            eps: self.config.rms_norm_eps,
+            cos: cos.clone().into_primitive().tensor(),
+            sin: sin.clone().into_primitive().tensor(),
+            attention: AttentionSpec::causal(),
+            lora_scale: config.map_or(0.0, LoraConfig::scale),
+            dropout: config.zip(adapters.dropout).filter(|(config, _)| config.dropout > 0.0).map(
+                |(config, keys)| BlockDropout {
+                    keys: DropoutKeys::clone(keys),
+                    p: config.dropout,
+                    places: LoraTarget::ALL.map(|target| dropout_place(adapters.layer, target)),
+                },
+            ),
+            keep,
+        };
+        dualspeed_ops::decoder_block(x, layer.params(adapters), &ctx)
     }
 
     /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.
@@ -373,6 +438,30 @@ impl<B: Backend> Llama<B> {
 }
 
 impl<B: Backend> LlamaLayer<B> {
+    /// The block's parameters, adapters included, as the block operation takes them.
+    fn params(&self, adapters: LayerAdapters<'_, B>) -> BlockParams<B::FloatTensorPrimitive> {
+        let linear = |linear: &Linear<B>, target: LoraTarget| BlockLinear {
+            weight: linear.weight.val().into_primitive().tensor(),
+            lora: adapters.pair(target).map(|pair| {
+                let [a, b] = [&pair.lora_a, &pair.lora_b];
+                (a.val().into_primitive().tensor(), b.val().into_primitive().tensor())
+            }),
+        };
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        let norm = |norm: &RmsNorm<B>| norm.weight.val().into_primitive().tensor();
+        BlockParams {
+            input_layernorm: norm(&self.input_layernorm),
+            q_proj: linear(&attn.q_proj, LoraTarget::QProj),
+            k_proj: linear(&attn.k_proj, LoraTarget::KProj),
+            v_proj: linear(&attn.v_proj, LoraTarget::VProj),
+            o_proj: linear(&attn.o_proj, LoraTarget::OProj),
+            post_attention_layernorm: norm(&self.post_attention_layernorm),
+            gate_proj: linear(&mlp.gate_proj, LoraTarget::GateProj),
+            up_proj: linear(&mlp.up_proj, LoraTarget::UpProj),
+            down_proj: linear(&mlp.down_proj, LoraTarget::DownProj),
+        }
+    }
+
     /// Output projection and MLP, row by row: `[rows, d], [rows, h * d_head] -> [rows, d]`.
     fn finish(
         &self,

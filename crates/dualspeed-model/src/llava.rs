@@ -16,6 +16,7 @@ use crate::pruner::{
     KeptTokens, PruneError, Pruner, QuestionTokens, VisualTokens, keep_all, select,
 };
 use crate::splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpliceOptions, SplicePlan, TextBatch};
+use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
 
@@ -26,6 +27,8 @@ pub struct Llava<B: Backend> {
     pub vision_tower: Frozen<Vit<B>>,
     /// From vision features to the embedding space.
     pub mm_projector: Freezable<MlpProjector<B>>,
+    /// Ends each row of patches of an image of several tiles, `[d]`.
+    pub image_newline: Freezable<Option<Param<Tensor<B, 1>>>>,
     /// The soft prompt M `[l, d]` put before pruned visual tokens.
     pub mode_isolator: Freezable<Option<Param<Tensor<B, 2>>>>,
     /// The decoder.
@@ -54,10 +57,11 @@ impl LlavaConfig {
         self.validate()?;
         let init = Init::new(seed, device);
         let d = self.text.hidden_size;
-        // Source: the published code's init of the soft prompt, U(-1/sqrt(d), 1/sqrt(d)).
-        let isolator = (self.isolator_length > 0).then(|| {
-            init.at("mode_isolator").uniform([self.isolator_length, d], (d as f64).powf(-0.5))
-        });
+        let isolator = isolator(&init, self.isolator_length, d);
+        let newline = self
+            .anyres
+            .is_some()
+            .then(|| init.at("image_newline").normal([d], (d as f64).powf(-0.5)));
         let model = Llava {
             vision_tower: Frozen::new(self.vision.init(&init.at("vision_tower").frozen())),
             mm_projector: Freezable::new(MlpProjector::init(
@@ -66,6 +70,7 @@ impl LlavaConfig {
                 self.vision.hidden_size,
                 d,
             )),
+            image_newline: Freezable::new(newline),
             mode_isolator: Freezable::new(isolator),
             language_model: Freezable::new(self.text.init(&init.at("language_model"))),
             lora: Freezable::new(None),
@@ -78,7 +83,29 @@ impl LlavaConfig {
     }
 }
 
+/// Source: the published code's init of the soft prompt, U(-1/sqrt(d), 1/sqrt(d)).
+fn isolator<B: Backend>(init: &Init<'_, B>, l: usize, d: usize) -> Option<Param<Tensor<B, 2>>> {
+    (l > 0).then(|| init.at("mode_isolator").uniform([l, d], (d as f64).powf(-0.5)))
+}
+
 impl<B: Backend> Llava<B> {
+    /// The same model with a fresh mode isolator of another length; 0 takes it away.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the configuration is then invalid.
+    pub fn with_isolator_length(
+        mut self,
+        length: usize,
+        device: &B::Device,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        self.config.isolator_length = length;
+        self.config.validate()?;
+        let fresh = isolator(&Init::new(seed, device), length, self.config.text.hidden_size);
+        self.mode_isolator = Freezable::new(fresh);
+        Ok(self)
+    }
+
     /// The same model with another vision tower, which is frozen.
     ///
     /// # Errors
@@ -110,6 +137,13 @@ impl<B: Backend> Llava<B> {
         self.lora = Freezable::new(Some(Lora::init(&init, config, &self.config.text)));
         self.config.lora = Some(config.clone());
         Ok(self)
+    }
+
+    /// The same model with its adapters taken off, not folded in.
+    pub fn without_lora(mut self) -> Self {
+        self.lora = Freezable::new(None);
+        self.config.lora = None;
+        self
     }
 
     /// The same model with the adapters folded into the decoder.
@@ -146,7 +180,8 @@ impl<B: Backend> Llava<B> {
             }
             VisionInput::Features(features) => features,
         };
-        let features = features.detach(); // [images, n, d_v]
+        let mut features = features.detach(); // [images, n, d_v]
+        features.hidden = cast(features.hidden, self.config.dtype.float());
         let (found, tokens, hidden) =
             (features.hidden.dims(), geometry.num_patches, geometry.hidden);
         if found[0] == 0 || found[1..] != [tokens, hidden] {
@@ -190,12 +225,18 @@ impl<B: Backend> Llava<B> {
             return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
         }
         let inputs_embeds = self.splice(&plan, kept, view)?; // [b, s, d]
-        let dropout = ctx.dropout_key(&plan);
+        let dropout = self.lora.as_ref().and_then(|_| ctx.dropout_states(&plan));
+        let keep = ctx.recompute.map(|recompute| {
+            let element = inputs_embeds.dtype().size();
+            recompute.blocks(&self.config, plan.lengths.len() * plan.seq, element)
+        });
         let options = LlamaOptions {
             rows: Some(&plan.rows),
             lora: self.lora.as_ref(),
             dropout: dropout.as_ref(),
             cache: None,
+            keep: keep.as_deref(),
+            positions: plan.positions.as_deref(),
             drop: kept.and_then(|kept| kept.drop_plan(&plan)),
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [supervised, d]
@@ -322,6 +363,9 @@ impl<B: Backend> Llava<B> {
             (Some(isolator), Some(_)) if view.isolator() => Some(isolator.val()), // [l, d]
             _ => None,
         };
+        // The trained parts (isolator, a projector's f32 output) join the activations' type here.
+        let dtype = self.config.dtype.float();
+        let [text, visual, isolator] = [text, visual, isolator].map(|x| x.map(|x| cast(x, dtype)));
         Ok(plan.assemble(text, visual, isolator).ok_or(crate::splice::SpliceError::Empty)?)
     }
 

@@ -4,13 +4,13 @@
 //! checkpoint of a LoRA run holds nothing else.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
-use dualspeed_ops::Backend;
+use burn::tensor::Tensor;
+use dualspeed_ops::{Backend, DropoutKeys};
 
 use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::Linear;
-use crate::rng::{SplitMix, mix};
+use crate::rng::mix;
 
 /// The two factors of one adapter.
 #[derive(Module, Debug)]
@@ -87,58 +87,41 @@ impl<B: Backend> Lora<B> {
     }
 }
 
-/// Which random numbers a forward's dropout draws.
+/// The random state of every row of a forward's activations.
 ///
 /// A mask row depends on (seed, step, sample, position, layer, target) only, so the masks are the
 /// same however a step's samples are divided into micro-batches.
 #[derive(Clone, Debug)]
-pub struct DropoutKey {
-    /// Seed and step, mixed.
-    pub key: u64,
-    /// Hash of the sample id and position in its sequence, for every row of the activations.
-    pub rows: Vec<(u64, usize)>,
+pub struct DropoutStates(Vec<u64>);
+
+impl DropoutStates {
+    /// From a key (seed and step, mixed), and for every row the hash of its sample's id and its
+    /// position in the sequence.
+    pub fn new(key: u64, rows: impl Iterator<Item = (u64, usize)>) -> Self {
+        Self(rows.map(|(sample, position)| mix(&[key, sample, position as u64])).collect())
+    }
+
+    /// The states of some of the rows.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        Self(rows.iter().map(|row| self.0[*row]).collect())
+    }
+
+    /// On a device, for the masks.
+    pub fn upload<B: Backend>(&self, device: &B::Device) -> DropoutKeys<B> {
+        DropoutKeys::new(self.0.clone(), device)
+    }
 }
 
-impl DropoutKey {
-    /// The same key for some of the rows.
-    pub fn select(&self, rows: &[usize]) -> Self {
-        Self { key: self.key, rows: rows.iter().map(|row| self.rows[*row]).collect() }
-    }
-
-    /// `[rows, d]`: 0 with probability `p`, else `1 / (1 - p)`.
-    fn mask<B: Backend>(
-        &self,
-        layer: usize,
-        target: LoraTarget,
-        d: usize,
-        p: f64,
-        device: &B::Device,
-    ) -> Tensor<B, 2> {
-        let keep = (1.0 / (1.0 - p)) as f32;
-        // 16 bits per element: the probability is exact to 2^-16.
-        let threshold = (p * 65_536.0).round() as u64;
-        let mut values = Vec::with_capacity(self.rows.len() * d);
-        for (sample, position) in &self.rows {
-            let place = mix(&[layer as u64, target as u64]);
-            let mut rng = SplitMix::new(&[self.key, *sample, *position as u64, place]);
-            let mut bits = 0;
-            for column in 0..d {
-                if column % 4 == 0 {
-                    bits = rng.next_u64();
-                }
-                values.push(if bits & 0xFFFF < threshold { 0.0 } else { keep });
-                bits >>= 16;
-            }
-        }
-        Tensor::from_data(TensorData::new(values, [self.rows.len(), d]), device)
-    }
+/// What sets the masks of a layer's adapter apart from all others'.
+pub(crate) fn dropout_place(layer: usize, target: LoraTarget) -> u64 {
+    mix(&[layer as u64, target as u64])
 }
 
 /// The adapters of one block as a forward uses them.
 pub(crate) struct LayerAdapters<'a, B: Backend> {
     pub lora: Option<&'a Lora<B>>,
     pub layer: usize,
-    pub dropout: Option<&'a DropoutKey>,
+    pub dropout: Option<&'a DropoutKeys<B>>,
 }
 
 // Derived, these would ask for `B: Copy`.
@@ -151,18 +134,21 @@ impl<B: Backend> Clone for LayerAdapters<'_, B> {
 impl<B: Backend> Copy for LayerAdapters<'_, B> {}
 
 impl<B: Backend> LayerAdapters<'_, B> {
+    /// The adapter of one linear layer, if it has one.
+    pub fn pair(&self, target: LoraTarget) -> Option<&LoraPair<B>> {
+        self.lora?.layers.get(self.layer)?.pair(target)
+    }
+
     /// `x W (+ b) + scale (mask * x) A B` for `[rows, d_in]`.
     pub fn apply(&self, linear: &Linear<B>, target: LoraTarget, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let adapter = self
-            .lora
-            .and_then(|lora| Some((&lora.config, lora.layers.get(self.layer)?.pair(target)?)));
-        let Some((config, pair)) = adapter else {
+        let Some((lora, pair)) = self.lora.zip(self.pair(target)) else {
             return linear.forward(x);
         };
-        let mask = self
-            .dropout
-            .filter(|_| config.dropout > 0.0)
-            .map(|key| key.mask(self.layer, target, x.dims()[1], config.dropout, &x.device()));
+        let config = &lora.config;
+        let mask = self.dropout.filter(|_| config.dropout > 0.0).map(|keys| {
+            let place = dropout_place(self.layer, target);
+            dualspeed_ops::dropout_mask(keys, place, config.dropout, x.dims()[1], x.dtype())
+        });
         let y = dualspeed_ops::lora_linear(
             x,
             linear.weight.val(),

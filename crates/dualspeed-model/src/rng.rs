@@ -1,9 +1,7 @@
 //! Randomness as a pure function of its keys: no global generator, no order dependence.
 
-/// Mixes any number of keys into one well-distributed seed (SplitMix64 finaliser after each key).
-pub fn mix(keys: &[u64]) -> u64 {
-    keys.iter().fold(0x9E37_79B9_7F4A_7C15, |state, key| splitmix(state ^ splitmix(*key)))
-}
+pub use dualspeed_ops::rng::mix;
+use dualspeed_ops::rng::{GOLDEN, draw};
 
 /// 64-bit FNV-1a hash of a string: stable over platforms and releases, unlike `DefaultHasher`.
 pub fn hash_str(text: &str) -> u64 {
@@ -24,8 +22,9 @@ impl SplitMix {
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        finalise(self.0)
+        let value = draw(self.0, 0);
+        self.0 = self.0.wrapping_add(GOLDEN);
+        value
     }
 
     /// Uniform in [0, 1), 53 bits.
@@ -48,16 +47,6 @@ impl SplitMix {
             }
         }
     }
-}
-
-fn splitmix(value: u64) -> u64 {
-    finalise(value.wrapping_add(0x9E37_79B9_7F4A_7C15))
-}
-
-fn finalise(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

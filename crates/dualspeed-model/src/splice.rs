@@ -3,6 +3,8 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use crate::config::PositionPolicy;
+
 /// The id that stands for one image in `input_ids`.
 pub const IMAGE_TOKEN_INDEX: i64 = -200;
 /// The label of positions without a loss.
@@ -85,6 +87,28 @@ pub struct SpliceOptions {
     pub max_length: Option<usize>,
 }
 
+/// The visual tokens of one image in the order in which they are spliced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageRows {
+    /// Their rows in the visual table.
+    pub rows: Vec<usize>,
+    /// Where each would stand in the image without pruning.
+    pub places: Vec<usize>,
+    /// Tokens of the image without pruning.
+    pub full: usize,
+}
+
+impl ImageRows {
+    /// `length` rows from `start` on, none pruned.
+    pub fn consecutive(start: usize, length: usize) -> Self {
+        Self {
+            rows: (start..start + length).collect(),
+            places: (0..length).collect(),
+            full: length,
+        }
+    }
+}
+
 /// Where every position of the spliced batch comes from, and which rows are supervised.
 ///
 /// The source table is `[text tokens; visual tokens of all images; isolator]`, all on one axis.
@@ -96,6 +120,8 @@ pub struct SplicePlan {
     pub gather: Vec<i64>,
     /// Length of each sequence without padding.
     pub lengths: Vec<usize>,
+    /// Rotary position of each of `batch * seq` positions, where they are not counted without gaps.
+    pub positions: Option<Vec<usize>>,
     /// Padded length.
     pub seq: usize,
     /// Supervised rows of the flattened `[batch * seq]`: position `i - 1` of every label at `i`.
@@ -122,15 +148,36 @@ impl SplicePlan {
         stride: usize,
         options: SpliceOptions,
     ) -> Result<Self, SpliceError> {
+        let starts = (0..visual_lengths.len()).map(|image| image * stride);
+        let images: Vec<_> = starts
+            .zip(visual_lengths)
+            .map(|(start, length)| ImageRows::consecutive(start, *length))
+            .collect();
+        let table = images.len() * stride;
+        Self::with_rows(batch, &images, table, PositionPolicy::Renumbered, options)
+    }
+
+    /// Plans a batch whose `i`-th image (sample-major) is made of `images[i]`, rows of a visual tensor of `table` rows.
+    ///
+    /// # Errors
+    /// [`SpliceError`] if ids, labels and images do not fit together.
+    pub fn with_rows(
+        batch: TextBatch<'_>,
+        images: &[ImageRows],
+        table: usize,
+        positions: PositionPolicy,
+        options: SpliceOptions,
+    ) -> Result<Self, SpliceError> {
         let placeholders = check(batch, options.vocab_size)?;
-        if placeholders != visual_lengths.len() {
-            return Err(SpliceError::ImageCount { placeholders, images: visual_lengths.len() });
+        if placeholders != images.len() {
+            return Err(SpliceError::ImageCount { placeholders, images: images.len() });
         }
         let max_length = options.max_length.unwrap_or(usize::MAX);
         let mut plan = Self {
             text_ids: Vec::new(),
             gather: Vec::new(),
             lengths: Vec::with_capacity(batch.input_ids.len()),
+            positions: None,
             seq: 0,
             rows: Vec::new(),
             targets: Vec::new(),
@@ -140,21 +187,29 @@ impl SplicePlan {
         };
         let mut sequences = Vec::with_capacity(batch.input_ids.len());
         let mut supervised = Vec::with_capacity(batch.input_ids.len());
+        let mut places: Vec<Vec<usize>> = Vec::with_capacity(batch.input_ids.len());
         let mut next_image = 0;
         for (ids, labels) in batch.input_ids.iter().zip(batch.labels) {
             let mut sequence = Vec::new();
             let mut losses = Vec::new();
             let mut runs = Vec::new();
+            // Rotary position of each entry of the sequence, and of the next one.
+            let (mut place, mut next_place) = (Vec::new(), 0);
             let mut image = next_image;
             for (position, (id, label)) in ids.iter().zip(labels).enumerate() {
                 if *id == IMAGE_TOKEN_INDEX {
-                    let visual = visual_lengths[image];
+                    let rows = &images[image];
+                    let visual = rows.rows.len();
                     if sequence.len() + options.isolator_length + visual > max_length {
                         break;
                     }
                     sequence.extend((0..options.isolator_length).map(Source::Isolator));
                     runs.push(sequence.len()..sequence.len() + visual);
-                    sequence.extend((0..visual).map(|i| Source::Visual(image * stride + i)));
+                    sequence.extend(rows.rows.iter().copied().map(Source::Visual));
+                    place.extend(next_place..next_place + options.isolator_length);
+                    next_place += options.isolator_length;
+                    place.extend(rows.places.iter().map(|within| next_place + within));
+                    next_place += rows.full;
                     plan.visual_tokens += visual;
                     image += 1;
                 } else {
@@ -166,6 +221,8 @@ impl SplicePlan {
                         losses.push((sequence.len() - 1, *label, position));
                     }
                     sequence.push(Source::Text(plan.text_ids.len()));
+                    place.push(next_place);
+                    next_place += 1;
                     plan.text_ids.push(*id);
                 }
             }
@@ -174,11 +231,20 @@ impl SplicePlan {
             sequences.push(sequence);
             supervised.push(losses);
             plan.visual_runs.push(runs);
+            places.push(place);
         }
         let longest = plan.lengths.iter().copied().max().unwrap_or(0);
         plan.seq = longest.next_multiple_of(options.pad_to_multiple.max(1));
         let visual_start = plan.text_ids.len();
-        let isolator_start = visual_start + visual_lengths.len() * stride;
+        let isolator_start = visual_start + table;
+        if positions == PositionPolicy::Original {
+            let seq = plan.seq;
+            let padded = places.into_iter().flat_map(|mut place| {
+                place.resize(seq, 0);
+                place
+            });
+            plan.positions = Some(padded.collect());
+        }
         for (sample, (sequence, losses)) in sequences.iter().zip(&supervised).enumerate() {
             plan.gather.extend(sequence.iter().map(|source| match source {
                 Source::Text(row) => *row as i64,

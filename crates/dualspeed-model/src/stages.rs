@@ -1,7 +1,7 @@
 //! Which parameters a stage trains, and how an optimiser finds its groups.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, FloatDType, Tensor};
 use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
 
@@ -99,11 +99,27 @@ impl<B: Backend> Llava<B> {
         }
         Ok(Self {
             mm_projector: self.mm_projector.set_frozen::<B>(!trainable.projector),
+            // Learned with the projector, as in LLaVA-NeXT.
+            image_newline: self.image_newline.set_frozen::<B>(!trainable.projector),
             mode_isolator: self.mode_isolator.set_frozen::<B>(!trainable.isolator),
             language_model: self.language_model.set_frozen::<B>(!trainable.language_model),
             lora: self.lora.set_frozen::<B>(!trainable.lora),
             ..self
         })
+    }
+
+    /// The same model with every frozen weight in `config.dtype`, and what is trained in f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Dtype`] if the backend has no such type on this device.
+    pub fn store_frozen(self) -> Result<Self, ModelError> {
+        let dtype = self.config.dtype.float();
+        let device = self.language_model.embed_tokens.weight.lazy_device();
+        if !B::supports_dtype(&device, dtype.into()) {
+            let backend = B::name(&device);
+            return Err(ModelError::Dtype { dtype: self.config.dtype, backend });
+        }
+        Ok(self.map(&mut StoreFrozen(dtype)))
     }
 
     /// What the current stage trains.
@@ -137,6 +153,9 @@ impl<B: Backend> Llava<B> {
         collect(ParamGroup::Projector, trainable.projector, "mm_projector", &|paths| {
             visit::<B, _>(&self.mm_projector, paths);
         });
+        collect(ParamGroup::Projector, trainable.projector, "image_newline", &|paths| {
+            visit::<B, _>(&self.image_newline, paths);
+        });
         collect(ParamGroup::Isolator, trainable.isolator, "mode_isolator", &|paths| {
             visit::<B, _>(&self.mode_isolator, paths);
         });
@@ -148,6 +167,23 @@ impl<B: Backend> Llava<B> {
         });
         infos
     }
+}
+
+struct StoreFrozen(FloatDType);
+
+impl<B: Backend> ModuleMapper<B> for StoreFrozen {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let dtype = if param.is_require_grad() { FloatDType::F32 } else { self.0 };
+        param.map(|tensor| cast(tensor, dtype))
+    }
+}
+
+/// A cast that costs nothing where the type is right already.
+pub(crate) fn cast<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+    dtype: FloatDType,
+) -> Tensor<B, D> {
+    if tensor.dtype() == DType::from(dtype) { tensor } else { tensor.cast(dtype) }
 }
 
 fn visit<B: Backend, M: Module<B>>(module: &M, paths: &mut Paths) {

@@ -11,6 +11,7 @@ use dualspeed_ops::{AttentionSpec, Backend};
 use crate::config::{HiddenAct, SelectFeature, VitConfig};
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm, Linear, merge_heads, split_heads};
+use crate::stages::cast;
 use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
 
 /// The convolution that makes patches, without bias.
@@ -156,10 +157,15 @@ impl<B: Backend> VitEmbeddings<B> {
     fn forward(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 3> {
         let [images, channels, side, _] = pixel_values.dims();
         let weight = self.patch_embedding.weight.val(); // [d, 3, patch, patch]
+        // The tower computes in the type of its weights.
+        let pixel_values = cast(pixel_values, weight.dtype().into());
         let [d, _, patch, _] = weight.dims();
         let grid = side / patch;
         let width = channels * patch * patch;
+        // A side that is no multiple of the patch loses its rest, as in a convolution without padding.
         let patches = pixel_values
+            .narrow(2, 0, grid * patch)
+            .narrow(3, 0, grid * patch)
             .reshape([images, channels, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [images, row, column, 3, patch, patch]
             .reshape([images * grid * grid, width]);

@@ -1,8 +1,11 @@
 //! The extension trait.
 
+use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use crate::block::{self, BlockContext, BlockParams};
+use crate::dropout::{self, DropoutKeys};
 use crate::plain;
 use crate::types::*;
 
@@ -14,6 +17,11 @@ use crate::types::*;
 /// order of the tensor arguments; the others stay `None` and cost nothing. The prefix keeps the names apart from
 /// those of Burn's own traits.
 pub trait Backend: BurnBackend {
+    /// Bytes of free memory on a device, where the backend can tell.
+    fn free_memory(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// `x W + bias`: `x` is `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
     fn fused_linear(
         x: FloatTensor<Self>,
@@ -23,15 +31,13 @@ pub trait Backend: BurnBackend {
         plain::linear::<Self>(x, weight, bias)
     }
 
-    /// Gradients of [`fused_linear`](Backend::fused_linear): that of `x` where `weight` is given, that of `weight` where `x`
-    /// is given.
+    /// Gradients of [`fused_linear`](Backend::fused_linear): that of `x` where the weight was saved, that of the weight where
+    /// `x` was.
     fn fused_linear_backward(
-        x: Option<FloatTensor<Self>>,
-        weight: Option<FloatTensor<Self>>,
-        needs_bias: bool,
+        saved: LinearSaved<Self>,
         grad: FloatTensor<Self>,
     ) -> LinearGrads<Self> {
-        plain::linear_backward::<Self>(x, weight, needs_bias, grad)
+        plain::linear_backward::<Self>(saved, grad)
     }
 
     /// `x W + scale ((x * mask) A) B`.
@@ -55,6 +61,51 @@ pub trait Backend: BurnBackend {
         plain::lora_linear_backward::<Self>(saved, grad, needs)
     }
 
+    /// `residual + x W`: a linear layer onto a residual stream of its output's shape.
+    fn fused_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(residual, Self::fused_linear(x, weight, None))
+    }
+
+    /// `residual + x W + scale ((x * mask) A) B`.
+    fn fused_lora_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+        residual: FloatTensor<Self>,
+    ) -> LoraLinearOutput<Self> {
+        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout_mask);
+        LoraLinearOutput { output: Self::float_add(residual, out.output), hidden: out.hidden }
+    }
+
+    /// [`fused_linear_backward`](Backend::fused_linear_backward) with `sum` added to the gradient of `x`: for an input that
+    /// several layers read.
+    fn fused_linear_backward_add(
+        saved: LinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        sum: Option<FloatTensor<Self>>,
+    ) -> LinearGrads<Self> {
+        let out = Self::fused_linear_backward(saved, grad);
+        LinearGrads { x: add::<Self>(sum, out.x), ..out }
+    }
+
+    /// [`fused_lora_linear_backward`](Backend::fused_lora_linear_backward) with `sum` added to the gradient of `x`.
+    fn fused_lora_linear_backward_add(
+        saved: LoraLinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 4],
+        sum: Option<FloatTensor<Self>>,
+    ) -> LoraLinearGrads<Self> {
+        let out = Self::fused_lora_linear_backward(saved, grad, needs);
+        LoraLinearGrads { x: add::<Self>(sum, out.x), ..out }
+    }
+
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
     fn fused_rms_norm(
         x: FloatTensor<Self>,
@@ -73,6 +124,20 @@ pub trait Backend: BurnBackend {
         needs: [bool; 2],
     ) -> NormGrads<Self> {
         plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs)
+    }
+
+    /// [`fused_rms_norm_backward`](Backend::fused_rms_norm_backward) with `around`, the gradient that bypasses the norm, added
+    /// to that of `x`.
+    fn fused_rms_norm_backward_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        around: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> NormGrads<Self> {
+        let out = Self::fused_rms_norm_backward(x, weight, eps, grad, needs);
+        NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
     }
 
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, biased variance.
@@ -202,6 +267,27 @@ pub trait Backend: BurnBackend {
         plain::token_losses_backward::<Self>(hidden, lm_head, targets, teacher, tau, grad, needs)
     }
 
+    /// `[rows, d]` of `dtype`: 0 with probability `p`, else `1 / (1 - p)`; a function of each row's key, `place` and
+    /// the column alone.
+    fn fused_dropout_mask(
+        keys: &DropoutKeys<Self>,
+        place: u64,
+        p: f64,
+        d: usize,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        dropout::mask::<Self>(keys, place, p, d, dtype)
+    }
+
+    /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.
+    fn fused_decoder_block(
+        x: FloatTensor<Self>,
+        params: BlockParams<FloatTensor<Self>>,
+        ctx: &BlockContext<Self>,
+    ) -> FloatTensor<Self> {
+        block::forward(x, &params, ctx).0
+    }
+
     /// Max-min diverse `keep` rows of each `[n, d]` of `features` `[b, n, d]` by cosine distance, in pick order.
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         plain::farthest_points::<Self>(features, keep)
@@ -211,6 +297,23 @@ pub trait Backend: BurnBackend {
     /// `[b, n, d]`: `keep` rows, in pick order.
     fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         plain::greedy_map::<Self>(features, keep)
+    }
+
+    /// One step of AdamW on all tensors at once, after clipping the norm of all gradients together; consumes parameters
+    /// and moments, so that they may be updated in place.
+    fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
+        plain::adamw::<Self>(tensors, config)
+    }
+}
+
+/// The second where it is there, plus the first where that is there too.
+pub(crate) fn add<B: Backend>(
+    sum: Option<FloatTensor<B>>,
+    term: Option<FloatTensor<B>>,
+) -> Option<FloatTensor<B>> {
+    match (sum, term) {
+        (Some(sum), Some(term)) => Some(B::float_add(sum, term)),
+        (_, term) => term,
     }
 }
 

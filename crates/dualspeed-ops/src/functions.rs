@@ -1,8 +1,8 @@
 //! The operations on tensors: what model code calls.
 
-use burn::tensor::{Int, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 
-use crate::{AttentionSpec, Backend};
+use crate::{AttentionSpec, Backend, BlockContext, BlockParams, DropoutKeys};
 
 fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
@@ -119,6 +119,36 @@ pub fn attention<B: Backend>(
         assert_eq!(rows, batch, "attention: {rows} key lengths for a batch of {batch}");
     }
     wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), spec).output)
+}
+
+/// A dropout mask for `keys.rows.len()` rows: 0 with probability `p`, else `1 / (1 - p)`.
+///
+/// An element depends on its row's key, `place` and its column only, so a mask can be made again, or in parts.
+///
+/// # Shapes
+/// `[rows, d]` of `dtype`.
+pub fn dropout_mask<B: Backend>(
+    keys: &DropoutKeys<B>,
+    place: u64,
+    p: f64,
+    d: usize,
+    dtype: DType,
+) -> Tensor<B, 2> {
+    wrap(B::fused_dropout_mask(keys, place, p, d, dtype))
+}
+
+/// A Llama block (norm, attention, norm, SwiGLU MLP, two residual sums) as one operation.
+///
+/// With gradients it is one node, whose backward keeps what [`Keep`](crate::Keep) says and computes the rest again.
+///
+/// # Shapes
+/// `x` `[batch * seq, d]`, parameters as [`BlockParams`] says -> `[batch * seq, d]`.
+pub fn decoder_block<B: Backend>(
+    x: Tensor<B, 2>,
+    params: BlockParams<B::FloatTensorPrimitive>,
+    ctx: &BlockContext<B>,
+) -> Tensor<B, 2> {
+    wrap(B::fused_decoder_block(unwrap(x), params, ctx))
 }
 
 /// Losses of every supervised token at once, from hidden states: logits exist for one chunk of rows at a time.

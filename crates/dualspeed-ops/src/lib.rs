@@ -5,8 +5,11 @@
 //! | [`Backend`] | primitive-level operations, forward and backward, each with a body in plain Burn |
 //! | [`plain`] | those bodies: the reference every fast path is tested against |
 //! | [`functions`] | the same operations on [`Tensor`](burn::tensor::Tensor)s: what model code calls |
+//! | [`block`] | a decoder block as one operation, with layer-wise recomputation |
+//! | [`dropout`], [`rng`] | masks as functions of keys |
 //! | `autodiff` | `Backend` for `Autodiff<B, C>`: hand-written backwards, one graph node per operation |
 //! | `cpu` | fused bodies for ndarray and Flex on contiguous `f32` slices |
+//! | `cuda` | fast bodies for CUDA: cuBLASLt and kernels of our own |
 //!
 //! A backend of your own joins with `impl dualspeed_ops::Backend for MyBackend {}`; whatever it does faster it
 //! overrides. Statistics of norms, softmax and losses are computed in `f32` (`f64` for `f64` input), whatever the
@@ -14,14 +17,21 @@
 
 mod autodiff;
 mod backend;
+pub mod block;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod dropout;
 pub mod functions;
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "wgpu")]
 mod gpu;
 pub mod plain;
+pub mod rng;
 mod types;
 
 pub use backend::{AutodiffBackend, Backend};
+pub use block::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
+pub use dropout::DropoutKeys;
 pub use functions::*;
 pub use types::*;

@@ -1,6 +1,13 @@
 //! What the operations take and return besides single tensors.
+//!
+//! # Precision
+//! One rule, followed by every body: the result of an operation has the type of its first operand, the activations.
+//! Weights of another type (f32 adapters and projectors beside bf16 activations) are rounded to it first; weights of norms
+//! are not, they are read as they are. Every gradient has the type of what it is the gradient of, so that of an f32 weight
+//! is a sum in f32 that was never rounded to bf16. Softmax, statistics of norms and losses are computed in f32 (f64 for
+//! f64 operands), and products of 16-bit operands are summed in f32.
 
-use burn::tensor::{backend::Backend, ops::FloatTensor};
+use burn::tensor::{DType, backend::Backend, ops::FloatTensor};
 
 /// Which query may see which key.
 ///
@@ -50,6 +57,19 @@ pub struct AttentionGrads<B: Backend> {
     pub v: Option<FloatTensor<B>>,
 }
 
+/// What the backward pass of [`Backend::fused_linear`](crate::Backend::fused_linear) needs from the forward pass.
+#[derive(Clone, Debug)]
+pub struct LinearSaved<B: Backend> {
+    /// The input; present when the gradient of the weight is wanted.
+    pub x: Option<FloatTensor<B>>,
+    /// `[d_in, d_out]`; present when the gradient of the input is wanted.
+    pub weight: Option<FloatTensor<B>>,
+    /// Type of the weight and of its gradient.
+    pub weight_dtype: DType,
+    /// Type of the bias; present when its gradient is wanted.
+    pub bias_dtype: Option<DType>,
+}
+
 /// Gradients of [`Backend::fused_linear`](crate::Backend::fused_linear); `None` where not asked for.
 #[derive(Clone, Debug)]
 pub struct LinearGrads<B: Backend> {
@@ -77,6 +97,8 @@ pub struct LoraLinearSaved<B: Backend> {
     pub x: Option<FloatTensor<B>>,
     /// The base weight; present when the gradient of `x` is wanted.
     pub weight: Option<FloatTensor<B>>,
+    /// Type of the base weight and of its gradient.
+    pub weight_dtype: DType,
     /// `[d_in, r]`.
     pub a: FloatTensor<B>,
     /// `[r, d_out]`.
@@ -129,4 +151,55 @@ pub struct TokenLossesGrads<B: Backend> {
     pub hidden: Option<FloatTensor<B>>,
     /// `[d, vocab]`.
     pub lm_head: Option<FloatTensor<B>>,
+}
+
+/// One parameter for [`Backend::fused_adamw`](crate::Backend::fused_adamw): four tensors of one shape.
+#[derive(Clone, Debug)]
+pub struct AdamWTensor<B: Backend> {
+    /// The parameter, f32.
+    pub param: FloatTensor<B>,
+    /// Its gradient.
+    pub grad: FloatTensor<B>,
+    /// First moment, f32.
+    pub m: FloatTensor<B>,
+    /// Second moment, f32.
+    pub v: FloatTensor<B>,
+    /// Learning rate of this parameter.
+    pub lr: f64,
+    /// How often it was updated, this time included.
+    pub updates: u64,
+}
+
+/// The constants of [`Backend::fused_adamw`](crate::Backend::fused_adamw).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Multiplies all gradients before anything else.
+    pub grad_scale: f64,
+    /// Longest norm of all gradients together; 0 or less: not clipped.
+    pub max_grad_norm: f64,
+}
+
+impl AdamWConfig {
+    /// `lr / (1 - beta1^t)` and `1 / sqrt(1 - beta2^t)`.
+    pub fn corrections(&self, lr: f64, updates: u64) -> (f64, f64) {
+        let t = updates.min(i32::MAX as u64) as i32;
+        (lr / (1.0 - self.beta1.powi(t)), 1.0 / (1.0 - self.beta2.powi(t)).sqrt())
+    }
+}
+
+/// Output of [`Backend::fused_adamw`](crate::Backend::fused_adamw).
+#[derive(Clone, Debug)]
+pub struct AdamWOutput<B: Backend> {
+    /// Parameter, first and second moment of each tensor, in the order of the input.
+    pub updated: Vec<[FloatTensor<B>; 3]>,
+    /// `[1]`, f32: the norm of all gradients after `grad_scale` and before clipping.
+    pub norm: FloatTensor<B>,
 }

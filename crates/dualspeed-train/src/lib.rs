@@ -12,6 +12,7 @@
 //! | [`strategy`] | the loop, as Burn's `TrainingStrategy::Custom` |
 //! | [`mod@train`] | one run: checks, wiring, outcome |
 //! | [`checkpoint`] | atomic checkpoints |
+//! | [`memory`] | what a step needs, and what it recomputes to fit |
 //! | [`metrics`] | step records, Burn metrics, `metrics.jsonl`, progress bar |
 //! | [`features`] | features of the frozen tower, computed once |
 //! | [`mod@evaluate`] | accuracy by kind of question and view |
@@ -24,6 +25,7 @@ pub mod error;
 pub mod evaluate;
 pub mod features;
 pub mod loader;
+pub mod memory;
 pub mod metrics;
 pub mod mode;
 pub mod model;
@@ -40,6 +42,7 @@ pub use config::{Stage, TrainConfig};
 pub use error::{ConfigError, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::FeatureCache;
+pub use memory::MemoryPlan;
 pub use metrics::{Progress, StepRecord, TimeSplit, Totals, read_metrics};
 pub use mode::{AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, Periodic};
 pub use run_dir::{CONFIG_FILE, METRICS_FILE, VALIDATION_FILE};

@@ -10,7 +10,8 @@ use burn_train::metric::{Adaptor, ItemLazy};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use dualspeed_data::{HostBatch, IMAGE_TOKEN_INDEX};
 use dualspeed_model::{
-    Llava, Needs, Pruner, StepContext, TextBatch, View, VisionInput, fast_loss, slow_loss,
+    Llava, Needs, Pruner, Recompute, StepContext, TextBatch, View, VisionInput, fast_loss,
+    slow_loss,
 };
 use dualspeed_ops::{AutodiffBackend, Backend};
 
@@ -35,6 +36,7 @@ pub struct TrainRuntime<B: Backend> {
     pub(crate) config: TrainConfig,
     pub(crate) pruner: Box<dyn Pruner<B>>,
     pub(crate) features: Option<Arc<FeatureCache>>,
+    pub(crate) recompute: Option<Recompute>,
     pub(crate) device: B::Device,
     pub(crate) errors: ErrorSlot,
 }
@@ -210,6 +212,7 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         let has_images = !batch.images.is_empty();
         let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone())
             .with_prompts(batch.prompts.clone());
+        ctx.recompute = runtime.recompute;
         // Free on the host; on a GPU it synchronises, so only while a run is young.
         ctx.verify_picks = *step < 10 || computes_on_host::<B>(&runtime.device);
         let mut time = TimeSplit::default();

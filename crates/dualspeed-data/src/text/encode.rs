@@ -85,6 +85,20 @@ fn encode_segments(
                 encoded.answers.push(start..encoded.input_ids.len());
                 true
             }
+            Segment::Token { name, supervised } => {
+                let id = tokenizer.token_to_id(name).ok_or_else(|| EncodeError::Vocabulary {
+                    what: "tokenizer".into(),
+                    reason: format!(
+                        "the template's token {name:?} is not in the vocabulary; choose the template the model was \
+                         trained with"
+                    ),
+                })?;
+                encoded.input_ids.push(id);
+                if let Some(answer) = encoded.answers.last_mut().filter(|_| *supervised) {
+                    answer.end += 1;
+                }
+                *supervised
+            }
             Segment::Eos => {
                 encoded.input_ids.push(tokenizer.eos_id());
                 if let Some(answer) = encoded.answers.last_mut() {

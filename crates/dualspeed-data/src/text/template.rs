@@ -12,6 +12,15 @@ use super::conversation::{Conversation, IMAGE_PLACEHOLDER};
 pub const VICUNA_SYSTEM: &str = "A chat between a curious user and an artificial intelligence assistant. \
 The assistant gives helpful, detailed, and polite answers to the user's questions.";
 
+/// The system prompt of LLaVA's `llava_llama_2`.
+pub const LLAVA_LLAMA_2_SYSTEM: &str = "You are a helpful language and vision assistant. \
+You are able to understand the visual content that the user provides, \
+and assist the user with a variety of tasks using natural language.";
+
+/// The system prompt that SmolLM2's chat template puts where none is given.
+pub const SMOLLM2_SYSTEM: &str =
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+
 /// How a conversation is written out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -27,6 +36,14 @@ pub enum Template {
     /// model learns little from a key word that stands further off.
     #[default]
     Qa,
+    /// Llama 2 chat: `[INST] <<SYS>>\nSYSTEM\n<</SYS>>\n\nquestion [/INST] answer </s><s>[INST] ...`.
+    LlavaLlama2,
+    /// SmolLM2 and others: `<|im_start|>system\nSYSTEM<|im_end|>\n<|im_start|>user\n...`. The end token after an answer
+    /// is supervised, the newline after it is not.
+    Chatml,
+    /// Mistral Instruct, as in LLaVA-NeXT: `[INST] question [/INST] answer </s>[INST] ...`, without a system prompt of
+    /// its own.
+    MistralInstruct,
 }
 
 /// A piece of a written-out conversation.
@@ -40,16 +57,34 @@ pub enum Segment {
     Prompt(String),
     /// Text the model is trained to say. A space stands before it, unless it opens the sequence.
     Answer {
-        /// The answer, trimmed.
+        /// The answer, trimmed; some templates put a space after it.
         text: String,
         /// Whether text stands before it that it must be set off from by a space.
         spaced: bool,
     },
     /// The end-of-sequence token after an answer; supervised.
     Eos,
+    /// A token that no text can spell, by name.
+    Token {
+        /// Its name in the vocabulary.
+        name: &'static str,
+        /// Whether the model is trained to say it.
+        supervised: bool,
+    },
 }
 
 impl Template {
+    /// The template that a chat template in Jinja, as it stands in `tokenizer_config.json` or a GGUF file, spells out.
+    pub fn recognise(jinja: &str) -> Option<Self> {
+        let known = [
+            ("<|im_start|>", Self::Chatml),
+            ("<<SYS>>", Self::LlavaLlama2),
+            ("[INST]", Self::MistralInstruct),
+            ("ASSISTANT:", Self::VicunaV1),
+        ];
+        known.into_iter().find_map(|(mark, template)| jinja.contains(mark).then_some(template))
+    }
+
     /// Writes a conversation out. An open last turn ends where the model is to speak.
     pub fn segments(self, conversation: &Conversation) -> Vec<Segment> {
         let mut segments = vec![Segment::Bos];
@@ -74,6 +109,29 @@ impl Template {
                     head.clear();
                 }
             }
+            Self::LlavaLlama2 => {
+                instructions(&mut segments, conversation, LLAVA_LLAMA_2_SYSTEM, true);
+            }
+            Self::MistralInstruct => instructions(&mut segments, conversation, "", false),
+            Self::Chatml => {
+                // Its start mark is the begin token already.
+                segments.clear();
+                match system.unwrap_or(SMOLLM2_SYSTEM) {
+                    "" => {}
+                    system => push_message(&mut segments, &format!("system\n{system}")),
+                }
+                for turn in &conversation.turns {
+                    push_message(&mut segments, &format!("user\n{}", image_first(&turn.user)));
+                    segments.push(Segment::Token { name: IM_START, supervised: false });
+                    segments.push(Segment::Prompt("assistant\n".into()));
+                    if let Some(answer) = &turn.assistant {
+                        let text = answer.trim().to_string();
+                        segments.push(Segment::Answer { text, spaced: false });
+                        segments.push(Segment::Token { name: IM_END, supervised: true });
+                        segments.push(Segment::Prompt("\n".into()));
+                    }
+                }
+            }
             Self::Qa => {
                 push_prompt(&mut segments, system.unwrap_or_default());
                 for turn in &conversation.turns {
@@ -84,6 +142,37 @@ impl Template {
             }
         }
         segments
+    }
+}
+
+const IM_START: &str = "<|im_start|>";
+const IM_END: &str = "<|im_end|>";
+
+/// `<|im_start|>text<|im_end|>` and a newline, none of it supervised.
+fn push_message(segments: &mut Vec<Segment>, text: &str) {
+    segments.push(Segment::Token { name: IM_START, supervised: false });
+    push_prompt(segments, text);
+    segments.push(Segment::Token { name: IM_END, supervised: false });
+    segments.push(Segment::Prompt("\n".into()));
+}
+
+/// Llama 2's and Mistral's instructions. As LLaVA writes them, a space stands between the answer and its end token.
+///
+/// Source: `SeparatorStyle.LLAMA_2` in LLaVA's conversation.py.
+fn instructions(segments: &mut Vec<Segment>, conversation: &Conversation, own: &str, begin: bool) {
+    for (index, turn) in conversation.turns.iter().enumerate() {
+        let head = match (index, conversation.system.as_deref().unwrap_or(own)) {
+            (0, system) if !system.is_empty() => format!("<<SYS>>\n{system}\n<</SYS>>\n\n"),
+            _ => String::new(),
+        };
+        if index > 0 && begin {
+            segments.push(Segment::Bos);
+        }
+        push_prompt(segments, &format!("[INST] {head}{} [/INST]", image_first(&turn.user)));
+        if let Some(answer) = &turn.assistant {
+            segments.push(Segment::Answer { text: format!("{} ", answer.trim()), spaced: true });
+            segments.push(Segment::Eos);
+        }
     }
 }
 

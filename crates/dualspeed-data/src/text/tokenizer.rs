@@ -75,6 +75,32 @@ impl TextTokenizer {
         Self::new(inner, special)
     }
 
+    /// Reads `tokenizer.json` of a model's directory, with the special tokens that `tokenizer_config.json` names there.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file); also if `tokenizer_config.json` is malformed.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, EncodeError> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer_config.json");
+        let config: serde_json::Value = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|e| vocabulary(&path.display().to_string(), e.to_string()))?,
+            Err(_) => serde_json::Value::Null,
+        };
+        // A token is text, or an object with the text in it.
+        let token = |name: &str| {
+            let value = config.get(name)?;
+            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            Some(text.to_owned())
+        };
+        let special = SpecialTokens {
+            bos: token("bos_token"),
+            eos: token("eos_token"),
+            pad: token("pad_token"),
+        };
+        Self::from_file(dir.join("tokenizer.json"), &special)
+    }
+
     /// A lower-casing tokenizer of whole words, hyphenated ones included, and runs of punctuation marks. Ids are
     /// `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3, then `words` in order, repetitions skipped.
     ///

@@ -130,17 +130,26 @@ fn records_that_cannot_be_used_say_why() {
 #[test]
 fn images_fail_with_record_and_file() {
     let directory = tempfile::tempdir().unwrap();
-    let text = record("gone", r#""image": "no/such.jpg","#, &format!("{HUMAN}, {GPT}"));
-    let source = open(directory.path(), "d.jsonl", &text).unwrap();
-    let error = source.get(0).unwrap_err();
+    std::fs::write(directory.path().join("cut.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let with = |id: &str, image: &str| {
+        record(id, &format!(r#""image": "{image}","#), &format!("{HUMAN}, {GPT}"))
+    };
+    // A missing file is found when the data set is opened, in whichever record it is.
+    let text = [with("cut", "cut.png"), with("gone", "no/such.jpg")].join("\n");
+    let error = open(directory.path(), "d.jsonl", &text).err().unwrap();
     let DataError::Record { problem, .. } = &error else { panic!("not a record error: {error}") };
     assert!(matches!(**problem, RecordProblem::Image(ImageError::Read { .. })));
     let message = error.to_string();
     assert!(
-        message.contains("d.jsonl:1")
+        message.contains("d.jsonl:2")
             && message.contains("gone")
             && message.contains("no/such.jpg"),
         "{message}"
     );
-    assert_eq!(source.verify().len(), 1);
+    // A broken one when it is decoded.
+    let source = open(directory.path(), "d.jsonl", with("cut", "cut.png")).unwrap();
+    let broken = source.verify();
+    assert_eq!(broken.len(), 1);
+    let DataError::Record { id, problem, .. } = &broken[0] else { panic!("{}", broken[0]) };
+    assert!(id == "cut" && matches!(**problem, RecordProblem::Image(_)), "{}", broken[0]);
 }

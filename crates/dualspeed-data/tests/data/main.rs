@@ -5,4 +5,5 @@ mod json;
 mod questions;
 mod sampler;
 mod scenes;
+mod templates;
 mod text;

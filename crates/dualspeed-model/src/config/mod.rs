@@ -1,10 +1,15 @@
 //! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
 
+mod anyres;
+mod rope;
 mod text;
 mod vision;
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
+pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use rope::RopeScaling;
 pub use text::{LlamaConfig, LoraConfig, LoraTarget};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
 
@@ -22,8 +27,40 @@ pub enum ProjectorType {
     Linear,
 }
 
+/// The type of frozen weights and activations; what is trained stays in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    Float32,
+    /// 16 bits with the range of f32.
+    BFloat16,
+    /// 16 bits, IEEE.
+    Float16,
+}
+
+impl Dtype {
+    /// Burn's name of it.
+    pub fn float(self) -> FloatDType {
+        match self {
+            Self::Float32 => FloatDType::F32,
+            Self::BFloat16 => FloatDType::BF16,
+            Self::Float16 => FloatDType::F16,
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::BFloat16 | Self::Float16 => 2,
+        }
+    }
+}
+
 /// A LLaVA-family model.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LlavaConfig {
     /// The vision tower.
@@ -32,7 +69,13 @@ pub struct LlavaConfig {
     pub text: LlamaConfig,
     /// The projector.
     pub mm_projector_type: ProjectorType,
-    /// Length l of the mode isolator; 0 means none (method: 4).
+    /// Tiles of images of any resolution (LLaVA-NeXT); without it an image is one tile.
+    pub anyres: Option<AnyresConfig>,
+    /// Rotary positions after pruning.
+    pub visual_positions: PositionPolicy,
+    /// The type of frozen weights and activations.
+    pub dtype: Dtype,
+    /// Length l of the mode isolator; 0 means none, left out: 4 as published.
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
     pub lora: Option<LoraConfig>,
@@ -40,6 +83,24 @@ pub struct LlavaConfig {
     pub max_length: Option<usize>,
     /// Sequence lengths are padded to a multiple of this; 0 or 1 means no padding beyond the batch.
     pub pad_to_multiple: usize,
+}
+
+impl Default for LlavaConfig {
+    /// The quickstart's model, with the published isolator.
+    fn default() -> Self {
+        Self {
+            vision: VitConfig::default(),
+            text: LlamaConfig::default(),
+            mm_projector_type: ProjectorType::default(),
+            anyres: None,
+            visual_positions: PositionPolicy::default(),
+            dtype: Dtype::default(),
+            isolator_length: 4,
+            lora: None,
+            max_length: None,
+            pad_to_multiple: 0,
+        }
+    }
 }
 
 impl LlavaConfig {
@@ -53,6 +114,9 @@ impl LlavaConfig {
         if let Some(lora) = &self.lora {
             lora.validate()?;
         }
+        if let Some(anyres) = &self.anyres {
+            anyres.validate(self.vision.image_size)?;
+        }
         if self.max_length == Some(0) {
             return Err(ConfigError::Zero { field: "max_length" });
         }
@@ -64,7 +128,6 @@ impl LlavaConfig {
         Self {
             vision: VitConfig::clip_vit_l_14_336(),
             text: LlamaConfig::vicuna_7b(),
-            isolator_length: 4,
             max_length: Some(2048),
             pad_to_multiple: 64,
             ..Self::default()

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rope::RopeScaling;
 use super::{divisible, nonzero};
 use crate::error::ConfigError;
 
@@ -25,6 +26,8 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Stretching of those frequencies for longer contexts.
+    pub rope_scaling: Option<RopeScaling>,
     /// Epsilon of the RMS norms.
     pub rms_norm_eps: f64,
     /// Whether the output head is the embedding table.
@@ -47,6 +50,7 @@ impl Default for LlamaConfig {
             intermediate_size: 352,
             vocab_size: 256,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             rms_norm_eps: 1e-5,
             tie_word_embeddings: true,
             initializer_range: None,
@@ -79,6 +83,16 @@ impl LlamaConfig {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
+    /// Rotary frequencies in radians per position, one for each pair of a head, scaling included.
+    pub fn rope_frequencies(&self) -> Vec<f64> {
+        let half = self.head_size() / 2;
+        let plain = (0..half).map(|i| self.rope_theta.powf(-(i as f64) / half as f64));
+        match &self.rope_scaling {
+            Some(scaling) => plain.map(|frequency| scaling.apply(frequency)).collect(),
+            None => plain.collect(),
+        }
+    }
+
     /// Checks that the decoder can be built.
     ///
     /// # Errors
@@ -105,6 +119,9 @@ impl LlamaConfig {
         )?;
         // Rotary embeddings turn pairs.
         divisible(("text.head_dim", self.head_size()), ("rotary pair", 2))?;
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.validate()?;
+        }
         if self.rope_theta > 1.0 {
             Ok(())
         } else {
@@ -142,6 +159,19 @@ impl LoraTarget {
         Self::UpProj,
         Self::DownProj,
     ];
+
+    /// The layer's name in checkpoints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
 }
 
 /// Low-rank adapters: `y = x W + (alpha / r) (dropout(x) A) B`.

@@ -90,7 +90,7 @@ impl VitConfig {
         }
     }
 
-    /// Patches along one side.
+    /// Patches along one side; pixels beyond the last whole patch are not seen.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
     }
@@ -130,7 +130,13 @@ impl VitConfig {
             ("vision.patch_size", self.patch_size),
             ("vision.projection_dim", self.projection_dim.unwrap_or(1)),
         ])?;
-        divisible(("vision.image_size", self.image_size), ("vision.patch_size", self.patch_size))?;
+        if self.patch_size > self.image_size {
+            return Err(ConfigError::OutOfRange {
+                field: "vision.patch_size",
+                value: self.patch_size.to_string(),
+                expected: format!("at most image_size, {}", self.image_size),
+            });
+        }
         divisible(
             ("vision.hidden_size", self.hidden_size),
             ("vision.num_attention_heads", self.num_attention_heads),

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
@@ -47,8 +48,8 @@ pub trait LayerDrop: Debug + Send + Sync {
 
 /// Where a padded batch has visual tokens, on the host; changes as tokens are dropped.
 #[derive(Clone, Debug)]
-pub struct DropPlan<'a> {
-    pub(crate) schedule: &'a dyn LayerDrop,
+pub struct DropPlan {
+    pub(crate) schedule: Arc<dyn LayerDrop>,
     /// Per sample and image: its run of visual positions, and how many there were at first.
     runs: Vec<Vec<(Range<usize>, usize)>>,
     lengths: Vec<usize>,
@@ -89,14 +90,14 @@ impl<B: Backend> Dropped<B> {
     }
 }
 
-impl<'a> DropPlan<'a> {
+impl DropPlan {
     /// Whether tokens keep their rotary positions.
     pub(crate) fn keeps_positions(&self) -> bool {
         self.schedule.positions() == DropPositions::Original
     }
 
     /// For a batch as it was spliced.
-    pub fn new(schedule: &'a dyn LayerDrop, plan: &SplicePlan) -> Self {
+    pub fn new(schedule: Arc<dyn LayerDrop>, plan: &SplicePlan) -> Self {
         let mut starts = vec![None; plan.lengths.len()];
         for row in &plan.rows {
             starts[row / plan.seq.max(1)].get_or_insert(row % plan.seq.max(1));
@@ -217,7 +218,7 @@ fn moved(keep: &[Vec<(Range<usize>, usize)>], seq: usize, new_seq: usize, row: u
 
 /// Higher is nearer to evenly spaced places within each run, `[b, seq]`.
 pub(crate) fn uniform_scores<B: Backend>(
-    plan: &DropPlan<'_>,
+    plan: &DropPlan,
     layer: usize,
     layers: usize,
     seq: usize,

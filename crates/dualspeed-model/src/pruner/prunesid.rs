@@ -4,7 +4,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::rows::{attention, cosines, first_argmax, one_hot};
+use super::rows::{attention, cosines, first_argmax, in_parts, one_hot};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::rng::{SplitMix, hash_str};
@@ -103,6 +103,50 @@ impl PruneSid {
     }
 }
 
+impl PruneSid {
+    /// `[b, n], [b, n, d] -> [b, keep]`.
+    fn picks<B: Backend>(
+        &self,
+        attention: Tensor<B, 2>,
+        hidden: Tensor<B, 3>,
+        keep: usize,
+    ) -> Tensor<B, 2, Int> {
+        let order = ranks(attention); // [b, n]
+        let [b, n] = order.dims();
+        let q = (keep / 4).max(1);
+        let groups = Self::groups(hidden.clone(), q);
+        let similarity = cosines(hidden);
+        let own: Vec<f32> = (0..n * n).map(|at| if at / n == at % n { 0.0 } else { 1.0 }).collect();
+        let own = TensorData::new(own, [1, n, n]);
+        let apart = similarity.clone() * Tensor::<B, 3>::from_data(own, &similarity.device());
+        let pairs = (n * n.saturating_sub(1)).max(1) as f64;
+        let factor = self.threshold.unwrap_or(keep as f64 / 32.0);
+        let threshold = apart.sum_dim(2).sum_dim(1).mul_scalar(factor / pairs); // [b, 1, 1]
+        let alive = Self::survivors(similarity, threshold, order.clone(), groups.clone());
+
+        let member = one_hot::<B>(groups.clone(), q); // [b, n, q]
+        let alive_of = alive.clone().unsqueeze_dim::<3>(1).matmul(member.clone()); // [b, 1, q]
+        let alive_of = alive_of.reshape([b, q]);
+        let filled = alive_of.clone().greater_elem(0.5).float();
+        let spare = filled.clone().sum_dim(1).neg().add_scalar(keep as f64); // [b, 1]
+        let share = alive_of.clone() / alive_of.clone().sum_dim(1).clamp_min(1.0);
+        // A hair up, so that whole numbers are not rounded down.
+        let floor = (share * spare.clone()).add_scalar(1e-4).floor();
+        let left = spare - floor.clone().sum_dim(1);
+        let more = ranks(alive_of).float().lower(left.expand([b, q])).float();
+        let budgets = (floor + more) * filled.clone() + filled;
+        // Rank among the survivors of the same group.
+        let before = order.clone().unsqueeze_dim::<3>(1).lower(order.clone().unsqueeze_dim::<3>(2));
+        let same = member.clone().matmul(member.clone().swap_dims(1, 2)); // [b, n, n]
+        let within = (before.float() * same).matmul(alive.clone().unsqueeze_dim(2)); // [b, n, 1]
+        let budgets = member.matmul(budgets.unsqueeze_dim(2)); // [b, n, 1]
+        let inside = within.lower(budgets).float().reshape([b, n]) * alive.clone();
+        let order =
+            inside.mul_scalar(4.0 * n as f64) + alive.mul_scalar(2.0 * n as f64) - order.float();
+        top_indices(order, keep)
+    }
+}
+
 /// Orthonormal columns by Gram-Schmidt, done twice per column; a column in the span of those before
 /// it becomes zero: `[b, n, q]`.
 fn orthonormal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -147,38 +191,8 @@ impl<B: Backend> Pruner<B> for PruneSid {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let order = ranks(attention(visual, "prunesid")?); // [b, n]
-        let [b, n] = order.dims();
-        let q = (keep / 4).max(1);
-        let groups = Self::groups(visual.features.hidden.clone(), q);
-        let similarity = cosines(visual.features.hidden.clone());
-        let own: Vec<f32> = (0..n * n).map(|at| if at / n == at % n { 0.0 } else { 1.0 }).collect();
-        let own = TensorData::new(own, [1, n, n]);
-        let apart = similarity.clone() * Tensor::<B, 3>::from_data(own, &similarity.device());
-        let pairs = (n * n.saturating_sub(1)).max(1) as f64;
-        let factor = self.threshold.unwrap_or(keep as f64 / 32.0);
-        let threshold = apart.sum_dim(2).sum_dim(1).mul_scalar(factor / pairs); // [b, 1, 1]
-        let alive = Self::survivors(similarity, threshold, order.clone(), groups.clone());
-
-        let member = one_hot::<B>(groups.clone(), q); // [b, n, q]
-        let alive_of = alive.clone().unsqueeze_dim::<3>(1).matmul(member.clone()); // [b, 1, q]
-        let alive_of = alive_of.reshape([b, q]);
-        let filled = alive_of.clone().greater_elem(0.5).float();
-        let spare = filled.clone().sum_dim(1).neg().add_scalar(keep as f64); // [b, 1]
-        let share = alive_of.clone() / alive_of.clone().sum_dim(1).clamp_min(1.0);
-        // A hair up, so that whole numbers are not rounded down.
-        let floor = (share * spare.clone()).add_scalar(1e-4).floor();
-        let left = spare - floor.clone().sum_dim(1);
-        let more = ranks(alive_of).float().lower(left.expand([b, q])).float();
-        let budgets = (floor + more) * filled.clone() + filled;
-        // Rank among the survivors of the same group.
-        let before = order.clone().unsqueeze_dim::<3>(1).lower(order.clone().unsqueeze_dim::<3>(2));
-        let same = member.clone().matmul(member.clone().swap_dims(1, 2)); // [b, n, n]
-        let within = (before.float() * same).matmul(alive.clone().unsqueeze_dim(2)); // [b, n, 1]
-        let budgets = member.matmul(budgets.unsqueeze_dim(2)); // [b, n, 1]
-        let inside = within.lower(budgets).float().reshape([b, n]) * alive.clone();
-        let order =
-            inside.mul_scalar(4.0 * n as f64) + alive.mul_scalar(2.0 * n as f64) - order.float();
-        Ok(Kept::Select(top_indices(order, keep)))
+        let attention = attention(visual, "prunesid")?;
+        let hidden = visual.features.hidden.clone();
+        Ok(Kept::Select(in_parts(attention, hidden, |a, h| self.picks(a, h, keep))))
     }
 }

@@ -100,3 +100,20 @@ pub(super) fn first_argmax<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3, Int> {
     let index = index.expand([b, k, m]).mask_fill(x.lower(largest), m as i64 - 1);
     index.min_dim(2)
 }
+
+/// Picks of all images from attention `[b, n]` and hidden states `[b, n, d]`, as many images at once as
+/// `n x n` matrices of them fit into a modest amount of memory.
+pub(super) fn in_parts<B: Backend>(
+    attention: Tensor<B, 2>,
+    hidden: Tensor<B, 3>,
+    picks: impl Fn(Tensor<B, 2>, Tensor<B, 3>) -> Tensor<B, 2, Int>,
+) -> Tensor<B, 2, Int> {
+    const ENTRIES: usize = 1 << 25;
+    let [b, n] = attention.dims();
+    let rows = (ENTRIES / (n * n).max(1)).max(1);
+    let parts = (0..b).step_by(rows).map(|start| {
+        let count = rows.min(b - start);
+        picks(attention.clone().narrow(0, start, count), hidden.clone().narrow(0, start, count))
+    });
+    Tensor::cat(parts.collect(), 0)
+}

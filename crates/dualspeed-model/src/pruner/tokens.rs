@@ -182,8 +182,8 @@ impl<B: Backend> KeptTokens<B> {
     }
 
     /// What the decoder drops of a batch that was spliced so.
-    pub(crate) fn drop_plan(&self, plan: &SplicePlan) -> Option<DropPlan<'_>> {
-        self.layer_drop.as_deref().map(|schedule| DropPlan::new(schedule, plan))
+    pub(crate) fn drop_plan(&self, plan: &SplicePlan) -> Option<DropPlan> {
+        self.layer_drop.clone().map(|schedule| DropPlan::new(schedule, plan))
     }
 
     /// Checks that indices are unique, ascending and in range; reads them back from the device. `n` is

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::rows::{attention, cosines};
+use super::rows::{attention, cosines, in_parts};
 use super::topk::{ranks, top_indices};
 use super::{Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::vision::Needs;
@@ -87,6 +87,35 @@ impl VisPruner {
     }
 }
 
+impl VisPruner {
+    /// `[b, n], [b, n, d] -> [b, keep]`.
+    fn picks<B: Backend>(
+        &self,
+        attention: Tensor<B, 2>,
+        hidden: Tensor<B, 3>,
+        keep: usize,
+    ) -> Tensor<B, 2, Int> {
+        let n = attention.dims()[1];
+        let order = top_indices(attention, n); // [b, n]
+        let important = (keep as f64 * self.important) as usize;
+        let diverse = keep - important;
+        if diverse == 0 {
+            return order.narrow(1, 0, keep);
+        }
+        let similarity = cosines(hidden); // [b, n, n]
+        let mut rest = order.clone().narrow(1, important, n - important);
+        while rest.dims()[1] > diverse {
+            let left = rest.dims()[1];
+            let remove = PER_ROUND.min(left - diverse).min(left.div_ceil(2));
+            rest = self.thin(rest, &similarity, remove);
+        }
+        match important {
+            0 => rest,
+            _ => Tensor::cat(vec![order.narrow(1, 0, important), rest], 1),
+        }
+    }
+}
+
 impl<B: Backend> Pruner<B> for VisPruner {
     fn name(&self) -> &str {
         "vispruner"
@@ -106,23 +135,8 @@ impl<B: Backend> Pruner<B> for VisPruner {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let n = visual.tokens();
-        let order = top_indices(attention(visual, "vispruner")?, n); // [b, n]
-        let important = (keep as f64 * self.important) as usize;
-        let diverse = keep - important;
-        if diverse == 0 {
-            return Ok(Kept::Select(order.narrow(1, 0, keep)));
-        }
-        let similarity = cosines(visual.features.hidden.clone()); // [b, n, n]
-        let mut rest = order.clone().narrow(1, important, n - important);
-        while rest.dims()[1] > diverse {
-            let left = rest.dims()[1];
-            let remove = PER_ROUND.min(left - diverse).min(left.div_ceil(2));
-            rest = self.thin(rest, &similarity, remove);
-        }
-        Ok(Kept::Select(match important {
-            0 => rest,
-            _ => Tensor::cat(vec![order.narrow(1, 0, important), rest], 1),
-        }))
+        let attention = attention(visual, "vispruner")?;
+        let hidden = visual.features.hidden.clone();
+        Ok(Kept::Select(in_parts(attention, hidden, |a, h| self.picks(a, h, keep))))
     }
 }

@@ -3,11 +3,11 @@
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use dualspeed_model::{
-    Llava, LossSums, PrunerSpec, Registry, StepContext, Trainable, View, VisualTokens, fast_loss,
-    slow_loss,
+    Llava, LlavaConfig, LossSums, PrunerSpec, Registry, StepContext, Trainable, View, VisualTokens,
+    fast_loss, slow_loss,
 };
 
-use crate::support::{A, B, Batch, assert_close, config, encode, model, values};
+use crate::support::{A, B, Batch, assert_close, config, encode, lora, model, values};
 
 const FAST: View = View::Pruned { keep: 4, isolator: true };
 
@@ -136,4 +136,67 @@ fn micro_batches_add_up_to_the_whole_batch() {
         }
     }
     assert_close(&sum, &whole, 1e-5);
+}
+
+/// Recomputation changes what is held, not what is computed: loss and every gradient of a LoRA step with dropout, and
+/// of a step that trains the decoder.
+#[test]
+fn recomputed_blocks_give_the_same_gradients() {
+    use dualspeed_model::Recompute;
+    use dualspeed_model::memory::block_bytes;
+    use dualspeed_ops::Keep;
+
+    let adapted = LlavaConfig { lora: Some(lora()), ..config() };
+    for (config, trainable) in
+        [(adapted, Trainable::finetune_lora()), (config(), Trainable::full())]
+    {
+        let model = model::<A>(&config).with_trainable(trainable).unwrap();
+        let batch = Batch::mixed();
+        let gradients = |recompute: Option<Recompute>| {
+            let ctx = StepContext { recompute, ..ctx(&batch) };
+            let visual = encode(&model, 3);
+            let forward =
+                model.forward(batch.text(), Some(&visual), &View::Full, None, &ctx).unwrap();
+            let sums = fast_loss(&model, &forward);
+            let loss = sums.loss(sums.tokens, 0, 0.0);
+            let grads = loss.backward();
+            let mut found = vec![("loss".to_string(), values(&loss))];
+            let weight = model.mm_projector.linear_1.weight.val();
+            found.push(("projector".into(), values(&weight.grad(&grads).unwrap())));
+            for (index, layer) in model.language_model.layers.iter().enumerate() {
+                let pair = model.lora.as_ref().map(|lora| &lora.layers[index]);
+                let tensors = match pair {
+                    Some(layer) => vec![
+                        layer.k_proj.as_ref().unwrap().lora_a.val(),
+                        layer.down_proj.as_ref().unwrap().lora_b.val(),
+                    ],
+                    None => {
+                        vec![layer.self_attn.k_proj.weight.val(), layer.mlp.up_proj.weight.val()]
+                    }
+                };
+                for tensor in tensors {
+                    found.push((format!("block {index}"), values(&tensor.grad(&grads).unwrap())));
+                }
+            }
+            found
+        };
+        let whole = gradients(None);
+        let bytes = |keep| block_bytes(&config.text, config.lora.as_ref(), keep, 64, 4);
+        let budget = 2 * bytes(Keep::All) + bytes(Keep::Products) + bytes(Keep::Input);
+        for recompute in [Keep::Input, Keep::Attention, Keep::Products, Keep::All]
+            .map(Recompute::Same)
+            .into_iter()
+            .chain([Recompute::Within(budget)])
+        {
+            for ((name, whole), (_, again)) in whole.iter().zip(gradients(Some(recompute))) {
+                let largest = whole.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
+                let difference =
+                    whole.iter().zip(&again).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                assert!(
+                    difference <= 2e-6 * largest.max(1.0),
+                    "{recompute:?} {name}: {difference}"
+                );
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Nodes of the linear layers.
 
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::TensorMetadata;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
@@ -14,14 +14,12 @@ use crate::types::*;
 struct Linear;
 
 impl<B: Backend> Backward<B, 3> for Linear {
-    /// The input where the weight is trained, the weight where the input is tracked.
-    type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+    type State = LinearSaved<B>;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [x, weight, bias] = ops.parents.map(|parent| parent.map(|node| node.id));
-        let (saved_x, saved_weight) = ops.state;
-        let out = B::fused_linear_backward(saved_x, saved_weight, bias.is_some(), grad);
+        let out = B::fused_linear_backward(ops.state, grad);
         register::<B>(grads, x, out.x);
         register::<B>(grads, weight, out.weight);
         register::<B>(grads, bias, out.bias);
@@ -43,8 +41,12 @@ pub(super) fn linear<B: Backend, C: CheckpointStrategy>(
     if !(needs_x || needs_weight || needs_bias) {
         return constant::<B, C>(output);
     }
-    let state =
-        (needs_weight.then(|| x.primitive.clone()), needs_x.then(|| weight.primitive.clone()));
+    let state = LinearSaved {
+        x: needs_weight.then(|| x.primitive.clone()),
+        weight: needs_x.then(|| weight.primitive.clone()),
+        weight_dtype: weight.dtype(),
+        bias_dtype: bias.as_ref().filter(|bias| bias.is_tracked()).map(|bias| bias.dtype()),
+    };
     // A layer without bias has an untracked stand-in as its third parent.
     let bias = bias.unwrap_or_else(|| constant::<B, C>(weight.primitive.clone()));
     node::<B, C, _, 3>(Linear, [&x, &weight, &bias], state, output)
@@ -95,6 +97,7 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
     let saved = LoraLinearSaved {
         x: (needs_weight || needs_a).then(|| x.primitive.clone()),
         weight: needs_x.then(|| weight.primitive.clone()),
+        weight_dtype: weight.dtype(),
         a: a.primitive.clone(),
         b: b.primitive.clone(),
         hidden: forward.hidden,

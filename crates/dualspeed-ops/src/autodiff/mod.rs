@@ -4,6 +4,7 @@
 //! what the wanted gradients need, and the backward computes those only: a frozen weight costs no gradient product.
 
 mod attention;
+mod block;
 mod elementwise;
 mod linear;
 mod losses;
@@ -17,6 +18,7 @@ use burn_autodiff::ops::{Backward, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use crate::Backend;
+use crate::block::{BlockContext, BlockParams};
 use crate::types::*;
 
 /// A tracked primitive.
@@ -56,6 +58,10 @@ fn register<B: Backend>(
 }
 
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
+    fn free_memory(device: &Self::Device) -> Option<u64> {
+        B::free_memory(device)
+    }
+
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -129,6 +135,14 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         tau: f64,
     ) -> FloatTensor<Self> {
         losses::token_losses::<B, C>(hidden, lm_head, targets, teacher, tau)
+    }
+
+    fn fused_decoder_block(
+        x: FloatTensor<Self>,
+        params: BlockParams<FloatTensor<Self>>,
+        ctx: &BlockContext<Self>,
+    ) -> FloatTensor<Self> {
+        block::decoder_block::<B, C>(x, params, ctx)
     }
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {

@@ -1,7 +1,7 @@
 //! From primitives to kernels and back. What is not f32 takes the plain body.
 
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{TensorData, get_device_settings, try_read_sync};
+use burn::tensor::{DType, TensorData, get_device_settings, try_read_sync};
 
 use super::gemm::Mat;
 use super::linear::{
@@ -45,15 +45,17 @@ fn optional<B: Host>(tensor: &Option<FloatTensor<B>>) -> Option<Option<View<'_>>
 }
 
 pub(super) fn linear_backward<B: Host>(
-    x: Option<FloatTensor<B>>,
-    weight: Option<FloatTensor<B>>,
-    needs_bias: bool,
+    saved: LinearSaved<B>,
     grad: FloatTensor<B>,
 ) -> LinearGrads<B> {
-    let (Some(xs), Some(ws), Some(gs)) =
-        (optional::<B>(&x), optional::<B>(&weight), B::view(&grad))
-    else {
-        return plain::linear_backward::<B>(x, weight, needs_bias, grad);
+    let wide = [Some(saved.weight_dtype), saved.bias_dtype].into_iter().flatten();
+    let (Some(xs), Some(ws), Some(gs), true) = (
+        optional::<B>(&saved.x),
+        optional::<B>(&saved.weight),
+        B::view(&grad),
+        wide.into_iter().all(|dtype| dtype == DType::F32),
+    ) else {
+        return plain::linear_backward::<B>(saved, grad);
     };
     let (m, n, data) = (gs.rows(), gs.last(), gs.contiguous());
     let g = Mat::new(&data, m, n);
@@ -66,7 +68,7 @@ pub(super) fn linear_backward<B: Host>(
             let (k, x) = (xs.last(), xs.contiguous());
             B::make(product(Mat::new(&x, m, k).t(), g, k, n, 1.0), &[k, n])
         }),
-        bias: needs_bias.then(|| B::make(column_sum(&data, n), &[n])),
+        bias: saved.bias_dtype.map(|_| B::make(column_sum(&data, n), &[n])),
     }
 }
 
@@ -101,11 +103,12 @@ pub(super) fn lora_linear_backward<B: Host>(
     grad: FloatTensor<B>,
     needs: [bool; 4],
 ) -> LoraLinearGrads<B> {
-    let (Some([la, lb, hidden, gs]), Some(xs), Some(ws), Some(mask)) = (
+    let (Some([la, lb, hidden, gs]), Some(xs), Some(ws), Some(mask), DType::F32) = (
         views::<B, 4>([&saved.a, &saved.b, &saved.hidden, &grad]),
         optional::<B>(&saved.x),
         optional::<B>(&saved.weight),
         optional::<B>(&saved.dropout_mask),
+        saved.weight_dtype,
     ) else {
         return plain::lora_linear_backward::<B>(saved, grad, needs);
     };

@@ -43,9 +43,7 @@ macro_rules! fused_methods {
                 bias: Option<FloatTensor<Self>>,
             ) -> FloatTensor<Self>;
             fused_linear_backward => linear_backward(
-                x: Option<FloatTensor<Self>>,
-                weight: Option<FloatTensor<Self>>,
-                needs_bias: bool,
+                saved: LinearSaved<Self>,
                 grad: FloatTensor<Self>,
             ) -> LinearGrads<Self>;
             fused_lora_linear => lora_linear(

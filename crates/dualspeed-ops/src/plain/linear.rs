@@ -4,7 +4,7 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{primitive, reshape, rows, tensor, with_last};
+use super::{cast, primitive, reshape, rows, tensor, widen, with_last};
 use crate::types::*;
 
 /// See [`Backend::fused_linear`](crate::Backend::fused_linear).
@@ -14,29 +14,32 @@ pub fn linear<B: Backend>(
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
     let shape = with_last(&x.shape(), weight.shape()[1]);
-    let mut y = rows::<B>(x).matmul(tensor(weight)); // [rows, d_out]
+    let dtype = x.dtype();
+    let mut y = rows::<B>(x).matmul(cast(tensor(weight), dtype)); // [rows, d_out]
     if let Some(bias) = bias {
-        y = y + tensor::<B, 1>(bias).unsqueeze();
+        y = y + cast(tensor::<B, 1>(bias), dtype).unsqueeze();
     }
     reshape(y, shape)
 }
 
 /// See [`Backend::fused_linear_backward`](crate::Backend::fused_linear_backward).
-pub fn linear_backward<B: Backend>(
-    x: Option<FloatTensor<B>>,
-    weight: Option<FloatTensor<B>>,
-    needs_bias: bool,
-    grad: FloatTensor<B>,
-) -> LinearGrads<B> {
-    let shape = grad.shape();
+pub fn linear_backward<B: Backend>(saved: LinearSaved<B>, grad: FloatTensor<B>) -> LinearGrads<B> {
+    let (shape, dtype) = (grad.shape(), grad.dtype());
     let grad = rows::<B>(grad); // [rows, d_out]
     LinearGrads {
-        x: weight.map(|weight| {
+        x: saved.weight.map(|weight| {
             let shape = with_last(&shape, weight.shape()[0]);
-            reshape(grad.clone().matmul(tensor::<B, 2>(weight).transpose()), shape)
+            let weight = cast(tensor::<B, 2>(weight), dtype);
+            reshape(grad.clone().matmul(weight.transpose()), shape)
         }),
-        weight: x.map(|x| primitive(rows::<B>(x).transpose().matmul(grad.clone()))),
-        bias: needs_bias.then(|| primitive(grad.sum_dim(0).squeeze_dim::<1>(0))),
+        weight: saved.x.map(|x| {
+            let weight = rows::<B>(x).transpose().matmul(grad.clone());
+            primitive(cast(weight, saved.weight_dtype))
+        }),
+        bias: saved.bias_dtype.map(|bias_dtype| {
+            let bias = widen(grad).sum_dim(0).squeeze_dim::<1>(0);
+            primitive(cast(bias, bias_dtype))
+        }),
     }
 }
 
@@ -49,14 +52,15 @@ pub fn lora_linear<B: Backend>(
     scale: f64,
     dropout_mask: Option<FloatTensor<B>>,
 ) -> LoraLinearOutput<B> {
-    let shape = with_last(&x.shape(), weight.shape()[1]);
+    let (shape, dtype) = (with_last(&x.shape(), weight.shape()[1]), x.dtype());
+    let [weight, a, b] = [weight, a, b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
     let x = rows::<B>(x);
     let masked = match dropout_mask {
         Some(mask) => x.clone() * rows(mask),
         None => x.clone(),
     };
-    let hidden = masked.matmul(tensor(a)); // [rows, r]
-    let y = x.matmul(tensor(weight)) + hidden.clone().matmul(tensor(b)).mul_scalar(scale);
+    let hidden = masked.matmul(a); // [rows, r]
+    let y = x.matmul(weight) + hidden.clone().matmul(b).mul_scalar(scale);
     LoraLinearOutput { output: reshape(y, shape), hidden: primitive(hidden) }
 }
 
@@ -67,15 +71,13 @@ pub fn lora_linear_backward<B: Backend>(
     needs: [bool; 4],
 ) -> LoraLinearGrads<B> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
-    let shape = grad.shape();
+    let (shape, dtype) = (grad.shape(), grad.dtype());
+    let [a_dtype, b_dtype] = [saved.a.dtype(), saved.b.dtype()];
     let grad = rows::<B>(grad); // [rows, d_out]
-    let a = tensor::<B, 2>(saved.a);
+    let [a, b] = [saved.a, saved.b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
     let mask = saved.dropout_mask.map(rows::<B>);
-    let grad_hidden =
-        (needs_x || needs_a) // [rows, r]
-            .then(|| {
-                grad.clone().matmul(tensor::<B, 2>(saved.b).transpose()).mul_scalar(saved.scale)
-            });
+    let grad_hidden = (needs_x || needs_a) // [rows, r]
+        .then(|| grad.clone().matmul(b.transpose()).mul_scalar(saved.scale));
 
     let x = match (needs_x, saved.weight, grad_hidden.clone()) {
         (true, Some(weight), Some(grad_hidden)) => {
@@ -84,7 +86,8 @@ pub fn lora_linear_backward<B: Backend>(
             if let Some(mask) = mask.clone() {
                 low_rank = low_rank * mask;
             }
-            let dense = grad.clone().matmul(tensor::<B, 2>(weight).transpose());
+            let weight = cast(tensor::<B, 2>(weight), dtype);
+            let dense = grad.clone().matmul(weight.transpose());
             Some(reshape(dense + low_rank, shape))
         }
         _ => None,
@@ -96,16 +99,18 @@ pub fn lora_linear_backward<B: Backend>(
                 Some(mask) => input * mask,
                 None => input,
             };
-            Some(primitive(masked.transpose().matmul(grad_hidden)))
+            Some(primitive(cast(masked.transpose().matmul(grad_hidden), a_dtype)))
         }
         _ => None,
     };
     let grad_b = needs_b.then(|| {
         let hidden = tensor::<B, 2>(saved.hidden).transpose();
-        primitive(hidden.matmul(grad.clone()).mul_scalar(saved.scale))
+        primitive(cast(hidden.matmul(grad.clone()).mul_scalar(saved.scale), b_dtype))
     });
     let weight = match (needs_weight, input) {
-        (true, Some(input)) => Some(primitive(input.transpose().matmul(grad))),
+        (true, Some(input)) => {
+            Some(primitive(cast(input.transpose().matmul(grad), saved.weight_dtype)))
+        }
         _ => None,
     };
     LoraLinearGrads { x, weight, a: grad_a, b: grad_b }

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::log_softmax};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorMetadata, activation::log_softmax};
 
 use super::{cast, primitive, tensor, widen};
 use crate::types::*;
@@ -23,9 +23,10 @@ pub fn token_losses<B: Backend>(
     teacher: Option<FloatTensor<B>>,
     tau: f64,
 ) -> FloatTensor<B> {
-    let (hidden, lm_head) = (tensor::<B, 2>(hidden), tensor::<B, 2>(lm_head));
+    let hidden = tensor::<B, 2>(hidden);
+    let lm_head = cast(tensor::<B, 2>(lm_head), hidden.dtype());
     let targets = Tensor::<B, 1, Int>::from_primitive(targets);
-    let teacher = teacher.map(tensor::<B, 2>);
+    let teacher = teacher.map(|teacher| cast(tensor::<B, 2>(teacher), hidden.dtype()));
     let ([n, _], [_, vocab]) = (hidden.dims(), lm_head.dims());
     let step = chunk_rows(vocab, CHUNK_LOGITS);
     let mut chunks = Vec::with_capacity(n.div_ceil(step));
@@ -63,9 +64,11 @@ pub fn token_losses_backward<B: Backend>(
     grad: FloatTensor<B>,
     [needs_hidden, needs_lm_head]: [bool; 2],
 ) -> TokenLossesGrads<B> {
-    let (hidden, lm_head) = (tensor::<B, 2>(hidden), tensor::<B, 2>(lm_head));
+    let (hidden, lm_head_dtype) = (tensor::<B, 2>(hidden), lm_head.dtype());
+    let lm_head = cast(tensor::<B, 2>(lm_head), hidden.dtype());
     let targets = Tensor::<B, 1, Int>::from_primitive(targets);
-    let (teacher, grad) = (teacher.map(tensor::<B, 2>), tensor::<B, 2>(grad));
+    let teacher = teacher.map(|teacher| cast(tensor::<B, 2>(teacher), hidden.dtype()));
+    let grad = tensor::<B, 2>(grad);
     let (dtype, [n, _], [_, vocab]) = (hidden.dtype(), hidden.dims(), lm_head.dims());
     let step = chunk_rows(vocab, CHUNK_LOGITS);
     let mut grad_hidden = Vec::with_capacity(n.div_ceil(step));
@@ -105,7 +108,8 @@ pub fn token_losses_backward<B: Backend>(
         true => primitive(hidden.zeros_like()),
         false => primitive(Tensor::cat(grad_hidden, 0)),
     });
-    let grad_lm_head = needs_lm_head
-        .then(|| primitive(cast(grad_lm_head.unwrap_or_else(|| lm_head.zeros_like()), dtype)));
+    let grad_lm_head = needs_lm_head.then(|| {
+        primitive(cast(grad_lm_head.unwrap_or_else(|| lm_head.zeros_like()), lm_head_dtype))
+    });
     TokenLossesGrads { hidden: grad_hidden, lm_head: grad_lm_head }
 }

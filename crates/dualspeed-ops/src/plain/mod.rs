@@ -3,6 +3,7 @@
 //! They work on any Burn backend, also on `Autodiff<_>`, where they are differentiated operation by operation.
 
 mod activation;
+mod adamw;
 mod attention;
 mod greedy_map;
 mod linear;
@@ -12,6 +13,7 @@ mod points;
 mod rope;
 
 pub use activation::*;
+pub use adamw::*;
 pub use attention::*;
 pub use greedy_map::*;
 pub use linear::*;

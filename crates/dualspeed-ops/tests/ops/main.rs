@@ -1,6 +1,7 @@
 //! The operations: formulas against finite differences, fast paths against plain ones, per enabled backend.
 
 mod attention;
+mod block;
 mod finite_differences;
 mod losses;
 mod parity;

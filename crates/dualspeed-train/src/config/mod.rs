@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use load::differing_keys;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use sections::{
-    BatchConfig, CheckpointConfig, Compat, DistillConfig, IsolatorConfig, ModeConfig, OptimConfig,
-    PruningConfig, Schedule, Stage, ValidationConfig,
+    BatchConfig, CheckpointConfig, Compat, DistillConfig, IsolatorConfig, MemoryConfig, ModeConfig,
+    OptimConfig, PruningConfig, RecomputeMode, Schedule, Stage, ValidationConfig,
 };
 pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
 
@@ -58,6 +58,8 @@ pub struct TrainConfig {
     pub optim: OptimConfig,
     /// Samples per step.
     pub batch: BatchConfig,
+    /// Memory against time.
+    pub memory: MemoryConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
     /// Validation while training.
@@ -65,7 +67,7 @@ pub struct TrainConfig {
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 2] = ["checkpoint", "validation"];
+const FREE_ON_RESUME: [&str; 3] = ["checkpoint", "memory", "validation"];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.
@@ -138,6 +140,7 @@ impl TrainConfig {
         self.distill.validate()?;
         self.optim.validate()?;
         self.batch.validate()?;
+        self.memory.validate()?;
         self.checkpoint.validate()?;
         if self.stage == Stage::Pretrain && self.optim.lr.is_none() && self.model.lora.is_some() {
             tracing::debug!("stage pretrain: LoRA factors stay frozen");

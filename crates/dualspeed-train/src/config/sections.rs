@@ -286,6 +286,42 @@ impl BatchConfig {
     }
 }
 
+/// What the backward pass of the decoder computes again instead of keeping it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecomputeMode {
+    /// Nothing.
+    Off,
+    /// As little as fits `memory.budget_gib`, or the device's free memory where the backend can tell it; nothing where
+    /// neither is known.
+    #[default]
+    Auto,
+    /// Norms and activations; the results of products and attention are kept.
+    Products,
+    /// Those and the MLP's products; the attention half is kept.
+    Attention,
+    /// Whole blocks, from their inputs.
+    Input,
+}
+
+/// Memory of a training step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryConfig {
+    /// What is computed again in the backward pass.
+    pub recompute: RecomputeMode,
+    /// What a step may take in all, in GiB, under `recompute = "auto"`; left out: what the device has free.
+    pub budget_gib: Option<f64>,
+}
+
+impl MemoryConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        self.budget_gib.map_or(Ok(()), |gib| {
+            positive("memory.budget_gib", gib, "give the device's memory less what others use")
+        })
+    }
+}
+
 /// Checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

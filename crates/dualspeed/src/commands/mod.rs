@@ -1,7 +1,11 @@
 //! One file per subcommand.
 
+mod assets;
+mod bench;
 mod eval;
+mod export;
 mod generate;
+mod inspect;
 pub mod prune;
 mod quickstart;
 mod train;
@@ -53,8 +57,12 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Quickstart(args) => quickstart::run::<B, E>(cli, args, device),
             Command::Train(args) => train::run::<B, E>(cli, args, device),
             Command::Eval(args) => eval::run::<B, E>(cli, args, device),
-            Command::Generate(args) => generate::run::<B, E>(args, device),
+            Command::Generate(args) => generate::run::<B, E>(args, cli.quiet, device),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Export(args) => export::run::<B>(args, device),
+            Command::Assets(args) => assets::run(args, cli.quiet),
             Command::Prune(args) => prune::run::<B, E>(cli, args, device),
+            Command::Bench(args) => bench::run::<B>(cli, args, device),
             Command::TrainTower(args) => train_tower::run::<B>(cli, args, device),
         }
     }

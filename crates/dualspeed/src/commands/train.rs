@@ -1,8 +1,9 @@
 //! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
 
 use anyhow::Context;
+use dualspeed_data::ExampleSource;
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::{Progress, TrainConfig, TrainJob, train};
+use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
 use super::{Outcome, interrupt_flag};
 use crate::cli::{Cli, TrainArgs};
@@ -30,20 +31,25 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    // A misspelt pruner must not cost an earlier run its directory, or leave an empty one.
-    registry::<B, E>(device).build(&config.pruner())?;
     let model = run::start::<B>(&config, device)?;
     let image_size = config.model.vision.image_size;
     let source = config.data.train.open(image_size)?;
     let valid = config.data.valid.as_ref().map(|valid| valid.open(image_size)).transpose()?;
+    if args.verify_data {
+        verify("data.train", &*source)?;
+        valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
+    }
     let n = config.model.vision.num_tokens();
-    eprintln!(
-        "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
-        config.stage.name(),
-        source.len(),
-        config.keep_count(n),
-        config.pruner().name
-    );
+    if !cli.quiet {
+        eprintln!(
+            "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
+            config.stage.name(),
+            source.len(),
+            config.keep_count(n),
+            config.pruner().name
+        );
+        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, false, device)?);
+    }
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
@@ -63,6 +69,21 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         dir.display()
     );
     Ok(Outcome::Done)
+}
+
+/// Names every example that cannot be used; the first few in full.
+fn verify(what: &str, source: &dyn ExampleSource) -> anyhow::Result<()> {
+    const SHOWN: usize = 20;
+    let problems = source.verify();
+    for problem in problems.iter().take(SHOWN) {
+        eprintln!("{problem}");
+    }
+    let (bad, all) = (problems.len(), source.len());
+    anyhow::ensure!(
+        bad == 0,
+        "{what}: {bad} of {all} examples cannot be used; correct or remove them"
+    );
+    Ok(())
 }
 
 #[cfg(feature = "tui")]

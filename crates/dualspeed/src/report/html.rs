@@ -36,10 +36,23 @@ impl Page {
         self
     }
 
-    /// A table; the first column is a name, the others are right-aligned.
+    /// A table; numbers are right-aligned, columns of text left-aligned and wrapped.
     pub fn table(mut self, header: &[String], rows: &[Vec<String>]) -> Self {
+        let starts_a_number = |text: &str| {
+            text.is_empty() || text.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c))
+        };
+        let is_text = |column: usize| {
+            let mut cells = rows.iter().filter_map(|row| row.get(column));
+            cells.any(|cell| !starts_a_number(cell))
+        };
+        let texts: Vec<bool> = (0..header.len()).map(is_text).collect();
         let cells = |row: &[String], tag: &str| {
-            row.iter().map(|c| format!("<{tag}>{}</{tag}>", escape(c))).collect::<String>()
+            let cell = |(column, text): (usize, &String)| {
+                let text_column = texts.get(column).copied().unwrap_or(false);
+                let class = if text_column && column > 0 { " class=\"text\"" } else { "" };
+                format!("<{tag}{class}>{}</{tag}>", escape(text))
+            };
+            row.iter().enumerate().map(cell).collect::<String>()
         };
         self.body += "<div class=\"scroll\"><table><thead><tr>";
         self.body += &cells(header, "th");
@@ -91,8 +104,8 @@ table{width:100%}main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:28px;margin:0}h2{font-size:19px;margin:36px 0 8px}.sub{color:var(--soft);margin-top:4px}
 p{max-width:72ch}pre{background:var(--tint);padding:12px 14px;border-radius:8px;overflow:auto;font-size:13px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
-th,td{padding:6px 0 6px 12px;border-bottom:1px solid var(--line);text-align:right}
-th{color:var(--soft);font-weight:600;vertical-align:bottom}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
+td{white-space:nowrap}th,td{padding:6px 0 6px 12px;border-bottom:1px solid var(--line);text-align:right}
+th{color:var(--soft);font-weight:600;vertical-align:bottom}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}.text{white-space:normal;text-align:left}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:16px}
 figure{margin:12px 0}figure svg{width:100%;height:auto;border:1px solid var(--line);border-radius:8px}
 img{max-width:100%;border-radius:8px}figcaption{color:var(--soft);font-size:14px;margin-top:6px}

@@ -49,29 +49,114 @@ fn colour(index: usize) -> RGBColor {
 
 const SIZE: (u32, u32) = (680, 360);
 const FONT: &str = "sans-serif";
+/// Height of a row of the legend, and room for a character and for an entry's mark in it, in pixels.
+const ROW: u32 = 20;
+const CHARACTER: f64 = 6.4;
+const MARK: u32 = 24;
 
-fn error(title: &str, reason: impl std::fmt::Display) -> PlotError {
-    PlotError { title: title.into(), reason: reason.to_string() }
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// How a legend's entry looks.
+#[derive(Clone, Copy)]
+enum Mark {
+    Line(RGBColor),
+    Dot(RGBColor),
+    Square(RGBColor),
+    Dashes(RGBAColor),
+}
+
+/// Draws on a white canvas with a legend under the plot.
+fn draw(
+    title: &str,
+    legend: &[(Mark, &str)],
+    plot: impl FnOnce(&Area<'_>) -> Drawn,
+) -> Result<String, PlotError> {
+    let rows = legend_rows(legend);
+    let mut svg = String::new();
+    let drawn = (|| {
+        let height = SIZE.1 + ROW * rows.len() as u32;
+        let root = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let (above, below) = root.split_vertically(SIZE.1);
+        plot(&above)?;
+        for (row, entries) in rows.iter().enumerate() {
+            let mut x = (SIZE.0.saturating_sub(row_width(entries)) / 2) as i32;
+            let y = (row as u32 * ROW) as i32 + 6;
+            for (mark, name) in entries {
+                match mark {
+                    Mark::Line(c) => {
+                        below.draw(&PathElement::new([(x, y), (x + 18, y)], c.stroke_width(2)))?
+                    }
+                    Mark::Dot(c) => below.draw(&Circle::new((x + 9, y), 4, c.filled()))?,
+                    Mark::Square(c) => below
+                        .draw(&Rectangle::new([(x + 4, y - 6), (x + 16, y + 6)], c.filled()))?,
+                    Mark::Dashes(c) => {
+                        for from in [x, x + 10] {
+                            let dash = [(from, y), (from + 7, y)];
+                            below.draw(&PathElement::new(dash, c.stroke_width(1)))?;
+                        }
+                    }
+                }
+                let style = (FONT, 12).into_font().color(&BLACK.mix(0.8));
+                below.draw(&Text::new(name.to_string(), (x + MARK as i32, y - 5), style))?;
+                x += entry_width(name) as i32;
+            }
+        }
+        root.present()?;
+        Ok::<(), Box<dyn std::error::Error>>(())
+    })();
+    match drawn {
+        Ok(()) => Ok(svg),
+        Err(reason) => Err(PlotError { title: title.into(), reason: reason.to_string() }),
+    }
+}
+
+fn entry_width(name: &str) -> u32 {
+    MARK + (name.chars().count() as f64 * CHARACTER) as u32 + 14
+}
+
+fn row_width(entries: &[(Mark, &str)]) -> u32 {
+    entries.iter().map(|(_, name)| entry_width(name)).sum()
+}
+
+/// Entries in rows that fit the plot's width.
+fn legend_rows<'a>(legend: &[(Mark, &'a str)]) -> Vec<Vec<(Mark, &'a str)>> {
+    let mut rows: Vec<Vec<(Mark, &str)>> = Vec::new();
+    for entry in legend {
+        match rows.last_mut() {
+            Some(row) if row_width(row) + entry_width(entry.1) <= SIZE.0 => row.push(*entry),
+            _ => rows.push(vec![*entry]),
+        }
+    }
+    rows
 }
 
 /// Curves over a common x axis. Points that are not finite are left out; the y axis starts at 0 when
 /// all values are positive.
+///
+/// # Errors
+/// [`PlotError`] if the drawing library fails.
 pub fn curves(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String, PlotError> {
     let points = || curves.iter().flat_map(|c| c.points.iter()).filter(|p| finite(p));
     let (x_lo, x_hi) = span(points().map(|p| p.0));
+    // A dot on the frame would be cut in half.
+    let margin = if curves.iter().any(|c| c.dots) { 0.04 * (x_hi - x_lo) } else { 0.0 };
+    let (x_lo, x_hi) = (x_lo - margin, x_hi + margin);
     let (y_lo, y_hi) = span(points().map(|p| p.1));
     let y_lo = if y_lo > 0.0 { 0.0 } else { y_lo };
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE).map_err(|e| error(title, e))?;
-        let mut chart = ChartBuilder::on(&root)
+    let mark = |(index, curve): (usize, &Curve)| match curve.dots {
+        true => Mark::Dot(colour(index)),
+        false => Mark::Line(colour(index)),
+    };
+    let legend: Vec<_> = curves.iter().enumerate().map(|c| (mark(c), c.1.name.as_str())).collect();
+    draw(title, &legend, |area| {
+        let mut chart = ChartBuilder::on(area)
             .caption(title, (FONT, 17))
             .margin(10)
             .x_label_area_size(38)
             .y_label_area_size(52)
-            .build_cartesian_2d(x_lo..x_hi, y_lo..y_hi + 0.05 * (y_hi - y_lo))
-            .map_err(|e| error(title, e))?;
+            .build_cartesian_2d(x_lo..x_hi, y_lo..y_hi + 0.05 * (y_hi - y_lo))?;
         chart
             .configure_mesh()
             .x_desc(x)
@@ -80,43 +165,24 @@ pub fn curves(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String,
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.08))
             .axis_style(BLACK.mix(0.4))
-            .draw()
-            .map_err(|e| error(title, e))?;
+            .draw()?;
         for (index, curve) in curves.iter().enumerate() {
             let shown = colour(index);
             let finite = curve.points.iter().copied().filter(finite);
             if curve.dots {
-                chart
-                    .draw_series(finite.map(|p| Circle::new(p, 4, shown.filled())))
-                    .map_err(|e| error(title, e))?
-                    .label(&curve.name)
-                    .legend(move |(x, y)| Circle::new((x + 9, y), 4, shown.filled()));
+                chart.draw_series(finite.map(|p| Circle::new(p, 4, shown.filled())))?;
             } else {
-                chart
-                    .draw_series(LineSeries::new(finite, shown.stroke_width(2)))
-                    .map_err(|e| error(title, e))?
-                    .label(&curve.name)
-                    .legend(move |(x, y)| {
-                        PathElement::new([(x, y), (x + 18, y)], shown.stroke_width(2))
-                    });
+                chart.draw_series(LineSeries::new(finite, shown.stroke_width(2)))?;
             }
         }
-        if !curves.is_empty() {
-            chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperRight)
-                .background_style(WHITE.mix(0.85))
-                .border_style(BLACK.mix(0.2))
-                .label_font((FONT, 12))
-                .draw()
-                .map_err(|e| error(title, e))?;
-        }
-        root.present().map_err(|e| error(title, e))?;
-    }
-    Ok(svg)
+        Ok(())
+    })
 }
 
 /// Grouped bars with dashed reference lines `(name, height)` across the plot.
+///
+/// # Errors
+/// [`PlotError`] if the drawing library fails.
 pub fn bars(
     title: &str,
     y: &str,
@@ -127,21 +193,19 @@ pub fn bars(
     let heights = series.iter().flat_map(|s| s.values.iter().map(|v| v.0 + v.1));
     let top =
         heights.chain(lines.iter().map(|l| l.1)).filter(|v| v.is_finite()).fold(0.0, f64::max);
-    // Room above the bars for the legend.
-    let room = 1.1 + 0.07 * (series.len() + lines.len()) as f64;
-    let top = if top > 0.0 { top * room } else { 1.0 };
+    let top = if top > 0.0 { top * 1.08 } else { 1.0 };
     let count = categories.len().max(1);
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        root.fill(&WHITE).map_err(|e| error(title, e))?;
-        let mut chart = ChartBuilder::on(&root)
+    let shade = |index: usize| BLACK.mix(if index == 0 { 0.7 } else { 0.4 });
+    let sets = series.iter().enumerate().map(|(i, set)| (Mark::Square(colour(i)), &*set.name));
+    let dashes = lines.iter().enumerate().map(|(i, line)| (Mark::Dashes(shade(i)), &*line.0));
+    let legend: Vec<_> = sets.chain(dashes).collect();
+    draw(title, &legend, |area| {
+        let mut chart = ChartBuilder::on(area)
             .caption(title, (FONT, 17))
             .margin(10)
             .x_label_area_size(28)
             .y_label_area_size(52)
-            .build_cartesian_2d(0.0..count as f64, 0.0..top)
-            .map_err(|e| error(title, e))?;
+            .build_cartesian_2d(0.0..count as f64, 0.0..top)?;
         chart
             .configure_mesh()
             .y_desc(y)
@@ -151,57 +215,26 @@ pub fn bars(
             .light_line_style(TRANSPARENT)
             .bold_line_style(BLACK.mix(0.08))
             .axis_style(BLACK.mix(0.4))
-            .draw()
-            .map_err(|e| error(title, e))?;
+            .draw()?;
         let width = 0.8 / series.len().max(1) as f64;
         for (s, set) in series.iter().enumerate() {
             let shown = colour(s);
             let left = |c: usize| c as f64 + 0.1 + s as f64 * width;
-            chart
-                .draw_series(set.values.iter().enumerate().filter(|(_, v)| v.0.is_finite()).map(
-                    |(c, v)| {
-                        Rectangle::new(
-                            [(left(c), 0.0), (left(c) + 0.92 * width, v.0)],
-                            shown.filled(),
-                        )
-                    },
-                ))
-                .map_err(|e| error(title, e))?
-                .label(&set.name)
-                .legend(move |(x, y)| {
-                    Rectangle::new([(x + 3, y - 5), (x + 15, y + 5)], shown.filled())
-                });
-            let bar = set.values.iter().enumerate().filter(|(_, v)| v.1 > 0.0);
-            chart
-                .draw_series(bar.map(|(c, v)| {
-                    let x = left(c) + 0.46 * width;
-                    PathElement::new([(x, v.0 - v.1), (x, v.0 + v.1)], BLACK.stroke_width(2))
-                }))
-                .map_err(|e| error(title, e))?;
+            let finite = set.values.iter().enumerate().filter(|(_, v)| v.0.is_finite());
+            chart.draw_series(finite.map(|(c, v)| {
+                Rectangle::new([(left(c), 0.0), (left(c) + 0.92 * width, v.0)], shown.filled())
+            }))?;
+            let spread = set.values.iter().enumerate().filter(|(_, v)| v.1 > 0.0);
+            chart.draw_series(spread.map(|(c, v)| {
+                let x = left(c) + 0.46 * width;
+                PathElement::new([(x, v.0 - v.1), (x, v.0 + v.1)], BLACK.stroke_width(2))
+            }))?;
         }
-        for (index, (name, height)) in lines.iter().enumerate() {
-            let shade = BLACK.mix(if index == 0 { 0.7 } else { 0.4 });
-            chart
-                .draw_series(DashedLineSeries::new(
-                    [(0.0, *height), (count as f64, *height)],
-                    6,
-                    4,
-                    shade.stroke_width(1),
-                ))
-                .map_err(|e| error(title, e))?
-                .label(name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 18, y)], shade.stroke_width(1))
-                });
+        for (index, (_, height)) in lines.iter().enumerate() {
+            let ends = [(0.0, *height), (count as f64, *height)];
+            let style = shade(index).stroke_width(1);
+            chart.draw_series(DashedLineSeries::new(ends, 6, 4, style))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(BLACK.mix(0.2))
-            .label_font((FONT, 12))
-            .draw()
-            .map_err(|e| error(title, e))?;
         // plotters has no categorical axis with centred labels for a float range: write them.
         let style = (FONT, 13).into_font().color(&BLACK.mix(0.8));
         let plot = chart.plotting_area().get_pixel_range();
@@ -209,12 +242,10 @@ pub fn bars(
             let share = (c as f64 + 0.5) / count as f64;
             let x = plot.0.start + (share * f64::from(plot.0.end - plot.0.start)) as i32;
             let offset = (name.chars().count() as f64 * 3.3) as i32;
-            root.draw(&Text::new(name.clone(), (x - offset, plot.1.end + 8), style.clone()))
-                .map_err(|e| error(title, e))?;
+            area.draw(&Text::new(name.clone(), (x - offset, plot.1.end + 8), style.clone()))?;
         }
-        root.present().map_err(|e| error(title, e))?;
-    }
-    Ok(svg)
+        Ok(())
+    })
 }
 
 /// A trailing mean over `window` points, for noisy loss curves.

@@ -1,0 +1,88 @@
+//! An image as tiles: the whole of it, and a grid of full resolution (LLaVA-NeXT's anyres).
+
+use std::sync::Arc;
+
+use image::{Rgb, RgbImage, imageops};
+
+use super::process::{FitMode, ImageProcessor};
+use super::resample::{Filter, resize_rgb};
+use crate::anyres::Tiling;
+use crate::example::HostImage;
+
+/// The tiles of one image and how they lie.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TiledImage {
+    /// The whole image, then the grid row by row.
+    pub tiles: Vec<Arc<HostImage>>,
+    /// How they lie.
+    pub tiling: Tiling,
+}
+
+impl ImageProcessor {
+    /// Cuts an image into tiles of this processor's size with `side` patches a side. The whole image is stretched to a
+    /// square, the grid keeps the aspect ratio on black.
+    ///
+    /// `None` if no resolution is a grid of tiles.
+    ///
+    /// Source: `LlavaNextImageProcessor` of transformers.
+    pub fn process_tiles(
+        &self,
+        image: &RgbImage,
+        pinpoints: &[[usize; 2]],
+        side: usize,
+    ) -> Option<TiledImage> {
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let tiling = Tiling::new([height, width], pinpoints, self.size, side)?;
+        let [fitted_height, fitted_width] = tiling.fitted.map(|pixels| pixels as u32);
+        let [canvas_height, canvas_width] = tiling.canvas.map(|pixels| pixels as u32);
+        let fitted = resize_rgb(image, fitted_width, fitted_height, Filter::Bicubic);
+        let mut canvas = RgbImage::from_pixel(canvas_width, canvas_height, Rgb([0; 3]));
+        let left = i64::from((canvas_width - fitted_width) / 2);
+        let top = i64::from((canvas_height - fitted_height) / 2);
+        imageops::replace(&mut canvas, &fitted, left, top);
+        let whole = ImageProcessor { mode: FitMode::Resize, ..self.clone() };
+        let mut tiles = vec![Arc::new(whole.process(image))];
+        let size = self.size as u32;
+        for row in 0..tiling.grid[0] as u32 {
+            for column in 0..tiling.grid[1] as u32 {
+                let tile = imageops::crop_imm(&canvas, column * size, row * size, size, size);
+                tiles.push(Arc::new(whole.process(&tile.to_image())));
+            }
+        }
+        Some(TiledImage { tiles, tiling })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_show_their_part_on_black() {
+        // Left half red, right half blue, twice as wide as high: a grid of 1 x 2, no canvas to be seen.
+        let image =
+            RgbImage::from_fn(
+                80,
+                40,
+                |x, _| if x < 40 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) },
+            );
+        let plain = ImageProcessor {
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            ..ImageProcessor::clip(28, FitMode::Pad)
+        };
+        let pinpoints = [[28, 56], [56, 28]];
+        let tiled = plain.process_tiles(&image, &pinpoints, 4).unwrap();
+        assert_eq!((tiled.tiles.len(), tiled.tiling.grid), (3, [1, 2]));
+        let red = |tile: usize, at: usize| tiled.tiles[tile].pixels[at];
+        assert_eq!((red(1, 0), red(2, 27)), (1.0, 0.0));
+        assert_eq!((red(0, 0), red(0, 27)), (1.0, 0.0));
+        // Higher than wide: black on both sides.
+        let narrow = RgbImage::from_pixel(10, 40, Rgb([255; 3]));
+        let tiled = plain.process_tiles(&narrow, &pinpoints, 4).unwrap();
+        assert_eq!(tiled.tiling.grid, [2, 1]);
+        let middle = 14 * 28;
+        assert_eq!((tiled.tiles[1].pixels[middle], tiled.tiles[1].pixels[middle + 14]), (0.0, 1.0));
+        assert_eq!((tiled.tiling.columns.len(), tiled.tiling.rows.len()), (2, 8));
+    }
+}

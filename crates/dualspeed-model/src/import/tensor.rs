@@ -1,0 +1,209 @@
+//! A tensor on the host, in the precision of its file, and what importing does to it.
+
+use burn::tensor::{DType, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Element types that weights come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl FloatType {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Burn's name for it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// The values of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Values {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+}
+
+/// Row-major values with their shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// The shape; its product is the number of values.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub values: Values,
+}
+
+impl HostTensor {
+    /// 32-bit values.
+    pub fn f32(shape: Vec<usize>, values: Vec<f32>) -> Self {
+        Self { shape, values: Values::F32(values) }
+    }
+
+    /// Decodes little-endian bytes; the caller has checked that they are as many as the shape asks for.
+    pub fn from_le_bytes(shape: Vec<usize>, dtype: FloatType, bytes: &[u8]) -> Self {
+        fn half<T: Send>(bytes: &[u8], from: impl Fn(u16) -> T + Sync) -> Vec<T> {
+            let (pairs, _) = bytes.as_chunks::<2>();
+            pairs.par_iter().with_min_len(1 << 16).map(|b| from(u16::from_le_bytes(*b))).collect()
+        }
+        let values = match dtype {
+            FloatType::F32 => {
+                let (quads, _) = bytes.as_chunks::<4>();
+                let values = quads.par_iter().with_min_len(1 << 16);
+                Values::F32(values.map(|b| f32::from_le_bytes(*b)).collect())
+            }
+            FloatType::F16 => Values::F16(half(bytes, f16::from_bits)),
+            FloatType::Bf16 => Values::Bf16(half(bytes, bf16::from_bits)),
+        };
+        Self { shape, values }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> FloatType {
+        match &self.values {
+            Values::F32(_) => FloatType::F32,
+            Values::F16(_) => FloatType::F16,
+            Values::Bf16(_) => FloatType::Bf16,
+        }
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match &self.values {
+            Values::F32(values) => values.len(),
+            Values::F16(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values as 32-bit floats.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match &self.values {
+            Values::F32(values) => values.clone(),
+            Values::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Values::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        }
+    }
+
+    /// The same in another element type, rounding to nearest.
+    pub fn cast(self, dtype: FloatType) -> Self {
+        if self.dtype() == dtype {
+            return self;
+        }
+        let from = match self.values {
+            Values::F32(values) => values,
+            Values::F16(values) => values.par_iter().map(|value| value.to_f32()).collect(),
+            Values::Bf16(values) => values.par_iter().map(|value| value.to_f32()).collect(),
+        };
+        let values = match dtype {
+            FloatType::F32 => Values::F32(from),
+            FloatType::F16 => Values::F16(from.par_iter().map(|v| f16::from_f32(*v)).collect()),
+            FloatType::Bf16 => Values::Bf16(from.par_iter().map(|v| bf16::from_f32(*v)).collect()),
+        };
+        Self { shape: self.shape, values }
+    }
+
+    /// A matrix with rows and columns exchanged: PyTorch keeps linear layers as `[out, in]`, Burn as `[in, out]`.
+    /// Tensors of other ranks are returned as they are.
+    pub fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else { return self };
+        let values = match &self.values {
+            Values::F32(values) => Values::F32(transpose(values, rows, columns)),
+            Values::F16(values) => Values::F16(transpose(values, rows, columns)),
+            Values::Bf16(values) => Values::Bf16(transpose(values, rows, columns)),
+        };
+        Self { shape: vec![columns, rows], values }
+    }
+
+    /// The same values in another shape of as many elements.
+    pub fn reshaped(self, shape: Vec<usize>) -> Option<Self> {
+        (shape.iter().product::<usize>() == self.len()).then_some(Self { shape, ..self })
+    }
+
+    /// As Burn's tensor data.
+    pub fn into_data(self) -> TensorData {
+        match self.values {
+            Values::F32(values) => TensorData::new(values, self.shape),
+            Values::F16(values) => TensorData::new(values, self.shape),
+            Values::Bf16(values) => TensorData::new(values, self.shape),
+        }
+    }
+}
+
+/// Transposes in tiles, so that both sides stay in the cache.
+fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    const TILE: usize = 32;
+    let mut result = vec![T::default(); values.len()];
+    if values.is_empty() {
+        return result;
+    }
+    let bands = result.par_chunks_mut(TILE * rows).enumerate();
+    bands.for_each(|(band, out)| {
+        let first = band * TILE;
+        let width = out.len() / rows;
+        for top in (0..rows).step_by(TILE) {
+            for row in top..(top + TILE).min(rows) {
+                let line = &values[row * columns + first..][..width];
+                for (column, value) in line.iter().enumerate() {
+                    out[column * rows + row] = *value;
+                }
+            }
+        }
+    });
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposes_odd_shapes() {
+        for (rows, columns) in [(1, 1), (3, 70), (70, 3), (33, 65), (64, 64)] {
+            let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let tensor = HostTensor::f32(vec![rows, columns], values.clone()).transposed();
+            assert_eq!(tensor.shape, [columns, rows]);
+            let turned = tensor.to_f32();
+            for row in 0..rows {
+                for column in 0..columns {
+                    assert_eq!(turned[column * rows + row], values[row * columns + column]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reads_and_casts_every_type() {
+        let values = [1.0f32, -2.5, 3.140_625];
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor = HostTensor::from_le_bytes(vec![3], FloatType::F32, &bytes);
+        for dtype in [FloatType::F16, FloatType::Bf16, FloatType::F32] {
+            let cast = tensor.clone().cast(dtype);
+            assert_eq!(cast.dtype(), dtype);
+            assert_eq!(cast.to_f32(), values);
+        }
+    }
+}

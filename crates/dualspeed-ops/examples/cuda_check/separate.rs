@@ -1,0 +1,232 @@
+//! Checks that are no forward and backward: picks, the optimiser, the order of launches.
+
+use burn::tensor::backend::Backend as _;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_cuda::Cuda;
+use burn_ndarray::NdArray;
+use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, DropoutKeys, plain};
+
+use crate::case::Report;
+use crate::data::{primitive, relative_error, rounded, tensor, to_vec, values, wrap};
+
+type B = Cuda<f32, i32>;
+
+/// Picks are valid where each is as far from the earlier ones as any other, up to the rounding of a cosine in f32, and of
+/// equal rows the first comes first.
+pub fn farthest_points(report: &mut Report) {
+    for (b, n, d, keep) in [(1, 1, 3, 1), (3, 100, 64, 20), (2, 577, 130, 58), (2, 33, 5, 33)] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let name = format!("farthest_points {b}x{n}x{d} -> {keep}, {dtype:?}");
+            if !report.wants(&name) {
+                continue;
+            }
+            let mut features = values(b * n * d, dtype, report.seed());
+            if n > 20 {
+                // A row twice, and a row of zeros.
+                features.copy_within(3 * d..4 * d, 7 * d);
+                features[5 * d..6 * d].fill(0.0);
+            }
+            let picks =
+                dualspeed_ops::farthest_points(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
+            let picks: Vec<usize> = picks.into_data().iter::<i64>().map(|i| i as usize).collect();
+            let worst = (0..b).map(|image| {
+                let rows = &features[image * n * d..(image + 1) * n * d];
+                shortfall(rows, n, d, &picks[image * keep..(image + 1) * keep])
+            });
+            let worst = worst.fold(0.0, f64::max);
+            let first = picks[..keep].iter().position(|i| *i == 3);
+            let second = picks[..keep].iter().position(|i| *i == 7);
+            let in_order = n <= 20 || second.is_none() || first < second && first.is_some();
+            report.line(&name, &[if in_order { worst } else { f64::INFINITY }], 3e-6, "");
+        }
+    }
+}
+
+/// By how much a pick was nearer than the farthest row, at most.
+fn shortfall(rows: &[f64], n: usize, d: usize, picks: &[usize]) -> f64 {
+    let norm =
+        |i: usize| rows[i * d..(i + 1) * d].iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
+    let distance = |i: usize, j: usize| {
+        let dot: f64 = (0..d).map(|k| rows[i * d + k] * rows[j * d + k]).sum();
+        1.0 - dot / (norm(i) * norm(j))
+    };
+    let mut nearest: Vec<f64> = (0..n)
+        .map(|i| (0..n).filter(|j| *j != i).map(|j| distance(i, j)).fold(4.0, f64::min))
+        .collect();
+    let mut worst = 0.0_f64;
+    for (step, pick) in picks.iter().enumerate() {
+        if *pick >= n || picks[..step].contains(pick) {
+            return f64::INFINITY;
+        }
+        let best = (0..n).filter(|i| !picks[..step].contains(i)).map(|i| nearest[i]);
+        worst = worst.max(best.fold(f64::MIN, f64::max) - nearest[*pick]);
+        if step == 0 {
+            nearest.fill(4.0);
+        }
+        for (i, value) in nearest.iter_mut().enumerate() {
+            *value = value.min(distance(*pick, i));
+        }
+    }
+    worst
+}
+
+const LENGTHS: [usize; 6] = [1, 7, 8192, 8193, 100_000, 3];
+
+fn adamw_run<T: Backend>(
+    data: &[[Vec<f64>; 4]],
+    config: AdamWConfig,
+    step: impl Fn(Vec<AdamWTensor<T>>, AdamWConfig) -> dualspeed_ops::AdamWOutput<T>,
+) -> (Vec<f64>, f64) {
+    let make = |values: &[f64]| primitive(tensor::<T, 1>(values, [values.len()], DType::F32));
+    let mut state: Vec<[_; 3]> =
+        data.iter().map(|[p, _, m, v]| [make(p), make(m), make(v)]).collect();
+    let mut norm = 0.0;
+    for round in 0..2 {
+        let tensors = state
+            .into_iter()
+            .zip(data)
+            .enumerate()
+            .map(|(i, ([param, m, v], [_, grad, ..]))| AdamWTensor {
+                param,
+                grad: make(grad),
+                m,
+                v,
+                lr: 1e-3 * (1 + i) as f64,
+                // Of the six tensors, two are younger.
+                updates: if i % 3 == 0 { 5 } else { 3 } + round,
+            })
+            .collect();
+        let out = step(tensors, config);
+        norm = to_vec(wrap::<T, 1>(out.norm))[0];
+        state = out.updated;
+    }
+    let all = state.into_iter().flatten().flat_map(|x| to_vec(wrap::<T, 1>(x))).collect();
+    (all, norm)
+}
+
+/// Parameters, moments and the norm, clipped and not, against the plain body.
+pub fn adamw(report: &mut Report) {
+    for max_grad_norm in [0.0, 1.0, 1e6] {
+        let name = format!("adamw, clipped at {max_grad_norm}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let data: Vec<[Vec<f64>; 4]> = LENGTHS
+            .iter()
+            .map(|len| {
+                let mut next = || values(*len, DType::F32, report.seed());
+                let second: Vec<f64> = next().iter().map(|v| v * v).collect();
+                [next(), next(), next(), second]
+            })
+            .collect();
+        let config = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            grad_scale: 0.125,
+            max_grad_norm,
+        };
+        let (expected, norm) = adamw_run::<NdArray<f32>>(&data, config, plain::adamw);
+        let (actual, our_norm) = adamw_run::<B>(&data, config, B::fused_adamw);
+        let errors = [relative_error(&actual, &expected), relative_error(&[our_norm], &[norm])];
+        report.line(&name, &errors, 2e-6, "");
+    }
+}
+
+/// The gradient of a trained head under distillation, against the plain backward body.
+pub fn distilled_head(report: &mut Report) {
+    let (n, d, vocab) = (70, 96, 1003);
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 1e-2)] {
+        let name = format!("token_losses_backward, head and teacher, {dtype:?}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let [hidden, teacher] = [(); 2].map(|()| values(n * d, dtype, report.seed()));
+        let head: Vec<f64> =
+            values(d * vocab, dtype, report.seed()).iter().map(|x| x * 0.25).collect();
+        let grad = values(n * 3, DType::F32, report.seed());
+        let inputs = [hidden, teacher, head, grad];
+        let expected = head_gradient::<NdArray<f64>>(&inputs, [n, d, vocab], DType::F64, true);
+        let actual = head_gradient::<B>(&inputs, [n, d, vocab], dtype, false);
+        report.line(&name, &[relative_error(&actual, &expected)], tolerance, "");
+    }
+}
+
+fn head_gradient<T: Backend>(
+    [hidden, teacher, head, grad]: &[Vec<f64>; 4],
+    [n, d, vocab]: [usize; 3],
+    dtype: DType,
+    slow: bool,
+) -> Vec<f64> {
+    let ids: Vec<i64> = (0..n as i64).map(|i| i * 7919 % vocab as i64).collect();
+    let targets = TensorData::new(ids, [n]);
+    let targets = Tensor::<T, 1, Int>::from_data(targets, &Default::default()).into_primitive();
+    let rows = |values| primitive(tensor::<T, 2>(values, [n, d], dtype));
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let (hidden, teacher) = (rows(hidden), Some(rows(teacher)));
+    let head = primitive(tensor::<T, 2>(head, [d, vocab], dtype));
+    let grad = primitive(tensor::<T, 2>(grad, [n, 3], wide));
+    let needs = [true, true];
+    let grads = match slow {
+        true => plain::token_losses_backward::<T>(hidden, head, targets, teacher, 2.0, grad, needs),
+        false => T::fused_token_losses_backward(hidden, head, targets, teacher, 2.0, grad, needs),
+    };
+    grads.lm_head.map(|grad| to_vec(wrap::<T, 2>(grad))).unwrap_or_default()
+}
+
+/// Masks are those of the host, bit for bit; free memory is known.
+pub fn dropout(report: &mut Report) {
+    let name = "dropout masks, free memory";
+    if !report.wants(name) {
+        return;
+    }
+    let rows: Vec<u64> = (0..37).map(|_| report.seed()).collect();
+    let mut errors = Vec::new();
+    for (d, dtype) in [(1, DType::F32), (130, DType::F32), (256, DType::BF16), (77, DType::F16)] {
+        let keys = DropoutKeys::<B>::new(rows.clone(), &Default::default());
+        let ours = to_vec(dualspeed_ops::dropout_mask::<B>(&keys, 5, 0.25, d, dtype));
+        let keys = DropoutKeys::<NdArray<f32>>::new(rows.clone(), &Default::default());
+        let theirs = dualspeed_ops::dropout_mask::<NdArray<f32>>(&keys, 5, 0.25, d, DType::F32);
+        let theirs: Vec<f64> =
+            to_vec(theirs).into_iter().map(|x| rounded(x as f32, dtype)).collect();
+        errors.push(relative_error(&ours, &theirs));
+    }
+    let free = B::free_memory(&Default::default());
+    errors.push(if free.is_some_and(|free| free > 1 << 30) { 0.0 } else { f64::INFINITY });
+    report.line(name, &errors, 0.0, &format!(", {free:?} bytes"));
+}
+
+/// 300 products between Burn's own operations, bit for bit what they are with a wait after each; with a weight made on
+/// another thread, and so on another stream.
+pub fn interleaved(report: &mut Report) {
+    let name = "order of launches";
+    if !report.wants(name) {
+        return;
+    }
+    let device = Default::default();
+    let n = 512;
+    let x = tensor::<B, 2>(&values(n * n, DType::F32, report.seed()), [n, n], DType::BF16);
+    let seed = report.seed();
+    let weight = std::thread::spawn(move || {
+        let values = values(n * n, DType::F32, seed);
+        tensor::<B, 2>(&values, [n, n], DType::BF16).mul_scalar(1.0 / (n as f64).sqrt())
+    });
+    let Ok(weight) = weight.join() else { return report.line(name, &[f64::INFINITY], 0.0, "") };
+    let chain = |wait: bool| -> Vec<f64> {
+        let sync = || if wait { B::sync(&device).is_ok() } else { true };
+        let mut y = x.clone();
+        for i in 0..300 {
+            y = dualspeed_ops::linear(y.mul_scalar(1.0), weight.clone(), None);
+            sync();
+            let gain = Tensor::<B, 1>::ones([n], (&device, DType::BF16)).mul_scalar(0.5);
+            y = dualspeed_ops::rms_norm(y + x.clone(), gain, 1e-5);
+            sync();
+            y = y.mul_scalar(if i % 2 == 0 { 0.5 } else { 0.7 });
+            sync();
+        }
+        to_vec(y)
+    };
+    let (fast, slow) = (chain(false), chain(true));
+    report.line(name, &[relative_error(&fast, &slow)], 0.0, "");
+}

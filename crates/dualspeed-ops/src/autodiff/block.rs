@@ -1,0 +1,90 @@
+//! Node of a whole decoder block.
+
+use burn::tensor::ops::FloatTensor;
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops};
+
+use super::{Tracked, constant, node, register};
+use crate::Backend;
+use crate::block::{self, BlockContext, BlockDropout, BlockParams, SLOTS};
+use crate::dropout::DropoutKeys;
+
+const PARENTS: usize = 1 + SLOTS;
+
+#[derive(Debug)]
+struct DecoderBlock;
+
+#[derive(Clone, Debug)]
+struct State<B: Backend> {
+    saved: block::Saved<B>,
+    params: BlockParams<FloatTensor<B>>,
+    ctx: BlockContext<B>,
+    needs: BlockParams<bool>,
+}
+
+impl<B: Backend> Backward<B, PARENTS> for DecoderBlock {
+    type State = State<B>;
+
+    fn backward(self, ops: Ops<Self::State, PARENTS>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let State { saved, params, ctx, needs } = ops.state;
+        let mut parents = ops.parents.into_iter().map(|parent| parent.map(|node| node.id));
+        let x = parents.next().flatten();
+        let (grad_x, param_grads) =
+            block::backward(saved, &params, &ctx, grad, x.is_some(), &needs);
+        register::<B>(grads, x, grad_x);
+        for (parent, grad) in parents.zip(param_grads.slots()) {
+            register::<B>(grads, parent, grad.flatten());
+        }
+    }
+}
+
+pub(super) fn decoder_block<B: Backend, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    params: BlockParams<Tracked<B, C>>,
+    ctx: &BlockContext<Autodiff<B, C>>,
+) -> Tracked<B, C> {
+    let inner = params.map(|param| param.primitive.clone());
+    let needs = params.map(|param| param.is_tracked());
+    let ctx = inner_context(ctx);
+    let (output, saved) = block::forward(x.primitive.clone(), &inner, &ctx);
+    if !x.is_tracked() && !needs.slots().contains(&Some(true)) {
+        return constant::<B, C>(output);
+    }
+    // An absent adapter has an untracked stand-in as parent.
+    let absent = constant::<B, C>(x.primitive.clone());
+    let slots = params.slots();
+    let parents: [&Tracked<B, C>; PARENTS] = std::array::from_fn(|index| match index {
+        0 => &x,
+        _ => slots[index - 1].as_ref().unwrap_or(&absent),
+    });
+    let state = State { saved, params: inner, ctx, needs };
+    node::<B, C, _, PARENTS>(DecoderBlock, parents, state, output)
+}
+
+fn inner_context<B: Backend, C: CheckpointStrategy>(
+    ctx: &BlockContext<Autodiff<B, C>>,
+) -> BlockContext<B> {
+    BlockContext {
+        batch: ctx.batch,
+        heads: ctx.heads,
+        kv_heads: ctx.kv_heads,
+        eps: ctx.eps,
+        cos: ctx.cos.primitive.clone(),
+        sin: ctx.sin.primitive.clone(),
+        attention: ctx.attention.clone(),
+        lora_scale: ctx.lora_scale,
+        dropout: ctx.dropout.as_ref().map(|dropout| BlockDropout {
+            keys: DropoutKeys {
+                rows: dropout.keys.rows.clone(),
+                on_device: dropout.keys.on_device.clone(),
+            },
+            p: dropout.p,
+            places: dropout.places,
+        }),
+        keep: ctx.keep,
+    }
+}

@@ -1,0 +1,174 @@
+//! The backward pass of a block, by hand: what was not kept is computed again, what is not trained costs nothing.
+
+use burn::tensor::TensorMetadata;
+use burn::tensor::ops::FloatTensor;
+
+use super::forward::{Saved, attend, gate, merge_heads, mid, split_heads};
+use super::{BlockContext, BlockLinear, BlockParams};
+use crate::Backend;
+use crate::types::{LinearSaved, LoraLinearSaved};
+
+/// Gradients of the parameters; `None` where not asked for.
+type ParamGrads<B> = BlockParams<Option<FloatTensor<B>>>;
+type LayerGrads<B> = BlockLinear<Option<FloatTensor<B>>>;
+
+/// Gradients of the input (if `needs_x`) and of the parameters that `needs` names, from that of the output.
+pub(crate) fn backward<B: Backend>(
+    saved: Saved<B>,
+    params: &BlockParams<FloatTensor<B>>,
+    ctx: &BlockContext<B>,
+    grad: FloatTensor<B>,
+    needs_x: bool,
+    needs: &BlockParams<bool>,
+) -> (Option<FloatTensor<B>>, ParamGrads<B>) {
+    let Saved { x, normed, attended, mid: kept_mid, mid_normed, gated, act } = saved;
+    let norm = |x: &FloatTensor<B>, weight: &FloatTensor<B>| {
+        B::fused_rms_norm(x.clone(), weight.clone(), ctx.eps)
+    };
+    let mut grads = ParamGrads::<B>::default();
+
+    let normed = normed.unwrap_or_else(|| norm(&x, &params.input_layernorm));
+    let attended = attended.unwrap_or_else(|| attend(&normed, params, ctx));
+    let (mid, o_low_rank) = kept_mid.unwrap_or_else(|| mid(&x, &attended, params, ctx));
+    let post_norm = &params.post_attention_layernorm;
+    let mid_normed = mid_normed.unwrap_or_else(|| norm(&mid, post_norm));
+    let gated = gated.unwrap_or_else(|| gate(&mid_normed, params, ctx));
+    let act = act.unwrap_or_else(|| B::fused_swiglu(gated.gate.clone(), gated.up.clone()));
+
+    // MLP
+    let (grad_act, down) = ctx.linear_backward(
+        6,
+        &params.down_proj,
+        act,
+        None,
+        (grad.clone(), None),
+        true,
+        &needs.down_proj,
+    );
+    grads.down_proj = down;
+    let grad_act = grad_act.expect("asked for");
+    let swiglu = B::fused_swiglu_backward(gated.gate, gated.up, grad_act, [true, true]);
+    let [gate_low, up_low] = gated.low_rank;
+    let mut grad_normed = None;
+    for (index, layer, low_rank, grad, needs, out) in [
+        (4, &params.gate_proj, gate_low, swiglu.gate, &needs.gate_proj, &mut grads.gate_proj),
+        (5, &params.up_proj, up_low, swiglu.up, &needs.up_proj, &mut grads.up_proj),
+    ] {
+        let grad = grad.expect("asked for");
+        let input = mid_normed.clone();
+        let grad = (grad, grad_normed.take());
+        (grad_normed, *out) = ctx.linear_backward(index, layer, input, low_rank, grad, true, needs);
+    }
+    drop(mid_normed);
+    let through_norm = B::fused_rms_norm_backward_add(
+        mid,
+        post_norm.clone(),
+        ctx.eps,
+        grad_normed.expect("two layers added to it"),
+        grad,
+        [true, needs.post_attention_layernorm],
+    );
+    grads.post_attention_layernorm = through_norm.weight;
+    let grad = through_norm.x.expect("asked for"); // of the sum in the middle
+
+    // Attention
+    let needs_normed = needs_x || needs.input_layernorm;
+    let trains =
+        |layer: &BlockLinear<bool>| layer.weight || layer.lora.is_some_and(|(a, b)| a || b);
+    let needs_qkv =
+        needs_normed || [&needs.q_proj, &needs.k_proj, &needs.v_proj].into_iter().any(trains);
+    let merged = merge_heads::<B>(attended.output.output.clone());
+    let (grad_merged, o) = ctx.linear_backward(
+        3,
+        &params.o_proj,
+        merged,
+        o_low_rank,
+        (grad.clone(), None),
+        needs_qkv,
+        &needs.o_proj,
+    );
+    grads.o_proj = o;
+    let Some(grad_merged) = grad_merged else { return (None, grads) };
+    let through = B::fused_attention_backward(
+        attended.q,
+        attended.k,
+        attended.v,
+        &ctx.attention,
+        attended.output,
+        split_heads::<B>(grad_merged, ctx.batch, ctx.heads),
+        [true, true, true],
+    );
+    let rotate_back = |grad: Option<FloatTensor<B>>| {
+        grad.map(|grad| B::fused_rope_backward(ctx.cos.clone(), ctx.sin.clone(), grad))
+    };
+    let [q_low, k_low, v_low] = attended.low_rank;
+    let mut grad_normed = None;
+    for (index, layer, low_rank, grad, needs, out) in [
+        (0, &params.q_proj, q_low, rotate_back(through.q), &needs.q_proj, &mut grads.q_proj),
+        (1, &params.k_proj, k_low, rotate_back(through.k), &needs.k_proj, &mut grads.k_proj),
+        (2, &params.v_proj, v_low, through.v, &needs.v_proj, &mut grads.v_proj),
+    ] {
+        let grad = merge_heads::<B>(grad.expect("asked for"));
+        let input = normed.clone();
+        let grad = (grad, grad_normed.take());
+        (grad_normed, *out) =
+            ctx.linear_backward(index, layer, input, low_rank, grad, needs_normed, needs);
+    }
+    let Some(grad_normed) = grad_normed else { return (None, grads) };
+    let through_norm = B::fused_rms_norm_backward_add(
+        x,
+        params.input_layernorm.clone(),
+        ctx.eps,
+        grad_normed,
+        grad,
+        [needs_x, needs.input_layernorm],
+    );
+    grads.input_layernorm = through_norm.weight;
+    (through_norm.x, grads)
+}
+
+impl<B: Backend> BlockContext<B> {
+    /// Gradients of layer `index` for its input and parameters; a missing rank-r activation is computed again. What comes
+    /// with the gradient of the output is added to that of the input.
+    fn linear_backward(
+        &self,
+        index: usize,
+        layer: &BlockLinear<FloatTensor<B>>,
+        input: FloatTensor<B>,
+        low_rank: Option<FloatTensor<B>>,
+        (grad, sum): (FloatTensor<B>, Option<FloatTensor<B>>),
+        needs_x: bool,
+        needs: &BlockLinear<bool>,
+    ) -> (Option<FloatTensor<B>>, LayerGrads<B>) {
+        let weight = needs_x.then(|| layer.weight.clone());
+        let Some((a, b)) = &layer.lora else {
+            let weight_dtype = layer.weight.dtype();
+            let x = needs.weight.then_some(input);
+            let saved = LinearSaved { x, weight, weight_dtype, bias_dtype: None };
+            let out = B::fused_linear_backward_add(saved, grad, sum);
+            return (out.x, BlockLinear { weight: out.weight, lora: None });
+        };
+        let (needs_a, needs_b) = needs.lora.unwrap_or_default();
+        let mask = self.mask(index, &input);
+        let hidden = low_rank.unwrap_or_else(|| {
+            let masked = match &mask {
+                Some(mask) => B::float_mul(input.clone(), mask.clone()),
+                None => input.clone(),
+            };
+            B::fused_linear(masked, a.clone(), None)
+        });
+        let saved = LoraLinearSaved {
+            x: (needs.weight || needs_a).then_some(input),
+            weight,
+            weight_dtype: layer.weight.dtype(),
+            a: a.clone(),
+            b: b.clone(),
+            hidden,
+            dropout_mask: mask,
+            scale: self.lora_scale,
+        };
+        let wanted = [needs_x, needs.weight, needs_a, needs_b];
+        let out = B::fused_lora_linear_backward_add(saved, grad, wanted, sum);
+        (out.x, BlockLinear { weight: out.weight, lora: Some((out.a, out.b)) })
+    }
+}

@@ -1,0 +1,162 @@
+//! The forward pass of a block, and what it leaves for the backward pass.
+
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, TensorMetadata};
+
+use super::{BlockContext, BlockLinear, BlockParams, Keep};
+use crate::Backend;
+use crate::types::AttentionOutput;
+
+/// Queries, keys and values as the attention took them (`[b, h, s, d]`, rotated), its output, and the adapters'
+/// rank-r activations.
+#[derive(Clone, Debug)]
+pub(crate) struct Attended<B: Backend> {
+    pub q: FloatTensor<B>,
+    pub k: FloatTensor<B>,
+    pub v: FloatTensor<B>,
+    pub output: AttentionOutput<B>,
+    pub low_rank: [Option<FloatTensor<B>>; 3],
+}
+
+/// The two products before SwiGLU.
+#[derive(Clone, Debug)]
+pub(crate) struct Gated<B: Backend> {
+    pub gate: FloatTensor<B>,
+    pub up: FloatTensor<B>,
+    pub low_rank: [Option<FloatTensor<B>>; 2],
+}
+
+/// What a forward pass keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Saved<B: Backend> {
+    /// Input, `[rows, d]`.
+    pub x: FloatTensor<B>,
+    /// After the first norm.
+    pub normed: Option<FloatTensor<B>>,
+    pub attended: Option<Attended<B>>,
+    /// After the attention's residual sum, with the rank-r activation of the output projection.
+    pub mid: Option<(FloatTensor<B>, Option<FloatTensor<B>>)>,
+    /// After the second norm.
+    pub mid_normed: Option<FloatTensor<B>>,
+    pub gated: Option<Gated<B>>,
+    /// After SwiGLU.
+    pub act: Option<FloatTensor<B>>,
+}
+
+/// `[rows, d] -> [rows, d]`.
+pub(crate) fn forward<B: Backend>(
+    x: FloatTensor<B>,
+    params: &BlockParams<FloatTensor<B>>,
+    ctx: &BlockContext<B>,
+) -> (FloatTensor<B>, Saved<B>) {
+    let normed = B::fused_rms_norm(x.clone(), params.input_layernorm.clone(), ctx.eps);
+    let attended = attend(&normed, params, ctx);
+    let (mid, o_low_rank) = mid(&x, &attended, params, ctx);
+    let mid_normed =
+        B::fused_rms_norm(mid.clone(), params.post_attention_layernorm.clone(), ctx.eps);
+    let gated = gate(&mid_normed, params, ctx);
+    let act = B::fused_swiglu(gated.gate.clone(), gated.up.clone());
+    let (y, _) = ctx.linear(6, &params.down_proj, act.clone(), Some(mid.clone()));
+    let keep = ctx.keep;
+    let saved = Saved {
+        x,
+        normed: (keep >= Keep::All).then_some(normed),
+        attended: (keep >= Keep::Attention).then_some(attended),
+        mid: (keep >= Keep::Attention).then_some((mid, o_low_rank)),
+        mid_normed: (keep >= Keep::All).then_some(mid_normed),
+        gated: (keep >= Keep::Products).then_some(gated),
+        act: (keep >= Keep::All).then_some(act),
+    };
+    (y, saved)
+}
+
+/// Projections, rotation, attention: from the normed input.
+pub(super) fn attend<B: Backend>(
+    normed: &FloatTensor<B>,
+    params: &BlockParams<FloatTensor<B>>,
+    ctx: &BlockContext<B>,
+) -> Attended<B> {
+    let (q, q_low) = ctx.linear(0, &params.q_proj, normed.clone(), None);
+    let (k, k_low) = ctx.linear(1, &params.k_proj, normed.clone(), None);
+    let (v, v_low) = ctx.linear(2, &params.v_proj, normed.clone(), None);
+    let rotate = |x| B::fused_rope(x, ctx.cos.clone(), ctx.sin.clone());
+    let q = rotate(split_heads::<B>(q, ctx.batch, ctx.heads));
+    let k = rotate(split_heads::<B>(k, ctx.batch, ctx.kv_heads));
+    let v = split_heads::<B>(v, ctx.batch, ctx.kv_heads);
+    let output = B::fused_attention(q.clone(), k.clone(), v.clone(), &ctx.attention);
+    Attended { q, k, v, output, low_rank: [q_low, k_low, v_low] }
+}
+
+/// Output projection and residual sum.
+pub(super) fn mid<B: Backend>(
+    x: &FloatTensor<B>,
+    attended: &Attended<B>,
+    params: &BlockParams<FloatTensor<B>>,
+    ctx: &BlockContext<B>,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let merged = merge_heads::<B>(attended.output.output.clone());
+    ctx.linear(3, &params.o_proj, merged, Some(x.clone()))
+}
+
+/// The two products before SwiGLU, from the normed sum.
+pub(super) fn gate<B: Backend>(
+    mid_normed: &FloatTensor<B>,
+    params: &BlockParams<FloatTensor<B>>,
+    ctx: &BlockContext<B>,
+) -> Gated<B> {
+    let (gate, gate_low) = ctx.linear(4, &params.gate_proj, mid_normed.clone(), None);
+    let (up, up_low) = ctx.linear(5, &params.up_proj, mid_normed.clone(), None);
+    Gated { gate, up, low_rank: [gate_low, up_low] }
+}
+
+impl<B: Backend> BlockContext<B> {
+    /// Linear layer `index` (in the order of the fields), added to the residual stream where one is given, and its rank-r
+    /// activation.
+    pub(super) fn linear(
+        &self,
+        index: usize,
+        layer: &BlockLinear<FloatTensor<B>>,
+        x: FloatTensor<B>,
+        residual: Option<FloatTensor<B>>,
+    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+        let weight = layer.weight.clone();
+        let Some((a, b)) = layer.lora.clone() else {
+            let y = match residual {
+                Some(residual) => B::fused_linear_add(x, weight, residual),
+                None => B::fused_linear(x, weight, None),
+            };
+            return (y, None);
+        };
+        let (mask, scale) = (self.mask(index, &x), self.lora_scale);
+        let out = match residual {
+            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, mask, residual),
+            None => B::fused_lora_linear(x, weight, a, b, scale, mask),
+        };
+        (out.output, Some(out.hidden))
+    }
+
+    /// The dropout mask of adapter `index` for input `x`, the same at every call.
+    pub(super) fn mask(&self, index: usize, x: &FloatTensor<B>) -> Option<FloatTensor<B>> {
+        let dropout = self.dropout.as_ref().filter(|dropout| dropout.p > 0.0)?;
+        let (d, dtype) = (x.shape()[1], x.dtype());
+        Some(B::fused_dropout_mask(&dropout.keys, dropout.places[index], dropout.p, d, dtype))
+    }
+}
+
+/// `[b * s, h * d] -> [b, h, s, d]`, a view.
+pub(super) fn split_heads<B: Backend>(
+    x: FloatTensor<B>,
+    batch: usize,
+    heads: usize,
+) -> FloatTensor<B> {
+    let shape = x.shape();
+    let shape = Shape::new([batch, shape[0] / batch.max(1), heads, shape[1] / heads.max(1)]);
+    B::float_swap_dims(B::float_reshape(x, shape), 1, 2)
+}
+
+/// `[b, h, s, d] -> [b * s, h * d]`.
+pub(super) fn merge_heads<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let shape = x.shape();
+    let shape_out = Shape::new([shape[0] * shape[2], shape[1] * shape[3]]);
+    B::float_reshape(B::float_swap_dims(x, 1, 2), shape_out)
+}

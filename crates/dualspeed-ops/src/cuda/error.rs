@@ -1,0 +1,23 @@
+//! What can go wrong on the device.
+
+use thiserror::Error;
+
+/// A failed call. It is noticed on the thread that talks to the device, after the call of the operation has
+/// returned; the next operation panics with it.
+#[derive(Debug, Error)]
+pub(super) enum CudaError {
+    /// The driver refused a call.
+    #[error(
+        "CUDA driver: {call} failed with {code}; on CUDA_ERROR_OUT_OF_MEMORY use a smaller batch"
+    )]
+    Driver { call: &'static str, code: String },
+    /// cuBLASLt refused a call.
+    #[error("cuBLASLt: {call} failed with {code} for {product}")]
+    Blas { call: &'static str, code: String, product: String },
+    /// NVRTC could not compile a kernel.
+    #[error("NVRTC cannot compile {kernel} for {arch}: {log}")]
+    Compile { kernel: String, arch: String, log: String },
+    /// A tensor has no memory.
+    #[error("no device memory for an operand: {0}; use a smaller batch or recompute activations")]
+    Memory(String),
+}

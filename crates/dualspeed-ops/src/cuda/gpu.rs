@@ -1,0 +1,196 @@
+//! Work of our own on Burn's memory, in Burn's order.
+//!
+//! [`submit`] runs a closure on the thread that CubeCL talks to the device from, between the launches before and after
+//! it. CubeCL's streams are private, so the order on the device comes from two events of the whole context: our stream
+//! waits for everything launched before, and everything launched after waits for our stream. The host never waits.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
+
+use burn_cuda::CudaDevice;
+use cubecl::Runtime;
+use cubecl::cuda::CudaRuntime;
+use cubecl::device::Device;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{Binding, ComputeServer};
+use cubecl::stream_id::StreamId;
+use cudarc::driver::sys as driver;
+
+use super::blas::Blas;
+use super::error::CudaError;
+use super::kernel::Kernels;
+use super::tensor::Tensor;
+
+type Server = <CudaRuntime as Runtime>::Server;
+
+/// What is kept per device, on its server thread.
+pub(super) struct Gpu {
+    context: driver::CUcontext,
+    pub(super) stream: driver::CUstream,
+    /// Everything launched before us.
+    before: driver::CUevent,
+    /// Everything we launched.
+    after: driver::CUevent,
+    pub(super) blas: Blas,
+    pub(super) kernels: Kernels,
+    pub(super) multiprocessors: usize,
+}
+
+thread_local! {
+    static GPUS: RefCell<HashMap<usize, Gpu>> = RefCell::new(HashMap::new());
+}
+
+/// The first failure on a server thread, until an operation reports it.
+static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
+
+/// Bytes that nobody has taken, without what CubeCL keeps for itself.
+pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
+    let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
+        // A server call makes the context current.
+        let usage = server.memory_usage(StreamId::current()).ok()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to locals.
+        let code = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+        check("cuMemGetInfo", code).ok()?;
+        // Memory that CubeCL holds but does not use serves the next tensors.
+        let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);
+        Some(free as u64 + spare)
+    });
+    memory.ok().flatten()
+}
+
+/// An attribute of a device; no context is needed.
+pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Result<i32, CudaError> {
+    let (mut handle, mut value) = (0, 0);
+    // SAFETY: the pointers are to locals; `cuInit` may be called any number of times.
+    unsafe {
+        check("cuInit", driver::cuInit(0))?;
+        check("cuDeviceGet", driver::cuDeviceGet(&mut handle, device as i32))?;
+        check("cuDeviceGetAttribute", driver::cuDeviceGetAttribute(&mut value, what, handle))?;
+    }
+    Ok(value)
+}
+
+/// Turns a status of the driver into a result.
+pub(super) fn check(call: &'static str, code: driver::CUresult) -> Result<(), CudaError> {
+    match code {
+        driver::CUresult::CUDA_SUCCESS => Ok(()),
+        code => Err(CudaError::Driver { call, code: format!("{code:?}") }),
+    }
+}
+
+/// Runs `job` on the server thread of the operands' device with their addresses (0 for `None`). The operands live until
+/// the job has queued its work.
+///
+/// # Panics
+/// When an earlier job failed: its result is garbage, and nothing else can tell.
+pub(super) fn submit<const N: usize>(
+    operands: [Option<&Tensor>; N],
+    job: impl FnOnce(&mut Gpu, [u64; N]) -> Result<(), CudaError> + Send + 'static,
+) {
+    let present: Vec<&Tensor> = operands.iter().flatten().copied().collect();
+    let is_present = operands.map(|operand| operand.is_some());
+    submit_all(&present, move |gpu, addresses| {
+        let mut addresses = addresses.iter();
+        let mut next = |present| if present { addresses.next().copied().unwrap_or(0) } else { 0 };
+        job(gpu, is_present.map(&mut next))
+    });
+}
+
+/// [`submit`] for any number of operands.
+pub(super) fn submit_all(
+    operands: &[&Tensor],
+    job: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send + 'static,
+) {
+    if let Some(error) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        panic!("an earlier operation failed: {error}");
+    }
+    let Some(device) = operands.first().map(|operand| operand.device.clone()) else { return };
+    // Bindings keep the memory without making it look shared to Burn's in-place operations.
+    let bindings: Vec<Binding> =
+        operands.iter().map(|operand| operand.handle.clone().binding()).collect();
+    let (index, stream) = (device.index, StreamId::current());
+    DeviceHandle::<Server>::new(device.to_id()).submit(move |server| {
+        if let Err(error) = run(server, index, stream, bindings, job) {
+            FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    });
+}
+
+fn run(
+    server: &mut Server,
+    index: usize,
+    stream: StreamId,
+    operands: Vec<Binding>,
+    job: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError>,
+) -> Result<(), CudaError> {
+    let mut addresses = Vec::with_capacity(operands.len());
+    // Keeps the memory from being given to somebody else before our launches are queued.
+    let mut resources = Vec::with_capacity(operands.len());
+    for operand in operands {
+        let resource = server
+            .get_resource(operand, stream)
+            .map_err(|error| CudaError::Memory(format!("{error:?}")))?;
+        addresses.push(resource.resource().ptr);
+        resources.push(resource);
+    }
+    GPUS.with_borrow_mut(|gpus| {
+        if let std::collections::hash_map::Entry::Vacant(slot) = gpus.entry(index) {
+            slot.insert(Gpu::new(index)?);
+        }
+        match gpus.get_mut(&index) {
+            Some(gpu) => gpu.in_order(|gpu| job(gpu, &addresses)),
+            None => Ok(()),
+        }
+    })
+}
+
+impl Gpu {
+    fn new(index: usize) -> Result<Self, CudaError> {
+        let (mut context, mut stream) = (null_mut(), null_mut());
+        let (mut before, mut after) = (null_mut(), null_mut());
+        // SAFETY: the context of the device is current on its server thread; the pointers are to locals.
+        unsafe {
+            check("cuCtxGetCurrent", driver::cuCtxGetCurrent(&mut context))?;
+            let flags = driver::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check("cuStreamCreate", driver::cuStreamCreate(&mut stream, flags))?;
+            let flags = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            check("cuEventCreate", driver::cuEventCreate(&mut before, flags))?;
+            check("cuEventCreate", driver::cuEventCreate(&mut after, flags))?;
+        }
+        type A = driver::CUdevice_attribute;
+        let count = attribute(index, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let (blas, kernels, multiprocessors) = (Blas::new()?, Kernels::new(index)?, count as usize);
+        Ok(Self { context, stream, before, after, blas, kernels, multiprocessors })
+    }
+
+    fn in_order(
+        &mut self,
+        job: impl FnOnce(&mut Self) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        // SAFETY: stream and events belong to this context, which is current.
+        unsafe {
+            check("cuCtxRecordEvent", driver::cuCtxRecordEvent(self.context, self.before))?;
+            check("cuStreamWaitEvent", driver::cuStreamWaitEvent(self.stream, self.before, 0))?;
+        }
+        // Also after a failure: what was queued before it must still be ordered.
+        let result = job(self);
+        // SAFETY: as above.
+        unsafe {
+            check("cuEventRecord", driver::cuEventRecord(self.after, self.stream))?;
+            check("cuCtxWaitEvent", driver::cuCtxWaitEvent(self.context, self.after))?;
+        }
+        result
+    }
+
+    /// Copies from the host; the bytes have been read when this returns.
+    pub(super) fn upload(&mut self, address: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        let from = bytes.as_ptr().cast();
+        // SAFETY: the caller's operand holds `bytes.len()` bytes at `address`; pageable memory is staged before return.
+        let code = unsafe { driver::cuMemcpyHtoDAsync_v2(address, from, bytes.len(), self.stream) };
+        check("cuMemcpyHtoDAsync", code)
+    }
+}

@@ -1,0 +1,269 @@
+//! Linear layers, with and without LoRA, on cuBLASLt.
+//!
+//! Operands that are rows of a larger tensor or transposed views are used where they lie. Weights of another type are
+//! rounded to the activations' type first; gradients of weights leave the product in the weights' own type, so those of
+//! f32 weights are sums in f32.
+
+use burn::tensor::DType;
+
+use super::blas::{Layout, Operands, Product};
+use super::elementwise::{bias_gradient, multiply};
+use super::gpu::submit;
+use super::tensor::{
+    Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
+};
+use crate::Backend;
+use crate::types::*;
+
+/// An operand as cuBLASLt sees it.
+type Operand = (Tensor, Layout);
+
+/// A weight in the type of the activations.
+fn weight_operand(weight: Tensor, element: Element) -> Operand {
+    matrix(cast(weight, element.dtype()))
+}
+
+fn columns(tensor: &Tensor) -> usize {
+    dims(tensor).last().copied().unwrap_or(1)
+}
+
+/// Operands of the gradient of a matrix: its element, where cuBLASLt can produce it.
+fn output_element(dtype: DType, element: Element) -> Element {
+    if dtype == DType::F32 { Element::F32 } else { element }
+}
+
+/// `C = alpha A B` into new memory of shape `shape`.
+fn product(
+    [m, n, k]: [usize; 3],
+    a: &Operand,
+    b: &Operand,
+    element: Element,
+    dtype: DType,
+    shape: &[usize],
+    alpha: f64,
+) -> Tensor {
+    let output = output_element(dtype, element);
+    let c = empty(&a.0, shape, output.dtype());
+    let plan = Product::new([m, n, k], a.1, b.1, element).into(output);
+    submit([Some(&a.0), Some(&b.0), Some(&c)], move |gpu, [a, b, c]| {
+        gpu.product(plan, Operands::new(a, b, c), alpha as f32, 0.0)
+    });
+    cast(c, dtype)
+}
+
+/// What is added to a product, in its shape and type and without gaps.
+fn addend(tensor: Option<Tensor>, element: Element, shape: &[usize]) -> Option<Tensor> {
+    let tensor = contiguous(cast(tensor?, element.dtype()));
+    Some(reshaped(tensor, shape))
+}
+
+/// `x W`, plus a bias or a residual.
+pub(super) fn linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    residual: Option<Tensor>,
+) -> Option<Tensor> {
+    let element = served(&[&x, &weight])?;
+    let shape = with_last(&dims(&x), columns(&weight));
+    let (x, weight) = (Rows::new(x), weight_operand(weight, element));
+    let bias = bias.map(|bias| contiguous(cast(bias, element.dtype())));
+    let (m, n, k) = (x.rows, columns(&weight.0), x.width);
+    let y = empty(&x.tensor, &shape, element.dtype());
+    let plan =
+        Product { bias: bias.is_some(), ..Product::new([m, n, k], x.layout(), weight.1, element) };
+    let residual = addend(residual, element, &shape);
+    let beta = if residual.is_some() { 1.0 } else { 0.0 };
+    submit(
+        [Some(&x.tensor), Some(&weight.0), bias.as_ref(), residual.as_ref(), Some(&y)],
+        move |gpu, [a, b, bias, add, c]| {
+            gpu.product(plan, Operands { a, b, c, bias, add }, 1.0, beta)
+        },
+    );
+    Some(y)
+}
+
+/// `sum` is added to the gradient of the input.
+pub(super) fn linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
+    saved: &LinearSaved<B>,
+    grad: &Tensor,
+    sum: &mut Option<Tensor>,
+) -> Option<LinearGrads<B>> {
+    let element = served(&[grad])?;
+    for operand in [&saved.x, &saved.weight].into_iter().flatten() {
+        served(&[operand])?;
+    }
+    let shape = dims(grad);
+    let g = Rows::new(grad.clone());
+    let (m, n) = (g.rows, g.width);
+    let g = (g.tensor.clone(), g.layout());
+    let x = saved.weight.clone().map(|weight| {
+        let k = dims(&weight)[0];
+        let (weight, layout) = weight_operand(weight, element);
+        let shape = with_last(&shape, k);
+        let sum = addend(sum.take(), element, &shape);
+        let dx = sum_target(&g.0, &sum, &shape, element);
+        let plan = Product::new([m, k, n], g.1, layout.t(), element);
+        let beta = if sum.is_some() { 1.0 } else { 0.0 };
+        submit([Some(&g.0), Some(&weight), sum.as_ref(), Some(&dx)], move |gpu, [a, b, add, c]| {
+            gpu.product(plan, Operands { a, b, c, bias: 0, add }, 1.0, beta)
+        });
+        dx
+    });
+    let weight = saved.x.clone().map(|x| {
+        let x = Rows::new(cast(x, element.dtype()));
+        let (k, x) = (x.width, (x.tensor.clone(), x.layout().t()));
+        product([k, n, m], &x, &g, element, saved.weight_dtype, &[k, n], 1.0)
+    });
+    let bias = saved.bias_dtype.and_then(|dtype| {
+        let rows = reshaped(contiguous(grad.clone()), &[m, n]);
+        bias_gradient(&rows, dtype)
+    });
+    Some(LinearGrads { x, weight, bias })
+}
+
+/// Where a product with an addend goes: onto the addend, if nobody else reads it.
+fn sum_target(like: &Tensor, sum: &Option<Tensor>, shape: &[usize], element: Element) -> Tensor {
+    match sum {
+        Some(sum) if sum.can_mut() => sum.clone(),
+        _ => empty(like, shape, element.dtype()),
+    }
+}
+
+/// The input where dropout has been at it: one elementwise product.
+fn masked<B: Backend<FloatTensorPrimitive = Tensor>>(x: &Tensor, mask: &Option<Tensor>) -> Tensor {
+    let Some(mask) = mask else { return x.clone() };
+    multiply(x, mask).unwrap_or_else(|| B::float_mul(x.clone(), cast(mask.clone(), x.dtype)))
+}
+
+pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
+    x: &Tensor,
+    weight: &Tensor,
+    [a, b]: [&Tensor; 2],
+    scale: f64,
+    mask: &Option<Tensor>,
+    residual: Option<Tensor>,
+) -> Option<LoraLinearOutput<B>> {
+    let element = served(&[x, weight, a, b])?;
+    let shape = with_last(&dims(x), columns(weight));
+    let rank = columns(a);
+    let dropped = Rows::new(masked::<B>(x, mask));
+    let x = Rows::new(x.clone());
+    let (weight, a, b) = (
+        weight_operand(weight.clone(), element),
+        weight_operand(a.clone(), element),
+        weight_operand(b.clone(), element),
+    );
+    let (m, n, k) = (x.rows, columns(&weight.0), x.width);
+    let y = empty(&x.tensor, &shape, element.dtype());
+    let hidden = empty(&x.tensor, &[m, rank], element.dtype());
+    let dense = Product::new([m, n, k], x.layout(), weight.1, element);
+    let down = Product::new([m, rank, k], dropped.layout(), a.1, element);
+    let up = Product::new([m, n, rank], Layout::rows(rank), b.1, element);
+    let residual = addend(residual, element, &shape);
+    let beta = if residual.is_some() { 1.0 } else { 0.0 };
+    submit(
+        [
+            Some(&x.tensor),
+            Some(&dropped.tensor),
+            Some(&weight.0),
+            Some(&a.0),
+            Some(&b.0),
+            residual.as_ref(),
+            Some(&hidden),
+            Some(&y),
+        ],
+        move |gpu, [x, dropped, weight, a, b, add, hidden, y]| {
+            gpu.product(dense, Operands { add, ..Operands::new(x, weight, y) }, 1.0, beta)?;
+            gpu.product(down, Operands::new(dropped, a, hidden), 1.0, 0.0)?;
+            // Onto the dense product: no second output of its size.
+            gpu.product(up, Operands::new(hidden, b, y), scale as f32, 1.0)
+        },
+    );
+    Some(LoraLinearOutput { output: y, hidden })
+}
+
+/// `sum` is added to the gradient of the input.
+pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
+    saved: &LoraLinearSaved<B>,
+    grad: &Tensor,
+    needs: [bool; 4],
+    sum: &mut Option<Tensor>,
+) -> Option<LoraLinearGrads<B>> {
+    let [needs_x, needs_weight, needs_a, needs_b] = needs;
+    let element = served(&[grad, &saved.a, &saved.b, &saved.hidden])?;
+    let dtype = element.dtype();
+    let shape = dims(grad);
+    let g = Rows::new(grad.clone());
+    let (m, n) = (g.rows, g.width);
+    let g: Operand = (g.tensor.clone(), g.layout());
+    let [k, rank] = [dims(&saved.a)[0], columns(&saved.a)];
+    let (a, b) =
+        (weight_operand(saved.a.clone(), element), weight_operand(saved.b.clone(), element));
+    let grad_hidden = (needs_x || needs_a).then(|| {
+        let transposed = (b.0.clone(), b.1.t());
+        product([m, rank, n], &g, &transposed, element, dtype, &[m, rank], saved.scale)
+    });
+    let grad_hidden = grad_hidden.map(|hidden| (hidden, Layout::rows(rank)));
+
+    let x = match (needs_x, &saved.weight, &grad_hidden) {
+        (true, Some(weight), Some(hidden)) => {
+            let weight = weight_operand(weight.clone(), element);
+            let sum = addend(sum.take(), element, &with_last(&shape, k));
+            let beta = if sum.is_some() { 1.0 } else { 0.0 };
+            let dx = sum_target(&g.0, &sum, &with_last(&shape, k), element);
+            let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
+            let low_rank = Product::new([m, k, rank], hidden.1, a.1.t(), element);
+            let masks = saved.dropout_mask.is_some();
+            submit(
+                [Some(&g.0), Some(&weight.0), Some(&hidden.0), Some(&a.0), sum.as_ref(), Some(&dx)],
+                move |gpu, [g, weight, hidden, a, add, dx]| {
+                    let operands = Operands { add, ..Operands::new(g, weight, dx) };
+                    gpu.product(dense, operands, 1.0, beta)?;
+                    if masks {
+                        return Ok(());
+                    }
+                    gpu.product(low_rank, Operands::new(hidden, a, dx), 1.0, 1.0)
+                },
+            );
+            Some(match &saved.dropout_mask {
+                None => dx,
+                Some(_) => {
+                    let a = (a.0.clone(), a.1.t());
+                    let shape = with_last(&shape, k);
+                    let low = product([m, k, rank], hidden, &a, element, dtype, &shape, 1.0);
+                    let mask = saved.dropout_mask.as_ref().map(|mask| shaped::<B>(mask, &shape));
+                    B::float_add(dx, masked::<B>(&low, &mask))
+                }
+            })
+        }
+        _ => None,
+    };
+    let grad_a = match (needs_a, &saved.x, &grad_hidden) {
+        (true, Some(x), Some(hidden)) => {
+            let x = Rows::new(masked::<B>(&cast(x.clone(), dtype), &saved.dropout_mask));
+            let x = (x.tensor.clone(), x.layout().t());
+            Some(product([k, rank, m], &x, hidden, element, saved.a.dtype, &[k, rank], 1.0))
+        }
+        _ => None,
+    };
+    let grad_b = needs_b.then(|| {
+        let hidden = matrix(saved.hidden.clone());
+        let hidden = (hidden.0, hidden.1.t());
+        let (dtype, scale) = (saved.b.dtype, saved.scale);
+        product([rank, n, m], &hidden, &g, element, dtype, &[rank, n], scale)
+    });
+    let weight = match (needs_weight, &saved.x) {
+        (true, Some(x)) => {
+            let x = Rows::new(cast(x.clone(), dtype));
+            let x = (x.tensor.clone(), x.layout().t());
+            Some(product([k, n, m], &x, &g, element, saved.weight_dtype, &[k, n], 1.0))
+        }
+        _ => None,
+    };
+    Some(LoraLinearGrads { x, weight, a: grad_a, b: grad_b })
+}
+
+fn shaped<B: Backend<FloatTensorPrimitive = Tensor>>(tensor: &Tensor, shape: &[usize]) -> Tensor {
+    B::float_reshape(tensor.clone(), shape.to_vec().into())
+}

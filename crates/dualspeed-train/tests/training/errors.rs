@@ -1,0 +1,68 @@
+//! What a run refuses, and how it says so.
+
+use dualspeed_train::{TrainError, TrainJob, train};
+
+use crate::support::{config, job, model, run, scenes};
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = dir.path().join("notes.txt");
+    std::fs::write(&foreign, "mine").unwrap();
+    let error = train(job(config(), dir.path())).err().unwrap();
+    assert!(matches!(error, TrainError::RunDirExists { .. }));
+    assert!(error.to_string().contains("--overwrite"), "{error}");
+    let mut over = job(config(), dir.path());
+    over.overwrite = true;
+    train(over).unwrap();
+    assert_eq!(std::fs::read_to_string(foreign).unwrap(), "mine");
+}
+
+#[test]
+fn a_checkpoint_of_another_config_or_data_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    run(config(), dir.path());
+    let mut other = config();
+    other.optim.lr = Some(0.5);
+    other.checkpoint.keep = 7;
+    let mut foreign = job(other, dir.path());
+    foreign.resume = true;
+    let Err(TrainError::ForeignCheckpoint { differing, .. }) = train(foreign) else {
+        panic!("resumed with another config")
+    };
+    assert_eq!(differing, ["optim.lr (checkpoint: null, config: 0.5)"]);
+
+    let mut foreign = TrainJob::new(config(), model(&config()), scenes(13), dir.path());
+    foreign.resume = true;
+    assert!(matches!(train(foreign), Err(TrainError::ForeignCheckpoint { .. })));
+
+    let mut nothing = job(config(), &dir.path().join("nothing"));
+    nothing.resume = true;
+    assert!(matches!(train(nothing), Err(TrainError::NoCheckpoint { .. })));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_with_the_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.optim.lr = Some(1e30);
+    config.optim.warmup_ratio = 0.0;
+    match train(job(config, dir.path())).err() {
+        Some(TrainError::NonFiniteLoss { step, samples, .. }) => {
+            assert!(step >= 1 && samples.len() == 4, "{step} {samples:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_unknown_pruner_or_an_empty_set_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.pruning.pruner.name = "divprun".into();
+    let error = train(job(config.clone(), &dir.path().join("a"))).err().unwrap();
+    assert!(error.to_string().contains("divprune"), "{error}");
+    config.pruning.pruner.name = "divprune".into();
+    let empty = TrainJob::new(config.clone(), model(&config), scenes(0), dir.path().join("b"));
+    assert!(matches!(train(empty), Err(TrainError::EmptySource { .. })));
+}

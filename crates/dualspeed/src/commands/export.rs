@@ -1,0 +1,98 @@
+//! `dualspeed export`: a run's model, or a checkpoint, in another format.
+
+use std::path::Path;
+
+use anyhow::Context;
+use dualspeed_data::picture::ProcessorFile;
+use dualspeed_model::export::names::Layout;
+use dualspeed_model::export::{ExportOptions, Tokens, export_adapter, export_merged};
+use dualspeed_ops::{AutodiffBackend, Backend};
+use serde_json::json;
+
+use super::Outcome;
+use crate::cli::{ExportArgs, ExportFormat};
+use crate::run::{write_atomic, write_json};
+use crate::speaker::{Model, Speaker};
+
+pub fn run<B: AutodiffBackend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<Outcome> {
+    export::<B::InnerBackend>(args, device)?;
+    Ok(Outcome::Done)
+}
+
+fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<()> {
+    let occupied = args.out.is_dir() && std::fs::read_dir(&args.out)?.next().is_some();
+    anyhow::ensure!(
+        args.overwrite || !occupied,
+        "{} exists and is not empty; give another --out, or --overwrite to write into it",
+        args.out.display()
+    );
+    let options = args.source.options()?;
+    let speaker = match (&args.run, &args.model) {
+        (Some(dir), _) => Speaker::<B>::from_run(dir, device)?,
+        (None, Some(path)) => Speaker::from_checkpoint(path, &options, device)?.0,
+        (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
+    };
+    let Model::Llava(model) = &speaker.model else {
+        anyhow::bail!("only models with vision are exported")
+    };
+    let tokenizer = &speaker.tokenizer;
+    let image = speaker.image_token_id.unwrap_or(tokenizer.pad_id());
+    let export = ExportOptions {
+        dtype: options.load.dtype,
+        shard: (args.shard_size * 1e9) as usize,
+        tokens: Tokens {
+            image,
+            bos: tokenizer.bos_id(),
+            eos: tokenizer.eos_id(),
+            pad: tokenizer.pad_id(),
+        },
+    };
+    let whole = |dir: &Path, layout: Layout| -> anyhow::Result<()> {
+        export_merged(model, dir, layout, &export)?;
+        write_texts(&speaker, dir)
+    };
+    match args.format {
+        ExportFormat::Hf => whole(&args.out, Layout::Transformers)?,
+        ExportFormat::Llava => whole(&args.out, Layout::Original)?,
+        ExportFormat::Peft => {
+            let base = match &args.base {
+                Some(base) => base.clone(),
+                None => {
+                    // The adapter's base, beside it: the model without its adapters.
+                    let dir = args.out.join("base");
+                    let plain = model.clone().without_lora();
+                    export_merged(&plain, &dir, Layout::Transformers, &export)?;
+                    write_texts(&speaker, &dir)?;
+                    "base".to_owned()
+                }
+            };
+            export_adapter(model, &args.out, &base)?;
+        }
+    }
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+/// Tokenizer, image processor, and how conversations are written out.
+fn write_texts<B: Backend>(speaker: &Speaker<B>, dir: &Path) -> anyhow::Result<()> {
+    let tokenizer = &speaker.tokenizer;
+    let text = tokenizer.inner().to_string(true);
+    let text = text.map_err(|error| anyhow::anyhow!("{error}")).context("tokenizer.json")?;
+    write_atomic(&dir.join("tokenizer.json"), text.as_bytes())?;
+    let token = |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.inner().id_to_token(id));
+    let config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.bos_id().and_then(token),
+        "eos_token": token(tokenizer.eos_id()),
+        "pad_token": token(tokenizer.pad_id()),
+        "dualspeed_template": speaker.template,
+        "dualspeed_system": speaker.system,
+    });
+    write_json(&dir.join("tokenizer_config.json"), &config)?;
+    let anyres = speaker.llava_config().and_then(|config| config.anyres.as_ref());
+    let processor = ProcessorFile {
+        processor: speaker.processor.clone(),
+        pinpoints: anyres.map(|anyres| anyres.image_grid_pinpoints.clone()),
+    };
+    write_json(&dir.join("preprocessor_config.json"), &processor.to_json())
+}

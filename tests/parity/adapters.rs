@@ -1,0 +1,47 @@
+//! PEFT adapters and files of single parts.
+
+use dualspeed::model::VisionInput;
+use dualspeed::model::import::{Adapter, LoadOptions, load_extra};
+use dualspeed::prelude::*;
+
+use crate::support::{B, Expected, assert_close, fixture, ids, load_llava};
+
+fn first_prompt(model: &Llava<B>, base: &Expected) -> Tensor<B, 2> {
+    let pixels = base.tensor::<4>("pixel_values").narrow(0, 0, 2);
+    let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
+    let input_ids = ids(&base.ints["input_ids"][0]);
+    model.logits(&input_ids, Some(&visual), &View::Full, None).unwrap()
+}
+
+#[test]
+fn an_adapter_of_peft_gives_pefts_logits_merged_or_not() {
+    let base = Expected::of("llava_mha");
+    let expected = Expected::of("llava_peft").tensor::<2>("logits");
+    let adapter = Adapter::open(&fixture("llava_peft")).unwrap();
+    assert_eq!((adapter.config.r, adapter.config.alpha), (4, 12.0));
+    assert_eq!(adapter.config.targets.len(), 3);
+    assert_eq!(adapter.base_model.as_deref(), Some("../llava_mha"));
+    let model = load_llava("llava_mha", &LoadOptions::default());
+    let plain = first_prompt(&model, &base);
+    let adapted = adapter.apply(model, &Default::default()).unwrap();
+    let logits = first_prompt(&adapted, &base);
+    let changed = (logits.clone() - plain).abs().max().into_scalar();
+    assert!(changed > 0.1, "the adapter changes nothing: {changed}");
+    assert_close("adapter", logits, expected.clone());
+    assert_close("merged", first_prompt(&adapted.merge_lora(), &base), expected);
+}
+
+#[test]
+fn projector_and_isolator_files() {
+    let expected = Expected::of("llava_original");
+    let dir = fixture("llava_original");
+    let options = LoadOptions { vision_tower: Some(dir.join("vision")), ..LoadOptions::default() };
+    let model = load_llava("llava_original", &options);
+    let before = model.mm_projector.linear_1.weight.val();
+    let model = load_extra(model, &dir.join("mm_projector.bin"), &Default::default()).unwrap();
+    assert_close("projector", model.mm_projector.linear_1.weight.val(), before * 2.0);
+    let model = load_extra(model, &dir.join("mode_isolator.bin"), &Default::default()).unwrap();
+    assert_eq!(model.config.isolator_length, 4);
+    let isolator = model.mode_isolator.as_ref().unwrap().val();
+    assert_close("isolator", isolator, expected.tensor::<2>("isolator"));
+}

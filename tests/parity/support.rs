@@ -1,0 +1,66 @@
+//! Fixtures, and comparing with them.
+
+use std::path::{Path, PathBuf};
+
+use burn_ndarray::NdArray;
+use dualspeed::model::import::safetensors::SafetensorsWeights;
+use dualspeed::model::import::source::WeightSource;
+use dualspeed::model::import::{AnyModel, Checkpoint, LoadOptions};
+use dualspeed::prelude::*;
+use serde_json::Value;
+
+/// The backend parity is measured on.
+pub type B = NdArray<f32>;
+
+/// How far 32-bit results may lie apart.
+pub const TOLERANCE: f32 = 1e-4;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures").join(name)
+}
+
+/// What the reference library computed.
+pub struct Expected {
+    floats: SafetensorsWeights,
+    pub ints: Value,
+}
+
+impl Expected {
+    pub fn of(name: &str) -> Self {
+        let floats = SafetensorsWeights::open(&fixture(name).join("expected.safetensors")).unwrap();
+        let ints = match std::fs::read(fixture(name).join("expected.json")) {
+            Ok(text) => serde_json::from_slice(&text).unwrap(),
+            Err(_) => Value::Null,
+        };
+        Self { floats, ints }
+    }
+
+    pub fn tensor<const D: usize>(&self, key: &str) -> Tensor<B, D> {
+        Tensor::from_data(self.floats.read(key).unwrap().into_data(), &Default::default())
+    }
+}
+
+pub fn ids(value: &Value) -> Vec<i64> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+pub fn load(name: &str, options: &LoadOptions) -> AnyModel<B> {
+    let checkpoint = Checkpoint::open(&fixture(name), options).unwrap();
+    checkpoint.load(options, &Default::default()).unwrap().0
+}
+
+pub fn load_llava(name: &str, options: &LoadOptions) -> Llava<B> {
+    match load(name, options) {
+        AnyModel::Llava(model) => *model,
+        other => panic!("{name} is a {other:?}"),
+    }
+}
+
+/// Fails unless both are equal within the tolerance; says how far apart they are.
+pub fn assert_close<const D: usize>(what: &str, found: Tensor<B, D>, expected: Tensor<B, D>) {
+    assert_eq!(found.dims(), expected.dims(), "{what}: shape");
+    let difference = (found - expected.clone()).abs().max().into_scalar();
+    let scale = expected.abs().max().into_scalar();
+    println!("{what}: largest difference {difference:.2e} of values up to {scale:.2}");
+    assert!(difference <= TOLERANCE, "{what}: {difference:e} apart, values up to {scale}");
+}
