@@ -17,6 +17,8 @@ pub struct HostBatch {
     pub images: Vec<Arc<HostImage>>,
     /// Scorable questions per sample.
     pub questions: Vec<Vec<QuestionMeta>>,
+    /// First human turn per sample.
+    pub prompts: Vec<String>,
 }
 
 /// Puts examples side by side.
@@ -28,6 +30,7 @@ pub fn collate(examples: Vec<Example>) -> HostBatch {
         batch.labels.push(example.labels);
         batch.images.extend(example.images);
         batch.questions.push(example.questions);
+        batch.prompts.push(example.prompt);
     }
     batch
 }

@@ -20,6 +20,8 @@ pub struct Example {
     pub images: Vec<Arc<HostImage>>,
     /// Questions whose answers can be scored; may be empty.
     pub questions: Vec<QuestionMeta>,
+    /// What the human says first, image placeholders taken out: what text-guided pruners go by.
+    pub prompt: String,
 }
 
 /// A preprocessed image.

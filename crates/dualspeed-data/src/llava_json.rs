@@ -134,7 +134,8 @@ impl ExampleSource for LlavaJson {
         };
         let images = record.images.iter().map(load).collect::<Result<_, _>>()?;
         let Encoded { input_ids, labels, .. } = encoded;
-        Ok(Example { id: record.id.clone(), input_ids, labels, images, questions: Vec::new() })
+        let (id, prompt) = (record.id.clone(), record.conversation.prompt());
+        Ok(Example { id, input_ids, labels, images, questions: Vec::new(), prompt })
     }
 
     fn modality(&self, index: usize) -> Modality {

@@ -41,6 +41,8 @@ pub struct StepContext {
     pub step: u64,
     /// Id of each sample of the batch.
     pub sample_ids: Vec<String>,
+    /// First human turn of each sample, for text-guided pruners; may be left empty.
+    pub prompts: Vec<String>,
     /// Whether adapter dropout is on (training, teacher included as published).
     pub dropout: bool,
     /// Whether pruners' picks are read back and checked; costs a synchronisation on a GPU, so a
@@ -54,12 +56,19 @@ pub struct StepContext {
 impl StepContext {
     /// A training step: dropout on, picks checked.
     pub fn training(seed: u64, step: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step, sample_ids, dropout: true, verify_picks: true, recompute: None }
+        let (prompts, recompute) = (Vec::new(), None);
+        Self { seed, step, sample_ids, prompts, dropout: true, verify_picks: true, recompute }
     }
 
     /// Inference: no dropout, picks checked.
     pub fn inference(seed: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step: 0, sample_ids, dropout: false, verify_picks: true, recompute: None }
+        let (prompts, recompute) = (Vec::new(), None);
+        Self { seed, step: 0, sample_ids, prompts, dropout: false, verify_picks: true, recompute }
+    }
+
+    /// The same with the first human turn of each sample.
+    pub fn with_prompts(self, prompts: Vec<String>) -> Self {
+        Self { prompts, ..self }
     }
 
     /// The pruners' view of this context, for a batch with that many images per sample.
@@ -68,7 +77,7 @@ impl StepContext {
     /// [`ModelError::SampleIds`] if the counts do not match.
     pub fn for_images(&self, images_per_sample: &[usize]) -> Result<PruneContext, ModelError> {
         let (expected, found) = (images_per_sample.len(), self.sample_ids.len());
-        if expected != found {
+        if expected != found || !(self.prompts.is_empty() || self.prompts.len() == expected) {
             return Err(ModelError::SampleIds { expected, found });
         }
         let images = self
@@ -77,7 +86,14 @@ impl StepContext {
             .zip(images_per_sample)
             .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)))
             .collect();
-        Ok(PruneContext { seed: self.seed, step: self.step, images })
+        let prompts = self
+            .prompts
+            .iter()
+            .zip(images_per_sample)
+            .flat_map(|(prompt, count)| std::iter::repeat_n(prompt.clone(), *count))
+            .collect();
+        let verify = self.verify_picks;
+        Ok(PruneContext { seed: self.seed, step: self.step, images, prompts, verify })
     }
 
     /// States of the dropout masks of a planned batch.

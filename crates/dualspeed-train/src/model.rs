@@ -210,7 +210,8 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         let config = &runtime.config;
         let text = text_batch(batch);
         let has_images = !batch.images.is_empty();
-        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone());
+        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone())
+            .with_prompts(batch.prompts.clone());
         ctx.recompute = runtime.recompute;
         // Free on the host; on a GPU it synchronises, so only while a run is young.
         ctx.verify_picks = *step < 10 || computes_on_host::<B>(&runtime.device);

@@ -9,16 +9,14 @@ use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
     BpeVocabulary, Conversation, FitMode, HostImage, ImageProcessor, SpecialTokens, Template,
-    TextTokenizer, Turn, encode_prompt, preprocess_image, read_processor,
-    scene_tokenizer,
+    TextTokenizer, Turn, encode_prompt, preprocess_image, read_processor, scene_tokenizer,
 };
 use dualspeed_model::import::{
-    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport,
-    load_extra,
+    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
 };
 use dualspeed_model::{
-    GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, View,
-    VisionInput, VisualTokens,
+    GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, View, VisionInput,
+    VisualTokens,
 };
 use dualspeed_ops::Backend;
 use dualspeed_train::features::pixel_values;
@@ -230,8 +228,11 @@ impl<B: Backend> Speaker<B> {
             turns: vec![Turn::open(with_images(question)?)],
         };
         let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
-        let options =
-            GenerateOptions { eos_token_ids: self.eos_token_ids.clone(), ..asking.options.clone() };
+        let options = GenerateOptions {
+            eos_token_ids: self.eos_token_ids.clone(),
+            prompt: question.prompt.clone(),
+            ..asking.options.clone()
+        };
         let mut said = Said { tokenizer: &self.tokenizer, ids: Vec::new(), shown: 0, failed: None };
         let mut on_token = |id| said.push(id, each);
         let generated = match &self.model {

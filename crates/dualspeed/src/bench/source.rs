@@ -67,6 +67,7 @@ impl ExampleSource for Synthetic {
             labels,
             images: (0..self.tiles).map(image).collect(),
             questions: Vec::new(),
+            prompt: String::new(),
         })
     }
 
