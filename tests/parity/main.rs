@@ -6,6 +6,7 @@ mod anyres;
 mod clip;
 mod commands;
 mod damaged;
+mod efficientnet;
 mod gguf;
 mod llama;
 mod llava;

@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`config`] | sizes, as serde data with `validate()` |
 //! | [`vision`], [`vit`] | what an encoder is; CLIP's ViT |
+//! | [`clip_text`] | CLIP's text tower |
+//! | [`efficientnet`] | a pretrained convolutional tower |
 //! | [`tower`] | training heads and losses of the ViT |
 //! | [`projector`] | from vision features to token embeddings |
 //! | [`pruner`] | the trait, its base, the registry, the pruners |
@@ -25,7 +27,9 @@
 //! | [`import`] | checkpoints of transformers, LLaVA, peft, PyTorch and llama.cpp |
 
 pub mod anyres;
+pub mod clip_text;
 pub mod config;
+pub mod efficientnet;
 mod error;
 pub mod export;
 pub mod forward;

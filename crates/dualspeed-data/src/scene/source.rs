@@ -97,7 +97,7 @@ impl SceneSource {
             })
             .collect();
         let id = format!("scene-{}-{}-{index}", self.config.split.name(), self.config.seed);
-        Ok(Example { id, input_ids: encoded.input_ids, labels: encoded.labels, images, questions })
+        Ok(Example { id, input_ids: encoded.input_ids, labels: encoded.labels, images, tilings: Vec::new(), questions })
     }
 }
 

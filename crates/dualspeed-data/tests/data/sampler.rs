@@ -13,7 +13,7 @@ impl ExampleSource for Mixed {
     }
     fn get(&self, index: usize) -> Result<Example, DataError> {
         let (input_ids, labels) = (vec![7; index + 1], vec![7; index + 1]);
-        Ok(Example { id: index.to_string(), input_ids, labels, images: vec![], questions: vec![] })
+        Ok(Example { id: index.to_string(), input_ids, labels, images: vec![], tilings: vec![], questions: vec![] })
     }
     fn modality(&self, index: usize) -> Modality {
         if index.is_multiple_of(3) { Modality::Text } else { Modality::Image }
