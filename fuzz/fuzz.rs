@@ -22,8 +22,8 @@ use dualspeed::prelude::ExampleSource;
 
 /// Inputs longer than this only make runs slow.
 const LONGEST: usize = 1 << 17;
-/// Kept inputs at most.
-const LARGEST_CORPUS: usize = 400;
+/// Bytes of kept inputs at most.
+const LARGEST_CORPUS: usize = 400_000;
 
 /// Numbers at which parsers break.
 const INTERESTING: [u64; 12] = [
@@ -115,19 +115,13 @@ fn read_all(weights: &dyn WeightSource) -> String {
     outcomes.into_iter().collect::<Vec<_>>().join(" | ")
 }
 
-/// An outcome without what differs from input to input: numbers and quoted parts.
+/// An outcome without what differs from input to input: numbers, and everything between the first and the last quote.
 fn signature(outcome: &str) -> String {
-    let mut quoted = false;
-    let mut result = String::new();
-    for c in outcome.chars().take(400) {
-        match c {
-            '"' | '`' => quoted = !quoted,
-            _ if quoted || c.is_ascii_digit() => {}
-            _ => result.push(c),
-        }
-    }
-    result.truncate(result.char_indices().nth(120).map_or(result.len(), |(at, _)| at));
-    result
+    let quote = |c: char| matches!(c, '"' | '`' | '\'');
+    let head = outcome.split(quote).next().unwrap_or_default();
+    let tail = outcome.rsplit(quote).next().filter(|tail| tail.len() < outcome.len());
+    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).take(100).collect::<String>();
+    format!("{}..{}", words(head), words(tail.unwrap_or_default()))
 }
 
 fn mutate(input: &mut Vec<u8>, other: &[u8], dictionary: &[&[u8]], rng: &mut SplitMix) {
@@ -227,7 +221,8 @@ fn main() -> std::io::Result<()> {
             eprintln!("crash: {}", path.display());
             std::process::exit(1);
         };
-        if seen.insert(signature(&outcome)) && kept.len() < LARGEST_CORPUS {
+        let room = kept.iter().map(Vec::len).sum::<usize>() + input.len() < LARGEST_CORPUS;
+        if seen.insert(signature(&outcome)) && room {
             std::fs::write(dir.join(format!("kept-{:04}", kept.len())), &input)?;
             kept.push(input);
         }
