@@ -42,7 +42,10 @@ impl Copy {
     }
 
     /// Rewrites the weights with some of them changed.
-    fn rewrite(&self, change: impl Fn(&str, Vec<usize>, Vec<u8>) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)>) {
+    fn rewrite(
+        &self,
+        change: impl Fn(&str, Vec<usize>, Vec<u8>) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+    ) {
         let path = self.path("model.safetensors");
         let bytes = std::fs::read(&path).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -168,7 +171,10 @@ fn configurations_of_other_models() {
         parse_config(Path::new("dir/config.json"), text.as_bytes()).err().unwrap().to_string()
     };
     assert_says(&parse(r#"{"model_type": "bert"}"#), &["dir/config.json", "model_type", "bert"]);
-    assert_says(&parse(r#"{"model_type": "llama", "hidden_size": "x"}"#), &["hidden_size", "a size"]);
+    assert_says(
+        &parse(r#"{"model_type": "llama", "hidden_size": "x"}"#),
+        &["hidden_size", "a size"],
+    );
     assert_says(
         &parse(r#"{"model_type": "llama", "attention_bias": true}"#),
         &["attention_bias", "no biases"],
@@ -177,18 +183,15 @@ fn configurations_of_other_models() {
         &parse(r#"{"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2}}"#),
         &["rope_scaling.rope_type", "yarn"],
     );
-    assert_says(
-        &parse(r#"{"model_type": "mistral"}"#),
-        &["sliding_window", "4096"],
-    );
+    assert_says(&parse(r#"{"model_type": "mistral"}"#), &["sliding_window", "4096"]);
     assert_says(&parse("[1]"), &["dir/config.json", "JSON object"]);
 }
 
 /// A zip archive as `torch.save` makes it.
 fn torch_zip(path: &Path, pickle: &[u8], storages: &[(&str, &[u8])]) {
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
-    let stored = zip::write::SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Stored);
+    let stored =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
     zip.start_file("archive/data.pkl", stored).unwrap();
     zip.write_all(pickle).unwrap();
     for (key, bytes) in storages {
@@ -221,7 +224,9 @@ fn pickles_are_read_with_their_strides_and_never_beyond_their_storage() {
     torch_zip(&path, &one_tensor(0, &[3, 2], &[1, 3]), &[("0", &storage)]);
     let weights = PickleWeights::open(&path).unwrap();
     assert_eq!(weights.read("w").unwrap().to_f32(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-    for (offset, shape, strides) in [(1, [3, 2], [1, 3]), (0, [3, 3], [1, 3]), (0, [250, 250], [0, 0])] {
+    for (offset, shape, strides) in
+        [(1, [3, 2], [1, 3]), (0, [3, 3], [1, 3]), (0, [250, 250], [0, 0])]
+    {
         torch_zip(&path, &one_tensor(offset, &shape, &strides), &[("0", &storage)]);
         let error = PickleWeights::open(&path).unwrap().read("w").err().unwrap().to_string();
         assert_says(&error, &["a.bin", "tensor `w`", "storage"]);
@@ -248,9 +253,14 @@ fn hostile_pickles_are_refused_by_name() {
     torch_zip(&path, b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.", &[]);
     assert!(PickleWeights::open(&path).unwrap().tensors().is_empty());
     // Instructions without operands, text without an end, a text of two gigabytes.
-    for pickle in [&b"\x80\x02R."[..], b"\x80\x02X\xff\xff\xff\x7fab", b"\x80\x02(((t", b"\x80\x02h\x07."] {
+    for pickle in
+        [&b"\x80\x02R."[..], b"\x80\x02X\xff\xff\xff\x7fab", b"\x80\x02(((t", b"\x80\x02h\x07."]
+    {
         torch_zip(&path, pickle, &[]);
-        assert_says(&PickleWeights::open(&path).err().unwrap().to_string(), &["evil.bin", "data.pkl"]);
+        assert_says(
+            &PickleWeights::open(&path).err().unwrap().to_string(),
+            &["evil.bin", "data.pkl"],
+        );
     }
     std::fs::write(&path, b"neither").unwrap();
     assert_says(&PickleWeights::open(&path).err().unwrap().to_string(), &["evil.bin", "neither"]);
@@ -282,9 +292,7 @@ fn gguf_headers_are_not_believed() {
 #[test]
 fn a_directory_without_weights_or_configuration() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || {
-        Checkpoint::open(dir.path(), &LoadOptions::default()).err().unwrap().to_string()
-    };
+    let open = || Checkpoint::open(dir.path(), &LoadOptions::default()).err().unwrap().to_string();
     assert_says(&open(), &["config.json"]);
     std::fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     assert_says(&open(), &["model.safetensors", "pytorch_model.bin"]);

@@ -41,7 +41,10 @@ pub fn check(name: &str, model: &Llava<B>, expected: &Expected) {
         let start = logits.dims()[0] - 1;
         let picks = full.narrow(0, start, greedy.len()).argmax(1);
         let picks: Vec<i64> = picks.into_data().iter::<i64>().collect();
-        assert_eq!(picks, greedy, "{name}: the full forward picks other tokens than the cached one");
+        assert_eq!(
+            picks, greedy,
+            "{name}: the full forward picks other tokens than the cached one"
+        );
     }
 }
 
@@ -69,9 +72,12 @@ fn many_heads_untied() {
 #[test]
 fn the_original_layout_in_both_kinds_of_pickle() {
     let dir = fixture("llava_original");
-    let options =
-        LoadOptions { vision_tower: Some(dir.join("vision")), ..LoadOptions::default() };
-    check("llava_original", &load_llava("llava_original", &options), &Expected::of("llava_original"));
+    let options = LoadOptions { vision_tower: Some(dir.join("vision")), ..LoadOptions::default() };
+    check(
+        "llava_original",
+        &load_llava("llava_original", &options),
+        &Expected::of("llava_original"),
+    );
     // Without the tower's own checkpoint there is nothing to see with.
     let error = Checkpoint::open(&dir, &LoadOptions::default()).err().unwrap().to_string();
     assert!(error.contains("vision tower") && error.contains("--vision-tower"), "{error}");

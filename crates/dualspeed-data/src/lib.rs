@@ -34,9 +34,7 @@ pub use anyres::Tiling;
 pub use atlas::{Atlas, Class, Vendor};
 pub use batch::{HostBatch, collate};
 pub use chance::{Chance, chance};
-pub use error::{
-    ConfigError, DataError, EncodeError, ImageError, ProcessorProblem, RecordProblem,
-};
+pub use error::{ConfigError, DataError, EncodeError, ImageError, ProcessorProblem, RecordProblem};
 pub use example::{Example, ExampleSource, HostImage, Modality, QuestionKind, QuestionMeta};
 pub use llava_json::{LlavaJson, LlavaJsonConfig};
 pub use memory::MemorySource;
@@ -50,8 +48,8 @@ pub use scene::{
     patch_colours, patch_labels, render, scene_tokenizer,
 };
 pub use text::{
-    BpeVocabulary, Conversation, Encoded, Segment, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
-    encode_training,
+    BpeVocabulary, Conversation, Encoded, Segment, SpecialTokens, Template, TextTokenizer, Turn,
+    encode_prompt, encode_training,
 };
 
 /// Stands once in `input_ids` for each image (LLaVA's `IMAGE_TOKEN_INDEX`).

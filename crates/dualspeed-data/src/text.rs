@@ -9,5 +9,5 @@ mod vocabulary;
 pub use conversation::{Conversation, IMAGE_PLACEHOLDER, Turn};
 pub use encode::{Encoded, encode_prompt, encode_training};
 pub use template::{LLAVA_LLAMA_2_SYSTEM, SMOLLM2_SYSTEM, Segment, Template, VICUNA_SYSTEM};
-pub use vocabulary::BpeVocabulary;
 pub use tokenizer::{SpecialTokens, TextTokenizer};
+pub use vocabulary::BpeVocabulary;

@@ -140,9 +140,18 @@ mod tests {
         let kept: Vec<usize> = (0..12).filter(|token| valid[token / 4][token % 4]).collect();
         let slots = layout.arrange(&kept, NewlinePolicy::All);
         let expected = [
-            Some(0), Some(1), Some(2), Some(3),
-            Some(5), Some(8), Some(9), None,
-            Some(7), Some(10), Some(11), None,
+            Some(0),
+            Some(1),
+            Some(2),
+            Some(3),
+            Some(5),
+            Some(8),
+            Some(9),
+            None,
+            Some(7),
+            Some(10),
+            Some(11),
+            None,
         ];
         assert_eq!(kept_of(&slots, &kept), expected);
         let places: Vec<usize> = slots.iter().map(|(_, place)| *place).collect();

@@ -48,6 +48,16 @@ pub enum ModelError {
     /// A pruner failed.
     #[error(transparent)]
     Prune(#[from] PruneError),
+    /// A type of numbers that the backend does not have.
+    #[error(
+        "the backend {backend} has no {dtype:?} on this device; set model.dtype to \"float32\", or use another backend"
+    )]
+    Dtype {
+        /// The type asked for.
+        dtype: crate::config::Dtype,
+        /// Name of the backend.
+        backend: String,
+    },
     /// Pixels of another shape than the vision tower takes.
     #[error(
         "pixel_values have shape {found:?}, the vision tower takes [images, 3, {expected}, \

@@ -55,8 +55,8 @@ pub mod vit;
 
 pub use anyres::{Slot, TileLayout};
 pub use config::{
-    AnyresConfig, HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, NewlinePolicy,
-    PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VitConfig,
+    AnyresConfig, Dtype, HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget,
+    NewlinePolicy, PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VitConfig,
 };
 pub use error::{ConfigError, ModelError};
 pub use forward::{Forward, StepContext, View};
@@ -71,9 +71,7 @@ pub use pruner::{
     Kept, KeptTokens, PruneContext, PruneError, Pruner, PrunerSpec, Registry, Rounding, Stage,
     VisualTokens, keep_count, select,
 };
-pub use splice::{
-    IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceError, SplicePlan, TextBatch,
-};
+pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceError, SplicePlan, TextBatch};
 pub use stages::{ParamGroup, ParamInfo, Trainable};
 pub use store::Precision;
 pub use tower::{TowerConfig, TowerLoss, TowerLossWeights, TowerModel, TowerTargets};

@@ -14,6 +14,7 @@ use crate::lora::Lora;
 use crate::projector::MlpProjector;
 use crate::pruner::{KeptTokens, Pruner, VisualTokens, select};
 use crate::splice::{SpliceOptions, SplicePlan, TextBatch};
+use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
 
@@ -177,7 +178,8 @@ impl<B: Backend> Llava<B> {
             }
             VisionInput::Features(features) => features,
         };
-        let features = features.detach(); // [images, n, d_v]
+        let mut features = features.detach(); // [images, n, d_v]
+        features.hidden = cast(features.hidden, self.config.dtype.float());
         let (found, tokens, hidden) =
             (features.hidden.dims(), geometry.num_patches, geometry.hidden);
         if found[0] == 0 || found[1..] != [tokens, hidden] {
@@ -314,6 +316,9 @@ impl<B: Backend> Llava<B> {
             (Some(isolator), Some(_)) if view.isolator() => Some(isolator.val()), // [l, d]
             _ => None,
         };
+        // The trained parts (isolator, a projector's f32 output) join the activations' type here.
+        let dtype = self.config.dtype.float();
+        let [text, visual, isolator] = [text, visual, isolator].map(|x| x.map(|x| cast(x, dtype)));
         Ok(plan.assemble(text, visual, isolator).ok_or(crate::splice::SpliceError::Empty)?)
     }
 

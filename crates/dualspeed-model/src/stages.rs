@@ -1,7 +1,7 @@
 //! Which parameters a stage trains, and how an optimiser finds its groups.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{DType, FloatDType, Tensor};
 use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +108,20 @@ impl<B: Backend> Llava<B> {
         })
     }
 
+    /// The same model with every frozen weight in `config.dtype`, and what is trained in f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Dtype`] if the backend has no such type on this device.
+    pub fn store_frozen(self) -> Result<Self, ModelError> {
+        let dtype = self.config.dtype.float();
+        let device = self.language_model.embed_tokens.weight.lazy_device();
+        if !B::supports_dtype(&device, dtype.into()) {
+            let backend = B::name(&device);
+            return Err(ModelError::Dtype { dtype: self.config.dtype, backend });
+        }
+        Ok(self.map(&mut StoreFrozen(dtype)))
+    }
+
     /// What the current stage trains.
     pub fn trainable(&self) -> Trainable {
         Trainable {
@@ -153,6 +167,23 @@ impl<B: Backend> Llava<B> {
         });
         infos
     }
+}
+
+struct StoreFrozen(FloatDType);
+
+impl<B: Backend> ModuleMapper<B> for StoreFrozen {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let dtype = if param.is_require_grad() { FloatDType::F32 } else { self.0 };
+        param.map(|tensor| cast(tensor, dtype))
+    }
+}
+
+/// A cast that costs nothing where the type is right already.
+pub(crate) fn cast<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+    dtype: FloatDType,
+) -> Tensor<B, D> {
+    if tensor.dtype() == DType::from(dtype) { tensor } else { tensor.cast(dtype) }
 }
 
 fn visit<B: Backend, M: Module<B>>(module: &M, paths: &mut Paths) {

@@ -11,6 +11,7 @@ use dualspeed_ops::{AttentionSpec, Backend};
 use crate::config::{HiddenAct, SelectFeature, VitConfig};
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm, Linear, merge_heads, split_heads};
+use crate::stages::cast;
 use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
 
 /// The convolution that makes patches, without bias.
@@ -156,6 +157,8 @@ impl<B: Backend> VitEmbeddings<B> {
     fn forward(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 3> {
         let [images, channels, side, _] = pixel_values.dims();
         let weight = self.patch_embedding.weight.val(); // [d, 3, patch, patch]
+        // The tower computes in the type of its weights.
+        let pixel_values = cast(pixel_values, weight.dtype().into());
         let [d, _, patch, _] = weight.dims();
         let grid = side / patch;
         let width = channels * patch * patch;

@@ -61,6 +61,51 @@ pub trait Backend: BurnBackend {
         plain::lora_linear_backward::<Self>(saved, grad, needs)
     }
 
+    /// `residual + x W`: a linear layer onto a residual stream of its output's shape.
+    fn fused_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(residual, Self::fused_linear(x, weight, None))
+    }
+
+    /// `residual + x W + scale ((x * mask) A) B`.
+    fn fused_lora_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+        residual: FloatTensor<Self>,
+    ) -> LoraLinearOutput<Self> {
+        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout_mask);
+        LoraLinearOutput { output: Self::float_add(residual, out.output), hidden: out.hidden }
+    }
+
+    /// [`fused_linear_backward`](Backend::fused_linear_backward) with `sum` added to the gradient of `x`: for an input that
+    /// several layers read.
+    fn fused_linear_backward_add(
+        saved: LinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        sum: Option<FloatTensor<Self>>,
+    ) -> LinearGrads<Self> {
+        let out = Self::fused_linear_backward(saved, grad);
+        LinearGrads { x: add::<Self>(sum, out.x), ..out }
+    }
+
+    /// [`fused_lora_linear_backward`](Backend::fused_lora_linear_backward) with `sum` added to the gradient of `x`.
+    fn fused_lora_linear_backward_add(
+        saved: LoraLinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 4],
+        sum: Option<FloatTensor<Self>>,
+    ) -> LoraLinearGrads<Self> {
+        let out = Self::fused_lora_linear_backward(saved, grad, needs);
+        LoraLinearGrads { x: add::<Self>(sum, out.x), ..out }
+    }
+
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
     fn fused_rms_norm(
         x: FloatTensor<Self>,
@@ -79,6 +124,20 @@ pub trait Backend: BurnBackend {
         needs: [bool; 2],
     ) -> NormGrads<Self> {
         plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs)
+    }
+
+    /// [`fused_rms_norm_backward`](Backend::fused_rms_norm_backward) with `around`, the gradient that bypasses the norm, added
+    /// to that of `x`.
+    fn fused_rms_norm_backward_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        around: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> NormGrads<Self> {
+        let out = Self::fused_rms_norm_backward(x, weight, eps, grad, needs);
+        NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
     }
 
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, biased variance.
@@ -238,6 +297,17 @@ pub trait Backend: BurnBackend {
     /// and moments, so that they may be updated in place.
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
         plain::adamw::<Self>(tensors, config)
+    }
+}
+
+/// The second where it is there, plus the first where that is there too.
+pub(crate) fn add<B: Backend>(
+    sum: Option<FloatTensor<B>>,
+    term: Option<FloatTensor<B>>,
+) -> Option<FloatTensor<B>> {
+    match (sum, term) {
+        (Some(sum), Some(term)) => Some(B::float_add(sum, term)),
+        (_, term) => term,
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use dualspeed_data::{DataError, Example, ExampleSource, HostImage, MemorySource};
 use dualspeed_model::{Geometry, Needs, VisionFeatures, VisionTower};
 use dualspeed_ops::Backend;
@@ -13,13 +13,19 @@ use rayon::prelude::*;
 
 use crate::error::TrainError;
 use crate::metrics::progress_bar;
-use crate::optim::to_f32;
 
-/// Rows of one kind of feature, image after image, with the shape of one image's row.
-#[derive(Clone, Debug, Default)]
+/// Rows of one kind of feature, image after image, in the tower's type, with the shape of one image's rows.
+#[derive(Clone, Debug)]
 struct Rows {
     shape: [usize; 2],
-    values: Vec<f32>,
+    dtype: DType,
+    bytes: Vec<u8>,
+}
+
+impl Default for Rows {
+    fn default() -> Self {
+        Self { shape: [0, 0], dtype: DType::F32, bytes: Vec::new() }
+    }
 }
 
 /// Host features by image key, and the examples they belong to without their pixels.
@@ -159,8 +165,8 @@ impl FeatureCache {
     pub fn bytes(&self) -> usize {
         let optional = [&self.cls_attention, &self.keys, &self.patch_text];
         let others: usize =
-            optional.iter().filter_map(|rows| rows.as_ref()).map(|r| r.values.len()).sum();
-        4 * (self.hidden.values.len() + others)
+            optional.iter().filter_map(|rows| rows.as_ref()).map(|r| r.bytes.len()).sum();
+        self.hidden.bytes.len() + others
     }
 
     /// The examples the cache was computed from, without pixels: a source that costs nothing to
@@ -194,17 +200,20 @@ impl FeatureCache {
 impl Rows {
     fn extend<B: Backend>(&mut self, feature: Tensor<B, 3>) {
         let [_, rows, width] = feature.dims();
-        self.shape = [rows, width];
-        self.values.extend(to_f32(feature));
+        let data = feature.into_data();
+        (self.shape, self.dtype) = ([rows, width], data.dtype);
+        self.bytes.extend_from_slice(data.as_bytes());
     }
 
     fn gather<B: Backend>(&self, rows: &[usize], device: &B::Device) -> Tensor<B, 3> {
         let [n, width] = self.shape;
-        let mut values = Vec::with_capacity(rows.len() * n * width);
+        let size = n * width * self.dtype.size();
+        let mut bytes = Vec::with_capacity(rows.len() * size);
         for row in rows {
-            values.extend_from_slice(&self.values[row * n * width..(row + 1) * n * width]);
+            bytes.extend_from_slice(&self.bytes[row * size..(row + 1) * size]);
         }
-        Tensor::from_data(TensorData::new(values, [rows.len(), n, width]), device)
+        let data = TensorData::from_bytes_vec(bytes, [rows.len(), n, width], self.dtype);
+        Tensor::from_data(data, (device, self.dtype))
     }
 }
 

@@ -57,8 +57,8 @@ impl MemoryPlan {
             length,
             images: if cached { 0 } else { config.batch.size },
             trainable: config.stage.trainable(config.model.lora.is_some()),
-            frozen_bytes: 4,
-            activation_bytes: 4,
+            frozen_bytes: config.model.dtype.bytes(),
+            activation_bytes: config.model.dtype.bytes(),
         };
         let budget = config.memory.budget_gib.map(|gib| (gib * GIB) as u64);
         let available = budget.or_else(|| B::free_memory(device));

@@ -71,6 +71,7 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) optim: GroupedAdamW<B>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_dir: PathBuf,
+    pub(crate) save: bool,
     pub(crate) start: Reached,
     pub(crate) total_steps: u64,
     pub(crate) interrupt: Arc<AtomicBool>,
@@ -129,7 +130,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
             let interrupted =
                 this.interrupt.load(Ordering::Relaxed) || self.interrupter.should_stop();
             let every = this.config.checkpoint.every;
-            if interrupted || done == this.total_steps || (every > 0 && done % every == 0) {
+            let due = done == this.total_steps || (every > 0 && done % every == 0);
+            if this.save && (interrupted || due) {
                 self.save(done)?;
                 saved = done;
             }

@@ -49,6 +49,8 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub overwrite: bool,
     /// What is shown.
     pub progress: Progress,
+    /// Whether checkpoints are written; a benchmark needs none.
+    pub save: bool,
     /// Set it to end the run after the current step, with a checkpoint.
     pub interrupt: Arc<AtomicBool>,
     /// Pruners by name.
@@ -74,6 +76,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             resume: false,
             overwrite: false,
             progress: Progress::Silent,
+            save: true,
             interrupt: Arc::new(AtomicBool::new(false)),
             pruners: Registry::default(),
         }
@@ -120,7 +123,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         None
     };
 
-    let mut llava = apply_stage(job.model, &config)?;
+    let mut llava = apply_stage(job.model, &config)?.store_frozen()?;
     let device = llava.language_model.embed_tokens.weight.device();
     let params = trainable_params(&llava);
     if params.is_empty() {
@@ -203,6 +206,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         optim,
         checkpoints,
         run_dir: job.run_dir.clone(),
+        save: job.save,
         start,
         total_steps,
         interrupt: job.interrupt,

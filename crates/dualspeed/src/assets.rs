@@ -138,7 +138,10 @@ impl Asset {
         let file = File::open(archive).with_context(damaged)?;
         let mut zip = zip::ZipArchive::new(file).with_context(damaged)?;
         let mut bytes = Vec::new();
-        zip.by_name(self.member).with_context(damaged)?.read_to_end(&mut bytes).with_context(damaged)?;
+        zip.by_name(self.member)
+            .with_context(damaged)?
+            .read_to_end(&mut bytes)
+            .with_context(damaged)?;
         write_atomic(to, &bytes)
     }
 }

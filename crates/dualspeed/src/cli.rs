@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
+use crate::bench::Size;
 use crate::commands;
 use crate::extensions::Extensions;
 use crate::speaker::SpeakerOptions;
@@ -51,6 +52,8 @@ pub enum Command {
     Assets(AssetsArgs),
     /// Show which visual tokens a pruner keeps: pruned patches are dimmed.
     Prune(PruneArgs),
+    /// Time whole training steps at published shapes, with random weights.
+    Bench(BenchArgs),
     /// Train the small vision tower whose weights are embedded (names patches, colours, the picture).
     TrainTower(TrainTowerArgs),
 }
@@ -347,6 +350,32 @@ pub struct PruneArgs {
     #[arg(long)]
     pub run: Option<PathBuf>,
     /// Replace the PNG if it exists.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Shapes of the model.
+    #[arg(long, value_enum, default_value_t = Size::Llava7b)]
+    pub size: Size,
+    /// A case, e.g. `--case "stage 2 fast"` (repeatable; all by default).
+    #[arg(long, value_name = "NAME")]
+    pub case: Vec<String>,
+    /// Steps before the counted ones.
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// Counted steps.
+    #[arg(long, default_value_t = 10)]
+    pub steps: usize,
+    /// Override a key of the training configuration, e.g. `--set memory.recompute=input` (repeatable).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Also write the rows as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Replace the JSON file if it exists.
     #[arg(long)]
     pub overwrite: bool,
 }

@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
+//! | [`bench`] | times of whole training steps |
 //! | [`extensions`] | pruners of another crate, known to every command |
 //! | [`tower`] | the embedded vision tower and how it is trained |
 //! | [`lab`] | data sets, tower features and one training-and-evaluation, as quickstart and ablations need it |
@@ -29,6 +30,7 @@ pub use dualspeed_train as train;
 
 pub mod assets;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 mod commands;
 pub mod extensions;

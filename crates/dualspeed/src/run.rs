@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use dualspeed_model::{Llava, LlavaConfig};
+use dualspeed_model::{Dtype, Llava, LlavaConfig};
 use dualspeed_ops::Backend;
 use dualspeed_train::{TrainConfig, load_trained};
 use serde::Serialize;
@@ -115,6 +115,10 @@ pub fn load<B: Backend>(dir: &Path, device: &B::Device) -> anyhow::Result<Llava<
 }
 
 fn load_at<B: Backend>(dir: &Path, device: &B::Device, depth: usize) -> anyhow::Result<Llava<B>> {
-    let model = start_at(&config(dir)?, device, depth)?;
+    let mut model = start_at(&config(dir)?, device, depth)?;
+    // What was trained in half precision runs in f32 where the backend has nothing else.
+    if !B::supports_dtype(device, model.config.dtype.float().into()) {
+        model.config.dtype = Dtype::Float32;
+    }
     Ok(load_trained(model, dir)?.0)
 }

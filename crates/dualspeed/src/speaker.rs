@@ -123,15 +123,7 @@ impl<B: Backend> Speaker<B> {
         let processor = ImageProcessor::clip(config.model.vision.image_size, fit);
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = None;
-        Ok(Self {
-            model,
-            tokenizer,
-            template,
-            system,
-            processor,
-            eos_token_ids,
-            image_token_id,
-        })
+        Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
     }
 
     /// The model of a checkpoint directory, an adapter directory, or a GGUF file.
@@ -154,7 +146,10 @@ impl<B: Backend> Speaker<B> {
         };
         if let Some(dir) = adapter.as_deref().or(options.adapter.as_deref()) {
             let Model::Llava(llava) = model else {
-                anyhow::bail!("adapters are put on models with vision here; {} has none", path.display())
+                anyhow::bail!(
+                    "adapters are put on models with vision here; {} has none",
+                    path.display()
+                )
             };
             model = Model::Llava(Box::new(Adapter::open(dir)?.apply(*llava, device)?));
         }
@@ -184,15 +179,8 @@ impl<B: Backend> Speaker<B> {
         let own = texts.get("dualspeed_system").and_then(|system| system.as_str());
         let system = options.system.clone().or(own.map(str::to_owned));
         let image_token_id = checkpoint.config.image_token_id;
-        let speaker = Self {
-            model,
-            tokenizer,
-            template,
-            system,
-            processor,
-            eos_token_ids,
-            image_token_id,
-        };
+        let speaker =
+            Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };
         speaker.check_vocabulary()?;
         Ok((speaker, report))
     }
@@ -242,15 +230,16 @@ impl<B: Backend> Speaker<B> {
             turns: vec![Turn::open(with_images(question)?)],
         };
         let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
-        let options = GenerateOptions {
-            eos_token_ids: self.eos_token_ids.clone(),
-            ..asking.options.clone()
-        };
+        let options =
+            GenerateOptions { eos_token_ids: self.eos_token_ids.clone(), ..asking.options.clone() };
         let mut said = Said { tokenizer: &self.tokenizer, ids: Vec::new(), shown: 0, failed: None };
         let mut on_token = |id| said.push(id, each);
         let generated = match &self.model {
             Model::Llama(model) => {
-                anyhow::ensure!(question.images.is_empty(), "this model has no eyes; ask without --image");
+                anyhow::ensure!(
+                    question.images.is_empty(),
+                    "this model has no eyes; ask without --image"
+                );
                 model.generate_each(&prompt_ids, &options, &mut on_token)?
             }
             Model::Llava(model) => {
@@ -367,7 +356,10 @@ pub fn open(path: &Path, options: &SpeakerOptions) -> anyhow::Result<Opened> {
 /// The base model of an adapter directory: a path beside it or from here.
 fn base_of(dir: &Path) -> anyhow::Result<PathBuf> {
     let name = Adapter::open(dir)?.base_model.with_context(|| {
-        format!("{} names no base model; pass the base with --model and this with --adapter", dir.display())
+        format!(
+            "{} names no base model; pass the base with --model and this with --adapter",
+            dir.display()
+        )
     })?;
     [dir.join(&name), PathBuf::from(&name)].into_iter().find(|path| path.is_dir()).with_context(|| {
         format!(
@@ -383,7 +375,9 @@ fn with_images(question: &Question) -> anyhow::Result<String> {
     match prompt.matches("<image>").count() {
         0 => Ok(format!("{}{prompt}", "<image>\n".repeat(images))),
         marks if marks == images => Ok(prompt.clone()),
-        marks => anyhow::bail!("the prompt has {marks} <image> but there are {images} image(s); make them equal"),
+        marks => anyhow::bail!(
+            "the prompt has {marks} <image> but there are {images} image(s); make them equal"
+        ),
     }
 }
 

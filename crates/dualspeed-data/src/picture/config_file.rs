@@ -27,8 +27,8 @@ pub fn read_processor(dir: &Path) -> Result<Option<ProcessorFile>, DataError> {
         if !path.is_file() {
             continue;
         }
-        let text =
-            std::fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+        let text = std::fs::read(&path)
+            .map_err(|source| DataError::Read { path: path.clone(), source })?;
         let wrong = |problem: String| {
             DataError::Processor(ProcessorProblem { path: path.clone(), problem })
         };
@@ -76,7 +76,9 @@ fn parse(json: &Value) -> Result<ProcessorFile, String> {
     let flag = |field: &str, default| json.get(field).and_then(Value::as_bool).unwrap_or(default);
     for field in ["do_resize", "do_rescale", "do_normalize"] {
         if !flag(field, true) {
-            return Err(format!("`{field}` is false; images are always resized and normalised here"));
+            return Err(format!(
+                "`{field}` is false; images are always resized and normalised here"
+            ));
         }
     }
     if let Some(filter) = json.get("resample").and_then(Value::as_u64)
@@ -125,11 +127,12 @@ fn parse(json: &Value) -> Result<ProcessorFile, String> {
 fn side(json: &Value, field: &str) -> Result<Option<usize>, String> {
     let Some(value) = json.get(field).filter(|value| !value.is_null()) else { return Ok(None) };
     let part = |name: &str| value.get(name).and_then(Value::as_u64);
-    let side = match (value.as_u64().or_else(|| part("shortest_edge")), part("height"), part("width")) {
-        (Some(side), ..) => side,
-        (None, Some(height), Some(width)) if height == width => height,
-        _ => return Err(format!("`{field}` = {value}; only squares are made here")),
-    };
+    let side =
+        match (value.as_u64().or_else(|| part("shortest_edge")), part("height"), part("width")) {
+            (Some(side), ..) => side,
+            (None, Some(height), Some(width)) if height == width => height,
+            _ => return Err(format!("`{field}` = {value}; only squares are made here")),
+        };
     usize::try_from(side).map(Some).map_err(|error| error.to_string())
 }
 

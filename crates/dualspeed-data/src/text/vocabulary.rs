@@ -29,7 +29,8 @@ impl BpeVocabulary {
     /// # Errors
     /// If the way text is cut first is not known, or parts do not fit together.
     pub fn tokenizer(&self) -> Result<TextTokenizer, EncodeError> {
-        let wrong = |reason: String| EncodeError::Vocabulary { what: "BPE vocabulary".into(), reason };
+        let wrong =
+            |reason: String| EncodeError::Vocabulary { what: "BPE vocabulary".into(), reason };
         let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
         let cut = match self.pre.as_str() {
             "smollm" => json!({ "type": "Sequence", "pretokenizers": [
@@ -44,7 +45,8 @@ impl BpeVocabulary {
         };
         let name = |id: u32| {
             let token = self.tokens.get(id as usize).cloned();
-            token.ok_or_else(|| wrong(format!("id {id} is beyond its {} tokens", self.tokens.len())))
+            token
+                .ok_or_else(|| wrong(format!("id {id} is beyond its {} tokens", self.tokens.len())))
         };
         let added = self
             .special

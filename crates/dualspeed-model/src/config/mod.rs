@@ -5,6 +5,7 @@ mod rope;
 mod text;
 mod vision;
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
@@ -26,6 +27,38 @@ pub enum ProjectorType {
     Linear,
 }
 
+/// The type of frozen weights and activations; what is trained stays in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    Float32,
+    /// 16 bits with the range of f32.
+    BFloat16,
+    /// 16 bits, IEEE.
+    Float16,
+}
+
+impl Dtype {
+    /// Burn's name of it.
+    pub fn float(self) -> FloatDType {
+        match self {
+            Self::Float32 => FloatDType::F32,
+            Self::BFloat16 => FloatDType::BF16,
+            Self::Float16 => FloatDType::F16,
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::BFloat16 | Self::Float16 => 2,
+        }
+    }
+}
+
 /// A LLaVA-family model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -40,6 +73,8 @@ pub struct LlavaConfig {
     pub anyres: Option<AnyresConfig>,
     /// Rotary positions after pruning.
     pub visual_positions: PositionPolicy,
+    /// The type of frozen weights and activations.
+    pub dtype: Dtype,
     /// Length l of the mode isolator; 0 means none, left out: 4 as published.
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
@@ -59,6 +94,7 @@ impl Default for LlavaConfig {
             mm_projector_type: ProjectorType::default(),
             anyres: None,
             visual_positions: PositionPolicy::default(),
+            dtype: Dtype::default(),
             isolator_length: 4,
             lora: None,
             max_length: None,

@@ -116,7 +116,9 @@ fn llama(config: &LlamaConfig, tokens: &Tokens) -> Value {
         None => (Value::Null, json!({ "rope_type": "default" })),
         Some(scaling) => {
             let value = match scaling {
-                RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+                RopeScaling::Linear { factor } => {
+                    json!({ "rope_type": "linear", "factor": factor })
+                }
                 RopeScaling::Llama3 {
                     factor,
                     low_freq_factor,

@@ -56,7 +56,8 @@ pub fn peft_key(path: &str) -> Option<String> {
     let rest = path.strip_prefix("lora.layers.")?;
     let (layer, rest) = rest.split_once('.')?;
     let (target, factor) = rest.split_once('.')?;
-    let block = if matches!(target, "gate_proj" | "up_proj" | "down_proj") { "mlp" } else { "self_attn" };
+    let block =
+        if matches!(target, "gate_proj" | "up_proj" | "down_proj") { "mlp" } else { "self_attn" };
     let factor = if factor == "lora_a" { "lora_A" } else { "lora_B" };
     Some(format!("{MODEL}.language_model.layers.{layer}.{block}.{target}.{factor}.weight"))
 }

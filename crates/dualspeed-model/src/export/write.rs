@@ -19,10 +19,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), ModelError> {
 }
 
 /// Writes to a neighbour that is then renamed.
-fn whole(
-    path: &Path,
-    write: impl FnOnce(&Path) -> Result<(), String>,
-) -> Result<(), ModelError> {
+fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), ModelError> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     let partial = path.with_file_name(name);
@@ -56,7 +53,8 @@ fn write_some<'a>(
     // transformers refuses files without this.
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
     whole(path, |partial| {
-        safetensors::serialize_to_file(tensors, metadata, partial).map_err(|error| error.to_string())
+        safetensors::serialize_to_file(tensors, metadata, partial)
+            .map_err(|error| error.to_string())
     })
 }
 

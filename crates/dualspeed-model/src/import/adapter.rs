@@ -30,8 +30,12 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// PEFT's names of the adapter's weights.
 const ADAPTER_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 /// Files of single parts that may stand beside an adapter.
-const EXTRA_FILES: [&str; 4] =
-    ["non_lora_trainables.bin", "mm_projector.bin", "mode_isolator.bin", "mode_isolator.safetensors"];
+const EXTRA_FILES: [&str; 4] = [
+    "non_lora_trainables.bin",
+    "mm_projector.bin",
+    "mode_isolator.bin",
+    "mode_isolator.safetensors",
+];
 
 /// An adapter directory whose headers have been read.
 pub struct Adapter {
@@ -69,7 +73,11 @@ impl Adapter {
         }
         for field in ["rank_pattern", "alpha_pattern"] {
             if matches!(json.get(field), Some(Value::Object(map)) if !map.is_empty()) {
-                return Err(json.refuse(field, "not empty", "all layers have one rank and scale here"));
+                return Err(json.refuse(
+                    field,
+                    "not empty",
+                    "all layers have one rank and scale here",
+                ));
             }
         }
         let file = ADAPTER_FILES.iter().map(|name| dir.join(name)).find(|path| path.is_file());
@@ -162,7 +170,9 @@ fn apply_extra<B: Backend>(
         let part = MemoryWeights::new(source.path(), tensors);
         let full = Some(FloatType::F32);
         match root {
-            "mm_projector" => model.mm_projector = fill_part(model.mm_projector, root, &part, full)?,
+            "mm_projector" => {
+                model.mm_projector = fill_part(model.mm_projector, root, &part, full)?
+            }
             "image_newline" => {
                 model.image_newline = fill_part(model.image_newline, root, &part, full)?;
             }
@@ -174,12 +184,8 @@ fn apply_extra<B: Backend>(
                         .with_isolator_length(length, device, 0)
                         .map_err(|error| ImportError::Model(Box::new(error)))?;
                 }
-                model.mode_isolator = fill_part::<B, Freezable<_>>(
-                    model.mode_isolator,
-                    root,
-                    &part,
-                    full,
-                )?;
+                model.mode_isolator =
+                    fill_part::<B, Freezable<_>>(model.mode_isolator, root, &part, full)?;
             }
         }
     }

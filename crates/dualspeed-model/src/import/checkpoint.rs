@@ -239,7 +239,10 @@ impl Checkpoint {
     ) -> Result<(Llava<B>, LoadReport), ImportError> {
         match self.load(options, device)? {
             (AnyModel::Llava(model), report) => Ok((*model, report)),
-            _ => Err(ImportError::malformed(&self.path, "this is no LLaVA; it lacks one of its halves")),
+            _ => Err(ImportError::malformed(
+                &self.path,
+                "this is no LLaVA; it lacks one of its halves",
+            )),
         }
     }
 
@@ -306,7 +309,10 @@ fn tower_config(dir: &Path, selected: &VitConfig) -> Result<VitConfig, ImportErr
             mm_vision_select_feature: selected.mm_vision_select_feature,
             ..tower
         }),
-        _ => Err(ImportError::malformed(&file, "this is no vision tower; it must be a CLIP checkpoint")),
+        _ => Err(ImportError::malformed(
+            &file,
+            "this is no vision tower; it must be a CLIP checkpoint",
+        )),
     }
 }
 
@@ -328,7 +334,8 @@ pub fn open_weights(dir: &Path) -> Result<Box<dyn WeightSource>, ImportError> {
     if let Some(path) = file(PICKLE) {
         return Ok(Box::new(PickleWeights::open(&path)?));
     }
-    let problem = format!("there are no weights: none of {INDEX}, {SINGLE}, {PICKLE_INDEX}, {PICKLE}");
+    let problem =
+        format!("there are no weights: none of {INDEX}, {SINGLE}, {PICKLE_INDEX}, {PICKLE}");
     Err(ImportError::malformed(dir, problem))
 }
 

@@ -68,13 +68,8 @@ pub(crate) fn fill<B: Backend, M: Module<B>>(
     books: &mut Books,
     dtype: Option<FloatType>,
 ) -> Result<M, ImportError> {
-    let mut filler = Filler {
-        source,
-        books,
-        dtype,
-        stack: vec![(root.to_owned(), String::new())],
-        error: None,
-    };
+    let mut filler =
+        Filler { source, books, dtype, stack: vec![(root.to_owned(), String::new())], error: None };
     let module = module.map(&mut filler);
     match filler.error {
         Some(error) => Err(error),

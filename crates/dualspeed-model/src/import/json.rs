@@ -38,7 +38,9 @@ impl<'a> Json<'a> {
         let fields = match self.get(field) {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(fields)) => fields.clone(),
-            Some(other) => return Err(self.refuse(field, &other.to_string(), "expected an object")),
+            Some(other) => {
+                return Err(self.refuse(field, &other.to_string(), "expected an object"));
+            }
         };
         Ok(Self { path: self.path, prefix, fields })
     }

@@ -140,7 +140,10 @@ mod tests {
     #[test]
     fn every_layout_leads_to_the_same_paths() {
         let same = [
-            ("language_model.model.layers.3.mlp.up_proj.weight", "model.layers.3.mlp.up_proj.weight"),
+            (
+                "language_model.model.layers.3.mlp.up_proj.weight",
+                "model.layers.3.mlp.up_proj.weight",
+            ),
             ("language_model.lm_head.weight", "lm_head.weight"),
             ("language_model.model.norm.weight", "model.language_model.norm.weight"),
             (

@@ -154,11 +154,7 @@ impl HostTensor {
 }
 
 /// Transposes in tiles, so that both sides stay in the cache.
-fn transpose<T: Copy + Default + Send + Sync>(
-    values: &[T],
-    rows: usize,
-    columns: usize,
-) -> Vec<T> {
+fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     const TILE: usize = 32;
     let mut result = vec![T::default(); values.len()];
     if values.is_empty() {

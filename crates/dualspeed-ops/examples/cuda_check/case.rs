@@ -12,6 +12,10 @@ pub trait Case {
     fn name(&self) -> String;
     /// Lengths of the flat inputs; `true`: activations, `false`: weights.
     fn inputs(&self) -> Vec<(usize, bool)>;
+    /// By how much roundings add up, compared with a single operation.
+    fn depth(&self) -> f64 {
+        1.0
+    }
     /// Whether an element of the output changes smoothly.
     fn smooth(&self, _element: usize) -> bool {
         true
@@ -44,7 +48,8 @@ impl Report {
 
     /// Prints a line; `errors` and tolerance as relative errors.
     pub fn line(&mut self, name: &str, errors: &[f64], tolerance: f64, extra: &str) {
-        let worst = errors.iter().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(*b) });
+        let worst =
+            errors.iter().fold(0.0, |a: f64, b| if b.is_nan() { f64::NAN } else { a.max(*b) });
         let passed = worst <= tolerance;
         self.checks += 1;
         self.failures += usize::from(!passed);
@@ -116,7 +121,7 @@ pub fn check(report: &mut Report, case: &impl Case) {
         report.line(
             &format!("{name}, {types}"),
             &errors,
-            if same { tolerance } else { -1.0 },
+            if same { tolerance * case.depth() } else { -1.0 },
             if same { "" } else { " NOT DETERMINISTIC" },
         );
         if types == "f32" {

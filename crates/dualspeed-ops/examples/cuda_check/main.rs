@@ -7,6 +7,7 @@
 //! intermediate results that these kernels round, such as attention weights), and sqrt(k) units of f32 elsewhere. One
 //! line per check; the exit code says whether all hold.
 
+mod block;
 mod case;
 mod data;
 mod ops;
@@ -29,8 +30,13 @@ fn main() -> ExitCode {
     for op in ops::all() {
         case::check(&mut report, &op);
     }
+    for case in block::all() {
+        case::check(&mut report, &case);
+    }
     separate::farthest_points(&mut report);
     separate::adamw(&mut report);
+    separate::distilled_head(&mut report);
+    separate::dropout(&mut report);
     separate::interleaved(&mut report);
     println!("{} checks, {} failed", report.checks, report.failures);
     if report.failures > 0 || report.checks == 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -1,13 +1,13 @@
 //! Checks that are no forward and backward: picks, the optimiser, the order of launches.
 
 use burn::tensor::backend::Backend as _;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_cuda::Cuda;
 use burn_ndarray::NdArray;
-use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, plain};
+use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, DropoutKeys, plain};
 
 use crate::case::Report;
-use crate::data::{primitive, relative_error, tensor, to_vec, values, wrap};
+use crate::data::{primitive, relative_error, rounded, tensor, to_vec, values, wrap};
 
 type B = Cuda<f32, i32>;
 
@@ -26,7 +26,8 @@ pub fn farthest_points(report: &mut Report) {
                 features.copy_within(3 * d..4 * d, 7 * d);
                 features[5 * d..6 * d].fill(0.0);
             }
-            let picks = dualspeed_ops::farthest_points(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
+            let picks =
+                dualspeed_ops::farthest_points(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
             let picks: Vec<usize> = picks.into_data().iter::<i64>().map(|i| i as usize).collect();
             let worst = (0..b).map(|image| {
                 let rows = &features[image * n * d..(image + 1) * n * d];
@@ -43,9 +44,8 @@ pub fn farthest_points(report: &mut Report) {
 
 /// By how much a pick was nearer than the farthest row, at most.
 fn shortfall(rows: &[f64], n: usize, d: usize, picks: &[usize]) -> f64 {
-    let norm = |i: usize| {
-        rows[i * d..(i + 1) * d].iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12)
-    };
+    let norm =
+        |i: usize| rows[i * d..(i + 1) * d].iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
     let distance = |i: usize, j: usize| {
         let dot: f64 = (0..d).map(|k| rows[i * d + k] * rows[j * d + k]).sum();
         1.0 - dot / (norm(i) * norm(j))
@@ -132,6 +132,69 @@ pub fn adamw(report: &mut Report) {
         let errors = [relative_error(&actual, &expected), relative_error(&[our_norm], &[norm])];
         report.line(&name, &errors, 2e-6, "");
     }
+}
+
+/// The gradient of a trained head under distillation, against the plain backward body.
+pub fn distilled_head(report: &mut Report) {
+    let (n, d, vocab) = (70, 96, 1003);
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 1e-2)] {
+        let name = format!("token_losses_backward, head and teacher, {dtype:?}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let [hidden, teacher] = [(); 2].map(|()| values(n * d, dtype, report.seed()));
+        let head: Vec<f64> =
+            values(d * vocab, dtype, report.seed()).iter().map(|x| x * 0.25).collect();
+        let grad = values(n * 3, DType::F32, report.seed());
+        let inputs = [hidden, teacher, head, grad];
+        let expected = head_gradient::<NdArray<f64>>(&inputs, [n, d, vocab], DType::F64, true);
+        let actual = head_gradient::<B>(&inputs, [n, d, vocab], dtype, false);
+        report.line(&name, &[relative_error(&actual, &expected)], tolerance, "");
+    }
+}
+
+fn head_gradient<T: Backend>(
+    [hidden, teacher, head, grad]: &[Vec<f64>; 4],
+    [n, d, vocab]: [usize; 3],
+    dtype: DType,
+    slow: bool,
+) -> Vec<f64> {
+    let ids: Vec<i64> = (0..n as i64).map(|i| i * 7919 % vocab as i64).collect();
+    let targets = TensorData::new(ids, [n]);
+    let targets = Tensor::<T, 1, Int>::from_data(targets, &Default::default()).into_primitive();
+    let rows = |values| primitive(tensor::<T, 2>(values, [n, d], dtype));
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let (hidden, teacher) = (rows(hidden), Some(rows(teacher)));
+    let head = primitive(tensor::<T, 2>(head, [d, vocab], dtype));
+    let grad = primitive(tensor::<T, 2>(grad, [n, 3], wide));
+    let needs = [true, true];
+    let grads = match slow {
+        true => plain::token_losses_backward::<T>(hidden, head, targets, teacher, 2.0, grad, needs),
+        false => T::fused_token_losses_backward(hidden, head, targets, teacher, 2.0, grad, needs),
+    };
+    grads.lm_head.map(|grad| to_vec(wrap::<T, 2>(grad))).unwrap_or_default()
+}
+
+/// Masks are those of the host, bit for bit; free memory is known.
+pub fn dropout(report: &mut Report) {
+    let name = "dropout masks, free memory";
+    if !report.wants(name) {
+        return;
+    }
+    let rows: Vec<u64> = (0..37).map(|_| report.seed()).collect();
+    let mut errors = Vec::new();
+    for (d, dtype) in [(1, DType::F32), (130, DType::F32), (256, DType::BF16), (77, DType::F16)] {
+        let keys = DropoutKeys::<B>::new(rows.clone(), &Default::default());
+        let ours = to_vec(dualspeed_ops::dropout_mask::<B>(&keys, 5, 0.25, d, dtype));
+        let keys = DropoutKeys::<NdArray<f32>>::new(rows.clone(), &Default::default());
+        let theirs = dualspeed_ops::dropout_mask::<NdArray<f32>>(&keys, 5, 0.25, d, DType::F32);
+        let theirs: Vec<f64> =
+            to_vec(theirs).into_iter().map(|x| rounded(x as f32, dtype)).collect();
+        errors.push(relative_error(&ours, &theirs));
+    }
+    let free = B::free_memory(&Default::default());
+    errors.push(if free.is_some_and(|free| free > 1 << 30) { 0.0 } else { f64::INFINITY });
+    report.line(name, &errors, 0.0, &format!(", {free:?} bytes"));
 }
 
 /// 300 products between Burn's own operations, bit for bit what they are with a wait after each; with a weight made on

@@ -36,8 +36,15 @@ pub(crate) fn backward<B: Backend>(
     let act = act.unwrap_or_else(|| B::fused_swiglu(gated.gate.clone(), gated.up.clone()));
 
     // MLP
-    let (grad_act, down) =
-        ctx.linear_backward(6, &params.down_proj, act, None, grad.clone(), true, &needs.down_proj);
+    let (grad_act, down) = ctx.linear_backward(
+        6,
+        &params.down_proj,
+        act,
+        None,
+        (grad.clone(), None),
+        true,
+        &needs.down_proj,
+    );
     grads.down_proj = down;
     let grad_act = grad_act.expect("asked for");
     let swiglu = B::fused_swiglu_backward(gated.gate, gated.up, grad_act, [true, true]);
@@ -49,20 +56,20 @@ pub(crate) fn backward<B: Backend>(
     ] {
         let grad = grad.expect("asked for");
         let input = mid_normed.clone();
-        let (x, layer) = ctx.linear_backward(index, layer, input, low_rank, grad, true, needs);
-        *out = layer;
-        grad_normed = add::<B>(grad_normed, x);
+        let grad = (grad, grad_normed.take());
+        (grad_normed, *out) = ctx.linear_backward(index, layer, input, low_rank, grad, true, needs);
     }
     drop(mid_normed);
-    let through_norm = B::fused_rms_norm_backward(
+    let through_norm = B::fused_rms_norm_backward_add(
         mid,
         post_norm.clone(),
         ctx.eps,
         grad_normed.expect("two layers added to it"),
+        grad,
         [true, needs.post_attention_layernorm],
     );
     grads.post_attention_layernorm = through_norm.weight;
-    let grad = B::float_add(grad, through_norm.x.expect("asked for")); // of the sum in the middle
+    let grad = through_norm.x.expect("asked for"); // of the sum in the middle
 
     // Attention
     let needs_normed = needs_x || needs.input_layernorm;
@@ -76,7 +83,7 @@ pub(crate) fn backward<B: Backend>(
         &params.o_proj,
         merged,
         o_low_rank,
-        grad.clone(),
+        (grad.clone(), None),
         needs_qkv,
         &needs.o_proj,
     );
@@ -103,42 +110,33 @@ pub(crate) fn backward<B: Backend>(
     ] {
         let grad = merge_heads::<B>(grad.expect("asked for"));
         let input = normed.clone();
-        let (x, layer) =
+        let grad = (grad, grad_normed.take());
+        (grad_normed, *out) =
             ctx.linear_backward(index, layer, input, low_rank, grad, needs_normed, needs);
-        *out = layer;
-        grad_normed = add::<B>(grad_normed, x);
     }
     let Some(grad_normed) = grad_normed else { return (None, grads) };
-    let through_norm = B::fused_rms_norm_backward(
+    let through_norm = B::fused_rms_norm_backward_add(
         x,
         params.input_layernorm.clone(),
         ctx.eps,
         grad_normed,
+        grad,
         [needs_x, needs.input_layernorm],
     );
     grads.input_layernorm = through_norm.weight;
-    (through_norm.x.map(|through| B::float_add(grad, through)), grads)
-}
-
-fn add<B: Backend>(
-    sum: Option<FloatTensor<B>>,
-    term: Option<FloatTensor<B>>,
-) -> Option<FloatTensor<B>> {
-    match (sum, term) {
-        (Some(sum), Some(term)) => Some(B::float_add(sum, term)),
-        (sum, term) => sum.or(term),
-    }
+    (through_norm.x, grads)
 }
 
 impl<B: Backend> BlockContext<B> {
-    /// Gradients of layer `index` for its input and parameters; a missing rank-r activation is computed again.
+    /// Gradients of layer `index` for its input and parameters; a missing rank-r activation is computed again. What comes
+    /// with the gradient of the output is added to that of the input.
     fn linear_backward(
         &self,
         index: usize,
         layer: &BlockLinear<FloatTensor<B>>,
         input: FloatTensor<B>,
         low_rank: Option<FloatTensor<B>>,
-        grad: FloatTensor<B>,
+        (grad, sum): (FloatTensor<B>, Option<FloatTensor<B>>),
         needs_x: bool,
         needs: &BlockLinear<bool>,
     ) -> (Option<FloatTensor<B>>, LayerGrads<B>) {
@@ -147,7 +145,7 @@ impl<B: Backend> BlockContext<B> {
             let weight_dtype = layer.weight.dtype();
             let x = needs.weight.then_some(input);
             let saved = LinearSaved { x, weight, weight_dtype, bias_dtype: None };
-            let out = B::fused_linear_backward(saved, grad);
+            let out = B::fused_linear_backward_add(saved, grad, sum);
             return (out.x, BlockLinear { weight: out.weight, lora: None });
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
@@ -170,7 +168,7 @@ impl<B: Backend> BlockContext<B> {
             scale: self.lora_scale,
         };
         let wanted = [needs_x, needs.weight, needs_a, needs_b];
-        let out = B::fused_lora_linear_backward(saved, grad, wanted);
+        let out = B::fused_lora_linear_backward_add(saved, grad, wanted, sum);
         (out.x, BlockLinear { weight: out.weight, lora: Some((out.a, out.b)) })
     }
 }

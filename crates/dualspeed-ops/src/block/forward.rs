@@ -56,8 +56,7 @@ pub(crate) fn forward<B: Backend>(
         B::fused_rms_norm(mid.clone(), params.post_attention_layernorm.clone(), ctx.eps);
     let gated = gate(&mid_normed, params, ctx);
     let act = B::fused_swiglu(gated.gate.clone(), gated.up.clone());
-    let (down, _) = ctx.linear(6, &params.down_proj, act.clone());
-    let y = B::float_add(mid.clone(), down);
+    let (y, _) = ctx.linear(6, &params.down_proj, act.clone(), Some(mid.clone()));
     let keep = ctx.keep;
     let saved = Saved {
         x,
@@ -77,9 +76,9 @@ pub(super) fn attend<B: Backend>(
     params: &BlockParams<FloatTensor<B>>,
     ctx: &BlockContext<B>,
 ) -> Attended<B> {
-    let (q, q_low) = ctx.linear(0, &params.q_proj, normed.clone());
-    let (k, k_low) = ctx.linear(1, &params.k_proj, normed.clone());
-    let (v, v_low) = ctx.linear(2, &params.v_proj, normed.clone());
+    let (q, q_low) = ctx.linear(0, &params.q_proj, normed.clone(), None);
+    let (k, k_low) = ctx.linear(1, &params.k_proj, normed.clone(), None);
+    let (v, v_low) = ctx.linear(2, &params.v_proj, normed.clone(), None);
     let rotate = |x| B::fused_rope(x, ctx.cos.clone(), ctx.sin.clone());
     let q = rotate(split_heads::<B>(q, ctx.batch, ctx.heads));
     let k = rotate(split_heads::<B>(k, ctx.batch, ctx.kv_heads));
@@ -96,8 +95,7 @@ pub(super) fn mid<B: Backend>(
     ctx: &BlockContext<B>,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let merged = merge_heads::<B>(attended.output.output.clone());
-    let (projected, low_rank) = ctx.linear(3, &params.o_proj, merged);
-    (B::float_add(x.clone(), projected), low_rank)
+    ctx.linear(3, &params.o_proj, merged, Some(x.clone()))
 }
 
 /// The two products before SwiGLU, from the normed sum.
@@ -106,25 +104,34 @@ pub(super) fn gate<B: Backend>(
     params: &BlockParams<FloatTensor<B>>,
     ctx: &BlockContext<B>,
 ) -> Gated<B> {
-    let (gate, gate_low) = ctx.linear(4, &params.gate_proj, mid_normed.clone());
-    let (up, up_low) = ctx.linear(5, &params.up_proj, mid_normed.clone());
+    let (gate, gate_low) = ctx.linear(4, &params.gate_proj, mid_normed.clone(), None);
+    let (up, up_low) = ctx.linear(5, &params.up_proj, mid_normed.clone(), None);
     Gated { gate, up, low_rank: [gate_low, up_low] }
 }
 
 impl<B: Backend> BlockContext<B> {
-    /// Linear layer `index` (in the order of the fields) and its rank-r activation.
+    /// Linear layer `index` (in the order of the fields), added to the residual stream where one is given, and its rank-r
+    /// activation.
     pub(super) fn linear(
         &self,
         index: usize,
         layer: &BlockLinear<FloatTensor<B>>,
         x: FloatTensor<B>,
+        residual: Option<FloatTensor<B>>,
     ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
-        let Some((a, b)) = &layer.lora else {
-            return (B::fused_linear(x, layer.weight.clone(), None), None);
+        let weight = layer.weight.clone();
+        let Some((a, b)) = layer.lora.clone() else {
+            let y = match residual {
+                Some(residual) => B::fused_linear_add(x, weight, residual),
+                None => B::fused_linear(x, weight, None),
+            };
+            return (y, None);
         };
-        let mask = self.mask(index, &x);
-        let (weight, scale) = (layer.weight.clone(), self.lora_scale);
-        let out = B::fused_lora_linear(x, weight, a.clone(), b.clone(), scale, mask);
+        let (mask, scale) = (self.mask(index, &x), self.lora_scale);
+        let out = match residual {
+            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, mask, residual),
+            None => B::fused_lora_linear(x, weight, a, b, scale, mask),
+        };
         (out.output, Some(out.hidden))
     }
 

@@ -14,6 +14,15 @@ static FLASH: Source = Source {
     name: "attention",
     text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/attention.cu")),
 };
+/// The same kernels on the warpgroup products of Hopper.
+static HOPPER: Source = Source {
+    name: "attention_sm90",
+    text: concat!(
+        include_str!("kernels/prelude.cu"),
+        include_str!("kernels/attention.cu"),
+        include_str!("kernels/attention_sm90.cu")
+    ),
+};
 static ANY: Source = Source {
     name: "attention_any",
     text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/attention_any.cu")),
@@ -21,6 +30,8 @@ static ANY: Source = Source {
 
 /// Head dims of the kernels on tensor cores.
 const FLASH_DIMS: [usize; 4] = [64, 80, 96, 128];
+/// Those with a version for Hopper.
+const HOPPER_DIMS: [usize; 2] = [64, 128];
 /// The widest head of the other kernels.
 const MAX_DIM: usize = 256;
 
@@ -117,16 +128,20 @@ impl Problem {
             let grid = Grid { blocks: [len.div_ceil(8), heads, self.b], threads: 256, shared: 0 };
             return gpu.launch(&ANY, "", &format!("attention_any_{name}_{suffix}"), grid, &args);
         }
-        let defines = format!("-DHEAD_DIM={}", self.d);
+        let hopper = gpu.kernels.arch() == "sm_90a" && HOPPER_DIMS.contains(&self.d);
+        let (source, defines) = match hopper {
+            true => (&HOPPER, format!("-DHEAD_DIM={} -DWGMMA", self.d)),
+            false => (&FLASH, format!("-DHEAD_DIM={}", self.d)),
+        };
         let [rows, threads, shared] = match part {
             Some(part) => {
-                let config = gpu.kernels.constant(&FLASH, &defines, "attention_config")?;
+                let config = gpu.kernels.constant(source, &defines, "attention_config")?;
                 [0, 1, 2].map(|i| config[3 * part + i] as usize)
             }
             None => [8, 256, 0],
         };
         let grid = Grid { blocks: [len.div_ceil(rows.max(1)), heads, self.b], threads, shared };
-        gpu.launch(&FLASH, &defines, &format!("attention_{name}_{suffix}"), grid, &args)
+        gpu.launch(source, &defines, &format!("attention_{name}_{suffix}"), grid, &args)
     }
 }
 
@@ -185,9 +200,8 @@ pub(super) fn attention_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     let dq = needs_q.then(|| empty_heads(q, [p.b, p.hq, p.sq, p.d], q.dtype));
     // One kernel writes both.
     let keys = needs_k || needs_v;
-    let [dk, dv] = [k, v].map(|like| {
-        keys.then(|| empty_heads(like, [p.b, p.hkv, p.sk, p.d], q.dtype))
-    });
+    let [dk, dv] =
+        [k, v].map(|like| keys.then(|| empty_heads(like, [p.b, p.hkv, p.sk, p.d], q.dtype)));
     let delta = empty(q, &[p.b, p.hq, p.sq], DType::F32);
     let logsumexp = contiguous(forward.logsumexp.clone());
     let grad = cast(grad.clone(), q.dtype);

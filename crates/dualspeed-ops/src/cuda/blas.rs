@@ -56,7 +56,7 @@ pub(super) struct Batch {
     pub(super) c: usize,
 }
 
-/// `C = alpha A B + beta C (+ bias)`: `A` is `[m, k]`, `B` `[k, n]`, `C` `[m, n]` in rows of `c_stride` elements.
+/// `C = alpha A B + beta C' (+ bias)`, `C'` being `C` or another matrix of its layout: `A` is `[m, k]`, `B` `[k, n]`, `C` `[m, n]` in rows of `c_stride` elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Product {
     pub(super) m: usize,
@@ -108,6 +108,14 @@ pub(super) struct Operands {
     pub(super) c: u64,
     /// 0 without one.
     pub(super) bias: u64,
+    /// What `beta` multiplies, in the layout of `C`; 0: `C` itself.
+    pub(super) add: u64,
+}
+
+impl Operands {
+    pub(super) fn new(a: u64, b: u64, c: u64) -> Self {
+        Self { a, b, c, bias: 0, add: 0 }
+    }
 }
 
 /// What else a plan depends on.
@@ -263,8 +271,7 @@ impl Blas {
         matmul: sys::cublasLtMatmulDesc_t,
     ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
         type P = sys::cublasLtMatmulPreferenceAttributes_t;
-        let preference =
-            blas("cublasLtMatmulPreferenceCreate", product, lt::create_matmul_pref())?;
+        let preference = blas("cublasLtMatmulPreferenceCreate", product, lt::create_matmul_pref())?;
         let [a, b, d] = conditions.alignment;
         let set = |attribute, value: *const c_void, size| {
             // SAFETY: the preference is alive; `value` points to `size` bytes.
@@ -302,7 +309,8 @@ impl Gpu {
         alpha: f32,
         beta: f32,
     ) -> Result<(), CudaError> {
-        let alignment = [operands.a, operands.b, operands.c]
+        let add = if operands.add == 0 { operands.c } else { operands.add };
+        let alignment = [operands.a, operands.b, operands.c | add]
             .map(|address| 1 << address.trailing_zeros().min(8));
         let wide = product.input == Element::F32 && !product.exact;
         let tf32 = wide && TF32.load(Ordering::Relaxed);
@@ -336,7 +344,7 @@ impl Gpu {
                     plan.a,
                     operands.a as *const c_void,
                     plan.b,
-                    operands.c as *const c_void,
+                    add as *const c_void,
                     plan.c,
                     operands.c as *mut c_void,
                     plan.c,

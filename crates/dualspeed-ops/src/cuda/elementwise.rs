@@ -37,7 +37,7 @@ fn sizes(tensor: &Tensor) -> (usize, usize) {
 
 /// Threads of a block that walks over a row.
 fn row_threads(width: usize, element: Element) -> usize {
-    (width * element.bytes()).div_ceil(16).next_multiple_of(32).clamp(32, 512)
+    (width * element.bytes()).div_ceil(64).next_multiple_of(32).clamp(32, 512)
 }
 
 /// The weights of a norm in f32 or in the type of the input; the flag says which.
@@ -51,12 +51,7 @@ fn weights(weight: Tensor, element: Element) -> (Tensor, usize) {
 }
 
 /// RMSNorm, or LayerNorm where there is a bias.
-pub(super) fn norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Option<Tensor>,
-    eps: f64,
-) -> Option<Tensor> {
+pub(super) fn norm(x: Tensor, weight: Tensor, bias: Option<Tensor>, eps: f64) -> Option<Tensor> {
     let element = served(&[&x, &weight])?;
     let x = contiguous(x);
     let (rows, width) = sizes(&x);
@@ -81,12 +76,14 @@ pub(super) fn norm(
     Some(y)
 }
 
-/// Gradients of [`norm`]; `centred` for LayerNorm.
+/// Gradients of [`norm`]; `centred` for LayerNorm. `around` is the gradient that bypasses the norm: it is added to that of
+/// the input.
 pub(super) fn norm_backward(
     x: Tensor,
     weight: Tensor,
     eps: f64,
     grad: Tensor,
+    around: Option<Tensor>,
     centred: bool,
     [needs_x, needs_weight, needs_bias]: [bool; 3],
 ) -> Option<[Option<Tensor>; 3]> {
@@ -95,26 +92,29 @@ pub(super) fn norm_backward(
     let (x, grad) = (contiguous(x), contiguous(cast(grad, element.dtype())));
     let (rows, width) = sizes(&x);
     let (weight, wide) = weights(weight, element);
+    let around = around.map(|around| contiguous(cast(around, element.dtype())));
     let dx = needs_x.then(|| empty_like(&x));
     let scale = needs_weight.then(|| empty(&x, &[rows], DType::F32));
     let mean = (needs_weight && centred).then(|| empty(&x, &[rows], DType::F32));
     if needs_x || needs_weight {
         submit(
-            [Some(&x), Some(&weight), Some(&grad), dx.as_ref(), mean.as_ref(), scale.as_ref()],
-            move |gpu, [x, w, g, dx, mean, scale]| {
+            [
+                Some(&x),
+                Some(&weight),
+                Some(&grad),
+                around.as_ref(),
+                dx.as_ref(),
+                mean.as_ref(),
+                scale.as_ref(),
+            ],
+            move |gpu, [x, w, g, around, dx, mean, scale]| {
                 let grid = Grid::new(rows, row_threads(width, element));
-                let mut args = [x, w, g, 0, dx].map(Address).to_vec();
+                let mut args = [x, w, g, around, dx].map(Address).to_vec();
                 let name = if centred { "layer_norm_backward" } else { "rms_norm_backward" };
                 if centred {
                     args.push(Address(mean));
                 }
-                args.extend([
-                    Address(scale),
-                    Long(rows),
-                    Long(width),
-                    Float(eps),
-                    Int(wide),
-                ]);
+                args.extend([Address(scale), Long(rows), Long(width), Float(eps), Int(wide)]);
                 launch(gpu, name, element, grid, &args)
             },
         );
@@ -174,11 +174,7 @@ fn finish_sums(partial: Tensor, dtype: DType) -> Tensor {
 }
 
 /// An activation of one tensor, or its backward where `grad` is given.
-pub(super) fn activation(
-    name: &'static str,
-    x: Tensor,
-    grad: Option<Tensor>,
-) -> Option<Tensor> {
+pub(super) fn activation(name: &'static str, x: Tensor, grad: Option<Tensor>) -> Option<Tensor> {
     let element = served(&[&x])?;
     let x = contiguous(x);
     let grad = grad.map(|grad| contiguous(cast(grad, element.dtype())));
@@ -198,6 +194,33 @@ pub(super) fn activation(
         }
     });
     Some(y)
+}
+
+/// The same values in another element type.
+pub(super) fn convert(x: &Tensor, from: Element, to: Element) -> Tensor {
+    let y = empty(x, &dims(x), to.dtype());
+    let n = dims(x).iter().product::<usize>();
+    submit([Some(x), Some(&y)], move |gpu, [x, y]| {
+        let name = format!("cast_{}_{}", from.suffix(), to.suffix());
+        let grid = Grid::new(n.div_ceil(2048).min(8 * gpu.multiprocessors), 256);
+        let args = [Address(x), Address(y), Long(n), Float(1.0)];
+        gpu.launch(&ELEMENTWISE, "", &name, grid, &args)
+    });
+    y
+}
+
+/// `x * y`, elementwise.
+pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Option<Tensor> {
+    let element = served(&[x, y])?;
+    let (x, y) = (contiguous(x.clone()), contiguous(cast(y.clone(), element.dtype())));
+    let (out, n) = (empty_like(&x), dims(&x).iter().product::<usize>());
+    submit([Some(&x), Some(&y), Some(&out)], move |gpu, [x, y, out]| {
+        let per_block = 256 * 16 / element.bytes();
+        let grid = Grid::new(n.div_ceil(per_block).min(8 * gpu.multiprocessors), 256);
+        let args = [Address(x), Address(y), Address(out), Long(n)];
+        launch(gpu, "multiply", element, grid, &args)
+    });
+    Some(out)
 }
 
 fn swiglu_grid(rows: usize, width: usize, element: Element) -> Grid {
@@ -282,12 +305,7 @@ pub(super) fn heads(tensor: Tensor) -> (Tensor, [usize; 4], [usize; 3]) {
 }
 
 /// The rotary embedding, backwards where `direction` is -1.
-pub(super) fn rope(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    direction: f64,
-) -> Option<Tensor> {
+pub(super) fn rope(x: Tensor, cos: Tensor, sin: Tensor, direction: f64) -> Option<Tensor> {
     let element = served(&[&x, &cos, &sin])?;
     let (x, shape, from) = heads(x);
     let [b, h, s, d] = shape;
@@ -299,7 +317,8 @@ pub(super) fn rope(
     let y = empty_heads(&x, shape, x.dtype);
     let (y, _, to) = heads(y);
     submit([Some(&x), Some(&cos), Some(&sin), Some(&y)], move |gpu, addresses| {
-        let threads = (h * d).div_ceil(16).next_multiple_of(32).clamp(32, 256);
+        let threads = (h * d * element.bytes()).div_ceil(128).next_multiple_of(32);
+        let threads = threads.clamp(32, 256);
         let mut args = addresses.map(Address).to_vec();
         args.extend([b, h, s, d].map(Long));
         args.extend(from.map(Long));

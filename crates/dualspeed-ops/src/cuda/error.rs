@@ -7,7 +7,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub(super) enum CudaError {
     /// The driver refused a call.
-    #[error("CUDA driver: {call} failed with {code}; on CUDA_ERROR_OUT_OF_MEMORY use a smaller batch")]
+    #[error(
+        "CUDA driver: {call} failed with {code}; on CUDA_ERROR_OUT_OF_MEMORY use a smaller batch"
+    )]
     Driver { call: &'static str, code: String },
     /// cuBLASLt refused a call.
     #[error("cuBLASLt: {call} failed with {code} for {product}")]

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
+use burn_cuda::CudaDevice;
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
-use cubecl::server::{Binding, ComputeServer};
 use cubecl::device::Device;
 use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{Binding, ComputeServer};
 use cubecl::stream_id::StreamId;
 use cudarc::driver::sys as driver;
 
@@ -44,6 +45,22 @@ thread_local! {
 
 /// The first failure on a server thread, until an operation reports it.
 static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
+
+/// Bytes that nobody has taken, without what CubeCL keeps for itself.
+pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
+    let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
+        // A server call makes the context current.
+        let usage = server.memory_usage(StreamId::current()).ok()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to locals.
+        let code = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+        check("cuMemGetInfo", code).ok()?;
+        // Memory that CubeCL holds but does not use serves the next tensors.
+        let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);
+        Some(free as u64 + spare)
+    });
+    memory.ok().flatten()
+}
 
 /// An attribute of a device; no context is needed.
 pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Result<i32, CudaError> {

@@ -88,6 +88,11 @@ impl Kernels {
         })
     }
 
+    /// What kernels are compiled for.
+    pub(super) fn arch(&self) -> &str {
+        &self.arch
+    }
+
     fn module(&mut self, source: &Source, defines: &str) -> Result<driver::CUmodule, CudaError> {
         let key = (source.name, defines.to_string());
         if let Some(module) = self.modules.get(&key) {
@@ -167,7 +172,8 @@ fn cubin(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaErro
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
-    let digest: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String =
+        hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let file = cache_dir().map(|dir| dir.join(format!("{}-{arch}-{digest}.cubin", source.name)));
     if let Some(image) = file.as_ref().and_then(|file| fs::read(file).ok())
         && !image.is_empty()
@@ -203,10 +209,7 @@ fn compile(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaEr
     };
     let text = CString::new(source.text).map_err(|error| failed(error.to_string()))?;
     let program = nvrtc::create_program(&text, None).map_err(|error| failed(error.to_string()))?;
-    let mut options = vec![
-        format!("--gpu-architecture={arch}"),
-        "--std=c++17".to_string(),
-    ];
+    let mut options = vec![format!("--gpu-architecture={arch}"), "--std=c++17".to_string()];
     options.extend(defines.split_whitespace().map(str::to_string));
     options.extend(include_dir().map(|dir| format!("--include-path={}", dir.display())));
     // SAFETY: the program is alive until it is destroyed below; the buffer has the size that NVRTC asks for.
@@ -232,7 +235,8 @@ fn compile(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaEr
 
 /// Headers of the toolkit, where they are installed.
 fn include_dir() -> Option<PathBuf> {
-    let root = std::env::var_os("CUDA_PATH").map_or_else(|| "/usr/local/cuda".into(), PathBuf::from);
+    let root =
+        std::env::var_os("CUDA_PATH").map_or_else(|| "/usr/local/cuda".into(), PathBuf::from);
     Some(root.join("include")).filter(|dir| dir.is_dir())
 }
 
@@ -260,10 +264,8 @@ impl Gpu {
             starts.push(words.len());
             arg.push(&mut words);
         }
-        let mut pointers: Vec<*mut c_void> = starts
-            .iter()
-            .map(|start| words[*start..].as_ptr().cast_mut().cast())
-            .collect();
+        let mut pointers: Vec<*mut c_void> =
+            starts.iter().map(|start| words[*start..].as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = grid.blocks.map(|blocks| blocks as u32);
         // SAFETY: the callers pass the arguments that the head comment of the source names, with addresses of operands
         // that are alive; the driver copies the values before it returns.

@@ -7,7 +7,7 @@
 use burn::tensor::DType;
 
 use super::blas::{Layout, Operands, Product};
-use super::elementwise::bias_gradient;
+use super::elementwise::{bias_gradient, multiply};
 use super::gpu::submit;
 use super::tensor::{
     Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
@@ -46,32 +46,48 @@ fn product(
     let c = empty(&a.0, shape, output.dtype());
     let plan = Product::new([m, n, k], a.1, b.1, element).into(output);
     submit([Some(&a.0), Some(&b.0), Some(&c)], move |gpu, [a, b, c]| {
-        gpu.product(plan, Operands { a, b, c, bias: 0 }, alpha as f32, 0.0)
+        gpu.product(plan, Operands::new(a, b, c), alpha as f32, 0.0)
     });
     cast(c, dtype)
 }
 
-pub(super) fn linear(x: Tensor, weight: Tensor, bias: Option<Tensor>) -> Option<Tensor> {
+/// What is added to a product, in its shape and type and without gaps.
+fn addend(tensor: Option<Tensor>, element: Element, shape: &[usize]) -> Option<Tensor> {
+    let tensor = contiguous(cast(tensor?, element.dtype()));
+    Some(reshaped(tensor, shape))
+}
+
+/// `x W`, plus a bias or a residual.
+pub(super) fn linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    residual: Option<Tensor>,
+) -> Option<Tensor> {
     let element = served(&[&x, &weight])?;
     let shape = with_last(&dims(&x), columns(&weight));
     let (x, weight) = (Rows::new(x), weight_operand(weight, element));
     let bias = bias.map(|bias| contiguous(cast(bias, element.dtype())));
     let (m, n, k) = (x.rows, columns(&weight.0), x.width);
     let y = empty(&x.tensor, &shape, element.dtype());
-    let plan = Product {
-        bias: bias.is_some(),
-        ..Product::new([m, n, k], x.layout(), weight.1, element)
-    };
+    let plan =
+        Product { bias: bias.is_some(), ..Product::new([m, n, k], x.layout(), weight.1, element) };
+    let residual = addend(residual, element, &shape);
+    let beta = if residual.is_some() { 1.0 } else { 0.0 };
     submit(
-        [Some(&x.tensor), Some(&weight.0), bias.as_ref(), Some(&y)],
-        move |gpu, [a, b, bias, c]| gpu.product(plan, Operands { a, b, c, bias }, 1.0, 0.0),
+        [Some(&x.tensor), Some(&weight.0), bias.as_ref(), residual.as_ref(), Some(&y)],
+        move |gpu, [a, b, bias, add, c]| {
+            gpu.product(plan, Operands { a, b, c, bias, add }, 1.0, beta)
+        },
     );
     Some(y)
 }
 
+/// `sum` is added to the gradient of the input.
 pub(super) fn linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: &LinearSaved<B>,
     grad: &Tensor,
+    sum: &mut Option<Tensor>,
 ) -> Option<LinearGrads<B>> {
     let element = served(&[grad])?;
     for operand in [&saved.x, &saved.weight].into_iter().flatten() {
@@ -84,9 +100,15 @@ pub(super) fn linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     let x = saved.weight.clone().map(|weight| {
         let k = dims(&weight)[0];
         let (weight, layout) = weight_operand(weight, element);
-        let sizes = [m, k, n];
         let shape = with_last(&shape, k);
-        product(sizes, &g, &(weight, layout.t()), element, element.dtype(), &shape, 1.0)
+        let sum = addend(sum.take(), element, &shape);
+        let dx = sum_target(&g.0, &sum, &shape, element);
+        let plan = Product::new([m, k, n], g.1, layout.t(), element);
+        let beta = if sum.is_some() { 1.0 } else { 0.0 };
+        submit([Some(&g.0), Some(&weight), sum.as_ref(), Some(&dx)], move |gpu, [a, b, add, c]| {
+            gpu.product(plan, Operands { a, b, c, bias: 0, add }, 1.0, beta)
+        });
+        dx
     });
     let weight = saved.x.clone().map(|x| {
         let x = Rows::new(cast(x, element.dtype()));
@@ -100,12 +122,18 @@ pub(super) fn linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     Some(LinearGrads { x, weight, bias })
 }
 
+/// Where a product with an addend goes: onto the addend, if nobody else reads it.
+fn sum_target(like: &Tensor, sum: &Option<Tensor>, shape: &[usize], element: Element) -> Tensor {
+    match sum {
+        Some(sum) if sum.can_mut() => sum.clone(),
+        _ => empty(like, shape, element.dtype()),
+    }
+}
+
 /// The input where dropout has been at it: one elementwise product.
 fn masked<B: Backend<FloatTensorPrimitive = Tensor>>(x: &Tensor, mask: &Option<Tensor>) -> Tensor {
-    match mask {
-        Some(mask) => B::float_mul(x.clone(), cast(mask.clone(), x.dtype)),
-        None => x.clone(),
-    }
+    let Some(mask) = mask else { return x.clone() };
+    multiply(x, mask).unwrap_or_else(|| B::float_mul(x.clone(), cast(mask.clone(), x.dtype)))
 }
 
 pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
@@ -114,6 +142,7 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     [a, b]: [&Tensor; 2],
     scale: f64,
     mask: &Option<Tensor>,
+    residual: Option<Tensor>,
 ) -> Option<LoraLinearOutput<B>> {
     let element = served(&[x, weight, a, b])?;
     let shape = with_last(&dims(x), columns(weight));
@@ -131,22 +160,35 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     let dense = Product::new([m, n, k], x.layout(), weight.1, element);
     let down = Product::new([m, rank, k], dropped.layout(), a.1, element);
     let up = Product::new([m, n, rank], Layout::rows(rank), b.1, element);
+    let residual = addend(residual, element, &shape);
+    let beta = if residual.is_some() { 1.0 } else { 0.0 };
     submit(
-        [&x.tensor, &dropped.tensor, &weight.0, &a.0, &b.0, &hidden, &y].map(Some),
-        move |gpu, [x, dropped, weight, a, b, hidden, y]| {
-            gpu.product(dense, Operands { a: x, b: weight, c: y, bias: 0 }, 1.0, 0.0)?;
-            gpu.product(down, Operands { a: dropped, b: a, c: hidden, bias: 0 }, 1.0, 0.0)?;
+        [
+            Some(&x.tensor),
+            Some(&dropped.tensor),
+            Some(&weight.0),
+            Some(&a.0),
+            Some(&b.0),
+            residual.as_ref(),
+            Some(&hidden),
+            Some(&y),
+        ],
+        move |gpu, [x, dropped, weight, a, b, add, hidden, y]| {
+            gpu.product(dense, Operands { add, ..Operands::new(x, weight, y) }, 1.0, beta)?;
+            gpu.product(down, Operands::new(dropped, a, hidden), 1.0, 0.0)?;
             // Onto the dense product: no second output of its size.
-            gpu.product(up, Operands { a: hidden, b, c: y, bias: 0 }, scale as f32, 1.0)
+            gpu.product(up, Operands::new(hidden, b, y), scale as f32, 1.0)
         },
     );
     Some(LoraLinearOutput { output: y, hidden })
 }
 
+/// `sum` is added to the gradient of the input.
 pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: &LoraLinearSaved<B>,
     grad: &Tensor,
     needs: [bool; 4],
+    sum: &mut Option<Tensor>,
 ) -> Option<LoraLinearGrads<B>> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
     let element = served(&[grad, &saved.a, &saved.b, &saved.hidden])?;
@@ -167,18 +209,21 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     let x = match (needs_x, &saved.weight, &grad_hidden) {
         (true, Some(weight), Some(hidden)) => {
             let weight = weight_operand(weight.clone(), element);
-            let dx = empty(&g.0, &with_last(&shape, k), dtype);
+            let sum = addend(sum.take(), element, &with_last(&shape, k));
+            let beta = if sum.is_some() { 1.0 } else { 0.0 };
+            let dx = sum_target(&g.0, &sum, &with_last(&shape, k), element);
             let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
             let low_rank = Product::new([m, k, rank], hidden.1, a.1.t(), element);
             let masks = saved.dropout_mask.is_some();
             submit(
-                [&g.0, &weight.0, &hidden.0, &a.0, &dx].map(Some),
-                move |gpu, [g, weight, hidden, a, dx]| {
-                    gpu.product(dense, Operands { a: g, b: weight, c: dx, bias: 0 }, 1.0, 0.0)?;
+                [Some(&g.0), Some(&weight.0), Some(&hidden.0), Some(&a.0), sum.as_ref(), Some(&dx)],
+                move |gpu, [g, weight, hidden, a, add, dx]| {
+                    let operands = Operands { add, ..Operands::new(g, weight, dx) };
+                    gpu.product(dense, operands, 1.0, beta)?;
                     if masks {
                         return Ok(());
                     }
-                    gpu.product(low_rank, Operands { a: hidden, b: a, c: dx, bias: 0 }, 1.0, 1.0)
+                    gpu.product(low_rank, Operands::new(hidden, a, dx), 1.0, 1.0)
                 },
             );
             Some(match &saved.dropout_mask {

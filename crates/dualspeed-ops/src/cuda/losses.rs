@@ -104,7 +104,7 @@ impl Problem {
             let sizes = [len, self.vocab, self.width];
             let plan = Product::new(sizes, layout, self.lm_head, self.element);
             let a = at(rows, start * layout.stride, self.element);
-            gpu.product(plan, Operands { a, b: lm_head, c, bias: 0 }, 1.0, 0.0)?;
+            gpu.product(plan, Operands::new(a, lm_head, c), 1.0, 0.0)?;
         }
         Ok(())
     }
@@ -213,13 +213,13 @@ pub(super) fn token_losses_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
             if dx != 0 {
                 let c = at(dx, start * width, element);
                 let plan = Product::new([len, width, p.vocab], dense, p.lm_head.t(), element);
-                gpu.product(plan, Operands { a: logits, b: lm_head, c, bias: 0 }, 1.0, 0.0)?;
+                gpu.product(plan, Operands::new(logits, lm_head, c), 1.0, 0.0)?;
             }
             if dw != 0 {
                 let beta = if start == 0 { 0.0 } else { 1.0 };
                 let a = at(hidden, start * p.hidden.stride, element);
                 let plan = Product::new([width, p.vocab, len], p.hidden.t(), dense, element);
-                let operands = Operands { a, b: logits, c: dw, bias: 0 };
+                let operands = Operands::new(a, logits, dw);
                 gpu.product(plan.into(Element::F32), operands, 1.0, beta)?;
             }
         }

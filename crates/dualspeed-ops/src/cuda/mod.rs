@@ -16,6 +16,7 @@
 mod adamw;
 mod attention;
 mod blas;
+mod dropout_mask;
 mod elementwise;
 mod error;
 mod gpu;
@@ -26,259 +27,320 @@ mod points;
 mod ready;
 mod tensor;
 
-use burn::tensor::Element as _;
-use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, Element};
+use burn_cubecl::element::BoolElement;
+use burn_cubecl::{CubeBackend, FloatElement, IntElement};
+use cubecl::cuda::CudaRuntime;
 
 pub use blas::allow_tf32;
+pub use burn_cuda::{Cuda, CudaDevice};
 pub use ready::is_fast;
 
+use crate::backend;
+use crate::dropout::{self, DropoutKeys};
 use crate::types::*;
 use crate::{Backend, plain};
 
-/// Implements [`Backend`] for burn-cuda without fusion (the alias is the bare backend then). burn-cuda does not export
-/// the bounds of its element types, so they are listed.
-macro_rules! cuda {
-    ($($float:ty, $int:ty;)*) => { $(
-        impl Backend for burn_cuda::Cuda<$float, $int> {
-            fn fused_linear(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                bias: Option<FloatTensor<Self>>,
-            ) -> FloatTensor<Self> {
-                linear::linear(x.clone(), weight.clone(), bias.clone())
-                    .unwrap_or_else(|| plain::linear::<Self>(x, weight, bias))
-            }
+/// burn-cuda without fusion: its alias is this backend then.
+impl<F, I, T> Backend for CubeBackend<CudaRuntime, F, I, T>
+where
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn free_memory(device: &Self::Device) -> Option<u64> {
+        gpu::free_memory(device)
+    }
 
-            fn fused_linear_backward(
-                saved: LinearSaved<Self>,
-                grad: FloatTensor<Self>,
-            ) -> LinearGrads<Self> {
-                linear::linear_backward::<Self>(&saved, &grad)
-                    .unwrap_or_else(|| plain::linear_backward::<Self>(saved, grad))
-            }
+    fn fused_dropout_mask(
+        keys: &DropoutKeys<Self>,
+        place: u64,
+        p: f64,
+        d: usize,
+        dtype: DType,
+    ) -> FloatTensor<Self> {
+        dropout_mask::dropout_mask(&keys.on_device, place, p, d, dtype)
+            .unwrap_or_else(|| dropout::mask::<Self>(keys, place, p, d, dtype))
+    }
 
-            fn fused_lora_linear(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                a: FloatTensor<Self>,
-                b: FloatTensor<Self>,
-                scale: f64,
-                dropout_mask: Option<FloatTensor<Self>>,
-            ) -> LoraLinearOutput<Self> {
-                linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask)
-                    .unwrap_or_else(|| {
-                        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask)
-                    })
-            }
+    fn fused_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear::linear(x.clone(), weight.clone(), None, Some(residual.clone()))
+            .unwrap_or_else(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
+    }
 
-            fn fused_lora_linear_backward(
-                saved: LoraLinearSaved<Self>,
-                grad: FloatTensor<Self>,
-                needs: [bool; 4],
-            ) -> LoraLinearGrads<Self> {
-                linear::lora_linear_backward::<Self>(&saved, &grad, needs)
-                    .unwrap_or_else(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
-            }
+    fn fused_lora_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+        residual: FloatTensor<Self>,
+    ) -> LoraLinearOutput<Self> {
+        let (ab, around) = ([&a, &b], Some(residual.clone()));
+        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout_mask, around).unwrap_or_else(
+            || {
+                let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask);
+                let output = Self::float_add(residual, out.output);
+                LoraLinearOutput { output, hidden: out.hidden }
+            },
+        )
+    }
 
-            fn fused_rms_norm(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                eps: f64,
-            ) -> FloatTensor<Self> {
-                elementwise::norm(x.clone(), weight.clone(), None, eps)
-                    .unwrap_or_else(|| plain::rms_norm::<Self>(x, weight, eps))
-            }
+    fn fused_linear_backward_add(
+        saved: LinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        mut sum: Option<FloatTensor<Self>>,
+    ) -> LinearGrads<Self> {
+        linear::linear_backward::<Self>(&saved, &grad, &mut sum).unwrap_or_else(|| {
+            let out = plain::linear_backward::<Self>(saved, grad);
+            LinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
+        })
+    }
 
-            fn fused_rms_norm_backward(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                eps: f64,
-                grad: FloatTensor<Self>,
-                needs: [bool; 2],
-            ) -> NormGrads<Self> {
-                let (operands, all) = ((x.clone(), weight.clone(), grad.clone()), needs);
-                let (x_, weight_, grad_) = operands;
-                let needs_ = [all[0], all[1], false];
-                match elementwise::norm_backward(x_, weight_, eps, grad_, false, needs_) {
-                    Some([x, weight, bias]) => NormGrads { x, weight, bias },
-                    None => plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs),
-                }
-            }
+    fn fused_lora_linear_backward_add(
+        saved: LoraLinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 4],
+        mut sum: Option<FloatTensor<Self>>,
+    ) -> LoraLinearGrads<Self> {
+        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut sum).unwrap_or_else(|| {
+            let out = plain::lora_linear_backward::<Self>(saved, grad, needs);
+            LoraLinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
+        })
+    }
 
-            fn fused_layer_norm(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                bias: FloatTensor<Self>,
-                eps: f64,
-            ) -> FloatTensor<Self> {
-                elementwise::norm(x.clone(), weight.clone(), Some(bias.clone()), eps)
-                    .unwrap_or_else(|| plain::layer_norm::<Self>(x, weight, bias, eps))
-            }
-
-            fn fused_layer_norm_backward(
-                x: FloatTensor<Self>,
-                weight: FloatTensor<Self>,
-                eps: f64,
-                grad: FloatTensor<Self>,
-                needs: [bool; 3],
-            ) -> NormGrads<Self> {
-                let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
-                match elementwise::norm_backward(x_, weight_, eps, grad_, true, needs) {
-                    Some([x, weight, bias]) => NormGrads { x, weight, bias },
-                    None => plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs),
-                }
-            }
-
-            fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-                elementwise::activation("gelu", x.clone(), None)
-                    .unwrap_or_else(|| plain::gelu::<Self>(x))
-            }
-
-            fn fused_gelu_backward(
-                x: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                elementwise::activation("gelu", x.clone(), Some(grad.clone()))
-                    .unwrap_or_else(|| plain::gelu_backward::<Self>(x, grad))
-            }
-
-            fn fused_quick_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-                elementwise::activation("quick_gelu", x.clone(), None)
-                    .unwrap_or_else(|| plain::quick_gelu::<Self>(x))
-            }
-
-            fn fused_quick_gelu_backward(
-                x: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                elementwise::activation("quick_gelu", x.clone(), Some(grad.clone()))
-                    .unwrap_or_else(|| plain::quick_gelu_backward::<Self>(x, grad))
-            }
-
-            fn fused_swiglu(
-                gate: FloatTensor<Self>,
-                up: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                elementwise::swiglu(gate.clone(), up.clone())
-                    .unwrap_or_else(|| plain::swiglu::<Self>(gate, up))
-            }
-
-            fn fused_swiglu_backward(
-                gate: FloatTensor<Self>,
-                up: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-                needs: [bool; 2],
-            ) -> SwigluGrads<Self> {
-                let (gate_, up_, grad_) = (gate.clone(), up.clone(), grad.clone());
-                match elementwise::swiglu_backward(gate_, up_, grad_, needs) {
-                    Some([gate, up]) => SwigluGrads { gate, up },
-                    None => plain::swiglu_backward::<Self>(gate, up, grad, needs),
-                }
-            }
-
-            fn fused_rope(
-                x: FloatTensor<Self>,
-                cos: FloatTensor<Self>,
-                sin: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                elementwise::rope(x.clone(), cos.clone(), sin.clone(), 1.0)
-                    .unwrap_or_else(|| plain::rope::<Self>(x, cos, sin))
-            }
-
-            fn fused_rope_backward(
-                cos: FloatTensor<Self>,
-                sin: FloatTensor<Self>,
-                grad: FloatTensor<Self>,
-            ) -> FloatTensor<Self> {
-                elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0)
-                    .unwrap_or_else(|| {
-                        use burn::tensor::ops::FloatTensorOps;
-                        plain::rope::<Self>(grad, cos, Self::float_neg(sin))
-                    })
-            }
-
-            fn fused_attention(
-                q: FloatTensor<Self>,
-                k: FloatTensor<Self>,
-                v: FloatTensor<Self>,
-                spec: &AttentionSpec,
-            ) -> AttentionOutput<Self> {
-                attention::attention::<Self>([&q, &k, &v], spec)
-                    .unwrap_or_else(|| plain::attention::<Self>(q, k, v, spec))
-            }
-
-            fn fused_attention_backward(
-                q: FloatTensor<Self>,
-                k: FloatTensor<Self>,
-                v: FloatTensor<Self>,
-                spec: &AttentionSpec,
-                forward: AttentionOutput<Self>,
-                grad: FloatTensor<Self>,
-                needs: [bool; 3],
-            ) -> AttentionGrads<Self> {
-                attention::attention_backward::<Self>([&q, &k, &v], spec, &forward, &grad, needs)
-                    .unwrap_or_else(|| {
-                        plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs)
-                    })
-            }
-
-            fn fused_token_losses(
-                hidden: FloatTensor<Self>,
-                lm_head: FloatTensor<Self>,
-                targets: IntTensor<Self>,
-                teacher: Option<FloatTensor<Self>>,
-                tau: f64,
-            ) -> FloatTensor<Self> {
-                losses::token_losses(&hidden, &lm_head, &targets, teacher.as_ref(), tau)
-                    .unwrap_or_else(|| {
-                        plain::token_losses::<Self>(hidden, lm_head, targets, teacher, tau)
-                    })
-            }
-
-            fn fused_token_losses_backward(
-                hidden: FloatTensor<Self>,
-                lm_head: FloatTensor<Self>,
-                targets: IntTensor<Self>,
-                teacher: Option<FloatTensor<Self>>,
-                tau: f64,
-                grad: FloatTensor<Self>,
-                needs: [bool; 2],
-            ) -> TokenLossesGrads<Self> {
-                let teacher_ = teacher.as_ref();
-                losses::token_losses_backward::<Self>(
-                    &hidden, &lm_head, &targets, teacher_, tau, &grad, needs,
-                )
-                .unwrap_or_else(|| {
-                    plain::token_losses_backward::<Self>(
-                        hidden, lm_head, targets, teacher, tau, grad, needs,
-                    )
-                })
-            }
-
-            fn fused_farthest_points(
-                features: FloatTensor<Self>,
-                keep: usize,
-            ) -> IntTensor<Self> {
-                points::farthest_points(&features, keep, <$int>::dtype())
-                    .unwrap_or_else(|| plain::farthest_points::<Self>(features, keep))
-            }
-
-            fn fused_adamw(
-                tensors: Vec<AdamWTensor<Self>>,
-                config: AdamWConfig,
-            ) -> AdamWOutput<Self> {
-                adamw::adamw::<Self>(tensors, config)
-                    .unwrap_or_else(|tensors| plain::adamw::<Self>(tensors, config))
+    fn fused_rms_norm_backward_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        around: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> NormGrads<Self> {
+        let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
+        let (around_, needs_) = (Some(around.clone()), [needs[0], needs[1], false]);
+        match elementwise::norm_backward(x_, weight_, eps, grad_, around_, false, needs_) {
+            Some([x, weight, bias]) => NormGrads { x, weight, bias },
+            None => {
+                let out = plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs);
+                NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
             }
         }
-    )* };
-}
+    }
 
-cuda! {
-    f32, i32;
-    f32, i64;
-    burn::tensor::f16, i32;
-    burn::tensor::f16, i64;
-    burn::tensor::bf16, i32;
-    burn::tensor::bf16, i64;
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        linear::linear(x.clone(), weight.clone(), bias.clone(), None)
+            .unwrap_or_else(|| plain::linear::<Self>(x, weight, bias))
+    }
+
+    fn fused_linear_backward(
+        saved: LinearSaved<Self>,
+        grad: FloatTensor<Self>,
+    ) -> LinearGrads<Self> {
+        linear::linear_backward::<Self>(&saved, &grad, &mut None)
+            .unwrap_or_else(|| plain::linear_backward::<Self>(saved, grad))
+    }
+
+    fn fused_lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        dropout_mask: Option<FloatTensor<Self>>,
+    ) -> LoraLinearOutput<Self> {
+        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask, None)
+            .unwrap_or_else(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask))
+    }
+
+    fn fused_lora_linear_backward(
+        saved: LoraLinearSaved<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 4],
+    ) -> LoraLinearGrads<Self> {
+        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut None)
+            .unwrap_or_else(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
+    }
+
+    fn fused_rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        elementwise::norm(x.clone(), weight.clone(), None, eps)
+            .unwrap_or_else(|| plain::rms_norm::<Self>(x, weight, eps))
+    }
+
+    fn fused_rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> NormGrads<Self> {
+        let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
+        let needs_ = [needs[0], needs[1], false];
+        match elementwise::norm_backward(x_, weight_, eps, grad_, None, false, needs_) {
+            Some([x, weight, bias]) => NormGrads { x, weight, bias },
+            None => plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs),
+        }
+    }
+
+    fn fused_layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        elementwise::norm(x.clone(), weight.clone(), Some(bias.clone()), eps)
+            .unwrap_or_else(|| plain::layer_norm::<Self>(x, weight, bias, eps))
+    }
+
+    fn fused_layer_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        grad: FloatTensor<Self>,
+        needs: [bool; 3],
+    ) -> NormGrads<Self> {
+        let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
+        match elementwise::norm_backward(x_, weight_, eps, grad_, None, true, needs) {
+            Some([x, weight, bias]) => NormGrads { x, weight, bias },
+            None => plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs),
+        }
+    }
+
+    fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::activation("gelu", x.clone(), None).unwrap_or_else(|| plain::gelu::<Self>(x))
+    }
+
+    fn fused_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::activation("gelu", x.clone(), Some(grad.clone()))
+            .unwrap_or_else(|| plain::gelu_backward::<Self>(x, grad))
+    }
+
+    fn fused_quick_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::activation("quick_gelu", x.clone(), None)
+            .unwrap_or_else(|| plain::quick_gelu::<Self>(x))
+    }
+
+    fn fused_quick_gelu_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        elementwise::activation("quick_gelu", x.clone(), Some(grad.clone()))
+            .unwrap_or_else(|| plain::quick_gelu_backward::<Self>(x, grad))
+    }
+
+    fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::swiglu(gate.clone(), up.clone())
+            .unwrap_or_else(|| plain::swiglu::<Self>(gate, up))
+    }
+
+    fn fused_swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> SwigluGrads<Self> {
+        let (gate_, up_, grad_) = (gate.clone(), up.clone(), grad.clone());
+        match elementwise::swiglu_backward(gate_, up_, grad_, needs) {
+            Some([gate, up]) => SwigluGrads { gate, up },
+            None => plain::swiglu_backward::<Self>(gate, up, grad, needs),
+        }
+    }
+
+    fn fused_rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        elementwise::rope(x.clone(), cos.clone(), sin.clone(), 1.0)
+            .unwrap_or_else(|| plain::rope::<Self>(x, cos, sin))
+    }
+
+    fn fused_rope_backward(
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0)
+            .unwrap_or_else(|| plain::rope::<Self>(grad, cos, Self::float_neg(sin)))
+    }
+
+    fn fused_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+    ) -> AttentionOutput<Self> {
+        attention::attention::<Self>([&q, &k, &v], spec)
+            .unwrap_or_else(|| plain::attention::<Self>(q, k, v, spec))
+    }
+
+    fn fused_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spec: &AttentionSpec,
+        forward: AttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+        needs: [bool; 3],
+    ) -> AttentionGrads<Self> {
+        attention::attention_backward::<Self>([&q, &k, &v], spec, &forward, &grad, needs)
+            .unwrap_or_else(|| {
+                plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs)
+            })
+    }
+
+    fn fused_token_losses(
+        hidden: FloatTensor<Self>,
+        lm_head: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        teacher: Option<FloatTensor<Self>>,
+        tau: f64,
+    ) -> FloatTensor<Self> {
+        losses::token_losses(&hidden, &lm_head, &targets, teacher.as_ref(), tau)
+            .unwrap_or_else(|| plain::token_losses::<Self>(hidden, lm_head, targets, teacher, tau))
+    }
+
+    fn fused_token_losses_backward(
+        hidden: FloatTensor<Self>,
+        lm_head: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        teacher: Option<FloatTensor<Self>>,
+        tau: f64,
+        grad: FloatTensor<Self>,
+        needs: [bool; 2],
+    ) -> TokenLossesGrads<Self> {
+        let teacher_ = teacher.as_ref();
+        losses::token_losses_backward::<Self>(
+            &hidden, &lm_head, &targets, teacher_, tau, &grad, needs,
+        )
+        .unwrap_or_else(|| {
+            plain::token_losses_backward::<Self>(
+                hidden, lm_head, targets, teacher, tau, grad, needs,
+            )
+        })
+    }
+
+    fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        points::farthest_points(&features, keep, <I as Element>::dtype())
+            .unwrap_or_else(|| plain::farthest_points::<Self>(features, keep))
+    }
+
+    fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
+        adamw::adamw::<Self>(tensors, config)
+            .unwrap_or_else(|tensors| plain::adamw::<Self>(tensors, config))
+    }
 }

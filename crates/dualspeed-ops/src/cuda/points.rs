@@ -41,14 +41,7 @@ pub(super) fn farthest_points(features: &Tensor, keep: usize, indices: DType) ->
         ..Product::new([n, n, d], rows, rows.t(), element).into(Element::F32)
     };
     submit(
-        [
-            Some(&features),
-            unit.as_ref(),
-            Some(&gram),
-            Some(&scale),
-            Some(&isolation),
-            Some(&picks),
-        ],
+        [Some(&features), unit.as_ref(), Some(&gram), Some(&scale), Some(&isolation), Some(&picks)],
         move |gpu, [features, unit, gram, scale, isolation, picks]| {
             use Arg::{Address, Int, Long};
             let input = match unit {
@@ -59,7 +52,7 @@ pub(super) fn farthest_points(features: &Tensor, keep: usize, indices: DType) ->
                     unit
                 }
             };
-            gpu.product(plan, Operands { a: input, b: input, c: gram, bias: 0 }, 1.0, 0.0)?;
+            gpu.product(plan, Operands::new(input, input, gram), 1.0, 0.0)?;
             let sizes = [Int(b), Int(n)];
             let raw = Int(usize::from(raw));
             let mut args = [gram, scale].map(Address).to_vec();

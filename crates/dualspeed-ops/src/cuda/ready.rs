@@ -21,8 +21,11 @@ pub fn is_fast(device: &CudaDevice) -> bool {
     *devices.entry(device.index).or_insert_with(|| match missing(device.index) {
         None => true,
         Some(missing) => {
-            tracing::warn!("CUDA device {}: {missing}; the operations run on Burn's own kernels, several \
-                times slower", device.index);
+            tracing::warn!(
+                "CUDA device {}: {missing}; the operations run on Burn's own kernels, several \
+                times slower",
+                device.index
+            );
             false
         }
     })

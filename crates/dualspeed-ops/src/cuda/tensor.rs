@@ -7,6 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::CudaRuntime;
 
 use super::blas::Layout;
+use super::elementwise;
 use super::ready::is_fast;
 
 /// Burn's tensor on the device.
@@ -22,7 +23,11 @@ pub(super) enum Element {
 
 impl Element {
     pub(super) fn of(tensor: &Tensor) -> Option<Self> {
-        match tensor.dtype {
+        Self::of_dtype(tensor.dtype)
+    }
+
+    pub(super) fn of_dtype(dtype: DType) -> Option<Self> {
+        match dtype {
             DType::F32 => Some(Self::F32),
             DType::F16 => Some(Self::F16),
             DType::BF16 => Some(Self::BF16),
@@ -95,7 +100,16 @@ pub(super) fn contiguous(tensor: Tensor) -> Tensor {
 
 /// In another element type; copies only where it differs.
 pub(super) fn cast(tensor: Tensor, dtype: DType) -> Tensor {
-    if tensor.dtype == dtype { tensor } else { cast_kernel(tensor, dtype) }
+    if tensor.dtype == dtype {
+        return tensor;
+    }
+    if tensor.is_contiguous()
+        && let Some(from) = served(&[&tensor])
+        && let Some(to) = Element::of_dtype(dtype)
+    {
+        return elementwise::convert(&tensor, from, to);
+    }
+    cast_kernel(tensor, dtype)
 }
 
 /// Another shape for the memory of a tensor without gaps.

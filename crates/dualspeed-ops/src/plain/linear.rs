@@ -23,10 +23,7 @@ pub fn linear<B: Backend>(
 }
 
 /// See [`Backend::fused_linear_backward`](crate::Backend::fused_linear_backward).
-pub fn linear_backward<B: Backend>(
-    saved: LinearSaved<B>,
-    grad: FloatTensor<B>,
-) -> LinearGrads<B> {
+pub fn linear_backward<B: Backend>(saved: LinearSaved<B>, grad: FloatTensor<B>) -> LinearGrads<B> {
     let (shape, dtype) = (grad.shape(), grad.dtype());
     let grad = rows::<B>(grad); // [rows, d_out]
     LinearGrads {
@@ -79,9 +76,8 @@ pub fn lora_linear_backward<B: Backend>(
     let grad = rows::<B>(grad); // [rows, d_out]
     let [a, b] = [saved.a, saved.b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
     let mask = saved.dropout_mask.map(rows::<B>);
-    let grad_hidden =
-        (needs_x || needs_a) // [rows, r]
-            .then(|| grad.clone().matmul(b.transpose()).mul_scalar(saved.scale));
+    let grad_hidden = (needs_x || needs_a) // [rows, r]
+        .then(|| grad.clone().matmul(b.transpose()).mul_scalar(saved.scale));
 
     let x = match (needs_x, saved.weight, grad_hidden.clone()) {
         (true, Some(weight), Some(grad_hidden)) => {

@@ -1,7 +1,7 @@
-//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch): one fused pass on the host, plain
-//! tensors elsewhere.
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch) in one pass over host memory, and its state.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use dualspeed_ops::AdamWConfig;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,7 @@ impl AdamW {
         let (b1, b2) = (self.beta1 as f32, self.beta2 as f32);
         // Subtracted before rounding: 1 - 0.999 loses four digits in f32.
         let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
-        let (step_size, root) = self.corrections(lr, updates);
+        let (step_size, root) = self.config(scale, 0.0).corrections(lr, updates);
         let (step_size, root) = (step_size as f32, root as f32);
         let (eps, scale) = (self.eps as f32, scale as f32);
         let keep = (1.0 - lr * self.weight_decay) as f32;
@@ -119,29 +119,10 @@ impl AdamW {
             });
     }
 
-    /// The same update with tensor operations; `scale` is a tensor so that clipping needs no
-    /// read-back.
-    pub(crate) fn update_device<B: Backend>(
-        &self,
-        lr: f64,
-        param: Tensor<B, 1>,
-        grad: Tensor<B, 1>,
-        m: Tensor<B, 1>,
-        v: Tensor<B, 1>,
-        updates: u64,
-    ) -> (Tensor<B, 1>, Tensor<B, 1>, Tensor<B, 1>) {
-        let (step_size, root) = self.corrections(lr, updates);
-        let m = m.mul_scalar(self.beta1) + grad.clone().mul_scalar(1.0 - self.beta1);
-        let v = v.mul_scalar(self.beta2) + (grad.clone() * grad).mul_scalar(1.0 - self.beta2);
-        let step = m.clone().mul_scalar(step_size)
-            / v.clone().sqrt().mul_scalar(root).add_scalar(self.eps);
-        (param.mul_scalar(1.0 - lr * self.weight_decay) - step, m, v)
-    }
-
-    /// `lr / (1 - beta1^t)` and `1 / sqrt(1 - beta2^t)`.
-    fn corrections(&self, lr: f64, updates: u64) -> (f64, f64) {
-        let t = updates.min(i32::MAX as u64) as i32;
-        (lr / (1.0 - self.beta1.powi(t)), 1.0 / (1.0 - self.beta2.powi(t)).sqrt())
+    /// The same as the backend's update takes them.
+    pub(crate) fn config(&self, grad_scale: f64, max_grad_norm: f64) -> AdamWConfig {
+        let AdamW { beta1, beta2, eps, weight_decay } = *self;
+        AdamWConfig { beta1, beta2, eps, weight_decay, grad_scale, max_grad_norm }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The optimiser: AdamW with a learning rate per group and one clip of the global gradient norm.
+//! The optimiser: AdamW with a learning rate per group and one clip of the global gradient norm. On the host it works on
+//! slices in place; elsewhere all parameters go to the backend in one call.
 
 mod adamw;
 mod groups;
@@ -8,11 +9,12 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::record::{PrecisionSettings, Record};
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend as OpsBackend};
 
 pub use adamw::{AdamW, HostMoments};
 pub(crate) use adamw::{Moments, Store, sum_of_squares, to_f32};
@@ -118,82 +120,166 @@ pub(crate) fn computes_on_host<B: Backend>(device: &B::Device) -> bool {
     name.contains("ndarray") || name.contains("flex")
 }
 
-/// A gradient, taken out of the container and flattened.
-enum Grad<B: Backend> {
-    Host(Vec<f32>),
-    Device(Tensor<B, 1>),
-}
-
-struct GradCollector<'a, B: AutodiffBackend> {
-    on_host: bool,
+/// Takes the gradients out of the container, to the host, in the module's order.
+struct GradCollector<'a> {
     grads: &'a mut GradientsParams,
-    found: Vec<(ParamId, Grad<B::InnerBackend>)>,
+    found: Vec<(ParamId, Vec<f32>)>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for GradCollector<'_, B> {
+impl<B: AutodiffBackend> ModuleVisitor<B> for GradCollector<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
-            let grad = if self.on_host {
-                Grad::Host(to_f32(grad))
-            } else {
-                let length = grad.shape().num_elements();
-                Grad::Device(grad.reshape([length]))
-            };
-            self.found.push((param.id, grad));
+            self.found.push((param.id, to_f32(grad)));
         }
     }
 }
 
-struct Updater<'a, B: AutodiffBackend> {
+/// Updates parameters from host slices.
+struct HostUpdater<'a, B: AutodiffBackend> {
     optim: &'a GroupedAdamW<B>,
     state: &'a mut OptimState<B::InnerBackend>,
-    grads: HashMap<ParamId, Grad<B::InnerBackend>>,
+    grads: HashMap<ParamId, Vec<f32>>,
     lr: f64,
-    /// Host gradients are multiplied by this; device gradients are multiplied already.
     scale: f64,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Updater<'_, B> {
+impl<B: AutodiffBackend> ModuleMapper<B> for HostUpdater<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let Some(grad) = self.grads.remove(&param.id) else { return param };
-        let (id, tensor, mapper) = param.consume();
-        let group = self.optim.groups.get(&id).copied().unwrap_or(Group::Other);
-        let lr = self.lr * self.optim.rates.of(group);
-        let (requires_grad, shape) = (tensor.is_require_grad(), tensor.shape());
-        let tensor = tensor.inner();
-        let (device, dtype) = (tensor.device(), tensor.dtype());
-        let length = shape.num_elements();
-        let on_host = self.optim.on_host;
-        let moments = self
-            .state
-            .moments
-            .entry(id)
-            .or_insert_with(|| Moments::zeros(length, on_host, &device));
-        moments.updates += 1;
-        let updates = moments.updates;
-        let updated = match (grad, &mut moments.store) {
-            (Grad::Host(grad), Store::Host { m, v }) => {
-                let mut values = to_f32(tensor);
-                self.optim.adamw.update_host(lr, self.scale, &mut values, &grad, m, v, updates);
-                Tensor::from_data(TensorData::new(values, shape), (&device, dtype))
-            }
-            (Grad::Device(grad), Store::Device { m, v }) => {
-                let flat = tensor.reshape([length]);
-                let (flat, new_m, new_v) =
-                    self.optim.adamw.update_device(lr, flat, grad, m.clone(), v.clone(), updates);
-                *m = new_m;
-                *v = new_v;
-                flat.reshape(shape)
-            }
-            // `on_host` is fixed for the life of the optimiser, so gradient and moments always
-            // agree.
-            (_, _) => tensor,
-        };
-        let mut tensor = Tensor::from_inner(updated);
-        if requires_grad {
-            tensor = tensor.require_grad();
+        let id = param.id;
+        let lr = self.optim.rate(self.lr, id);
+        replace(param, |tensor| {
+            let (device, dtype, shape) = (tensor.device(), tensor.dtype(), tensor.shape());
+            let zeros = || Moments::zeros(shape.num_elements(), true, &device);
+            let moments = self.state.moments.entry(id).or_insert_with(zeros);
+            moments.updates += 1;
+            let Store::Host { m, v } = &mut moments.store else { return tensor };
+            let mut values = to_f32(tensor);
+            let updates = moments.updates;
+            self.optim.adamw.update_host(lr, self.scale, &mut values, &grad, m, v, updates);
+            Tensor::from_data(TensorData::new(values, shape), (&device, dtype))
+        })
+    }
+}
+
+/// Gathers what the backend's update takes: parameters, gradients, moments, flattened.
+struct DeviceCollector<'a, B: AutodiffBackend> {
+    optim: &'a GroupedAdamW<B>,
+    state: &'a mut OptimState<B::InnerBackend>,
+    grads: &'a mut GradientsParams,
+    lr: f64,
+    ids: Vec<ParamId>,
+    tensors: Vec<AdamWTensor<B::InnerBackend>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for DeviceCollector<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) else { return };
+        let value = param.val().inner();
+        let length = value.shape().num_elements();
+        // Moved out, so that the backend may write into them.
+        let moments = self.state.moments.remove(&param.id);
+        let moments = moments.unwrap_or_else(|| Moments::zeros(length, false, &value.device()));
+        let Store::Device { m, v } = moments.store else { return };
+        self.ids.push(param.id);
+        self.tensors.push(AdamWTensor {
+            param: primitive(value.reshape([length])),
+            grad: primitive(grad.reshape([length])),
+            m: primitive(m),
+            v: primitive(v),
+            lr: self.optim.rate(self.lr, param.id),
+            updates: moments.updates + 1,
+        });
+    }
+}
+
+/// Puts updated values in their places.
+struct Setter<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Setter<B::InnerBackend> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(value) = self.0.remove(&param.id) else { return param };
+        replace(param, |old| value.reshape(old.shape()))
+    }
+}
+
+/// The same parameter with another value.
+fn replace<B: AutodiffBackend, const D: usize>(
+    param: Param<Tensor<B, D>>,
+    update: impl FnOnce(Tensor<B::InnerBackend, D>) -> Tensor<B::InnerBackend, D>,
+) -> Param<Tensor<B, D>> {
+    let (id, tensor, mapper) = param.consume();
+    let requires_grad = tensor.is_require_grad();
+    let mut tensor = Tensor::from_inner(update(tensor.inner()));
+    if requires_grad {
+        tensor = tensor.require_grad();
+    }
+    Param::from_mapped_value(id, tensor, mapper)
+}
+
+fn primitive<B: Backend>(tensor: Tensor<B, 1>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}
+
+fn wrap<B: Backend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 1> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+impl<B: AutodiffBackend> GroupedAdamW<B> {
+    /// The learning rate of a parameter.
+    fn rate(&self, base: f64, id: ParamId) -> f64 {
+        base * self.rates.of(self.groups.get(&id).copied().unwrap_or(Group::Other))
+    }
+
+    fn step_on_host<M: AutodiffModule<B>>(
+        &self,
+        lr: f64,
+        module: M,
+        grads: &mut GradientsParams,
+    ) -> M {
+        let mut collector = GradCollector { grads, found: Vec::new() };
+        Module::<B>::visit(&module, &mut collector);
+        let grads = collector.found;
+        let mut state = self.state();
+        let mut scale = state.grad_scale;
+        let squares = grads.iter().map(|(_, grad)| sum_of_squares(grad));
+        let norm = squares.sum::<f64>().sqrt() * scale;
+        if self.max_grad_norm > 0.0 && norm > self.max_grad_norm {
+            scale *= self.max_grad_norm / (norm + 1e-6);
         }
-        Param::from_mapped_value(id, tensor, mapper)
+        state.grad_norm = Some(GradNorm::Host(norm));
+        let grads = grads.into_iter().collect();
+        module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale })
+    }
+
+    fn step_on_device<M: AutodiffModule<B>>(
+        &self,
+        lr: f64,
+        module: M,
+        grads: &mut GradientsParams,
+    ) -> M {
+        let mut state = self.state();
+        let mut collector = DeviceCollector::<B> {
+            optim: self,
+            state: &mut state,
+            grads,
+            lr,
+            ids: Vec::new(),
+            tensors: Vec::new(),
+        };
+        Module::<B>::visit(&module, &mut collector);
+        let DeviceCollector { ids, tensors, .. } = collector;
+        let updates: Vec<u64> = tensors.iter().map(|tensor| tensor.updates).collect();
+        let config = self.adamw.config(state.grad_scale, self.max_grad_norm);
+        let out = <B::InnerBackend as OpsBackend>::fused_adamw(tensors, config);
+        state.grad_norm = Some(GradNorm::Device(wrap(out.norm)));
+        let mut values = HashMap::with_capacity(ids.len());
+        for ((id, updates), [param, m, v]) in ids.into_iter().zip(updates).zip(out.updated) {
+            values.insert(id, wrap(param));
+            let store = Store::Device { m: wrap(m), v: wrap(v) };
+            state.moments.insert(id, Moments { updates, store });
+        }
+        module.map(&mut Setter::<B::InnerBackend>(values))
     }
 }
 
@@ -201,25 +287,10 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
     type Record = AdamRecord;
 
     fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
-        let mut collector =
-            GradCollector::<B> { on_host: self.on_host, grads: &mut grads, found: Vec::new() };
-        module.visit(&mut collector);
-        let mut found = collector.found;
-        let this = self.clone();
-        let mut state = this.state();
-        let mut scale = state.grad_scale;
-        state.grad_norm = if self.on_host {
-            let norm = host_norm(&found) * scale;
-            if self.max_grad_norm > 0.0 && norm > self.max_grad_norm {
-                scale *= self.max_grad_norm / (norm + 1e-6);
-            }
-            Some(GradNorm::Host(norm))
-        } else {
-            clip_on_device(&mut found, scale, self.max_grad_norm).map(GradNorm::Device)
-        };
-        let grads = found.into_iter().collect();
-        let mut updater = Updater { optim: self, state: &mut state, grads, lr, scale };
-        module.map(&mut updater)
+        match self.on_host {
+            true => self.step_on_host(lr, module, &mut grads),
+            false => self.step_on_device(lr, module, &mut grads),
+        }
     }
 
     fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
@@ -244,45 +315,6 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
         self.state().moments = moments;
         self
     }
-}
-
-fn host_norm<B: Backend>(grads: &[(ParamId, Grad<B>)]) -> f64 {
-    let squares = grads.iter().map(|(_, grad)| match grad {
-        Grad::Host(values) => sum_of_squares(values),
-        Grad::Device(_) => 0.0,
-    });
-    squares.sum::<f64>().sqrt()
-}
-
-/// Scales and clips gradients where they are; returns the norm before clipping.
-fn clip_on_device<B: Backend>(
-    grads: &mut [(ParamId, Grad<B>)],
-    scale: f64,
-    max_grad_norm: f64,
-) -> Option<Tensor<B, 1>> {
-    let squares: Vec<Tensor<B, 1>> = grads
-        .iter()
-        .filter_map(|(_, grad)| match grad {
-            Grad::Device(grad) => Some((grad.clone() * grad.clone()).sum()),
-            Grad::Host(_) => None,
-        })
-        .collect();
-    if squares.is_empty() {
-        return None;
-    }
-    let norm = Tensor::cat(squares, 0).sum().sqrt().mul_scalar(scale);
-    let factor = if max_grad_norm > 0.0 {
-        let clip = norm.clone().add_scalar(1e-6).recip().mul_scalar(max_grad_norm).clamp_max(1.0);
-        clip.mul_scalar(scale)
-    } else {
-        norm.ones_like().mul_scalar(scale)
-    };
-    for (_, grad) in grads.iter_mut() {
-        if let Grad::Device(values) = grad {
-            *values = values.clone() * factor.clone();
-        }
-    }
-    Some(norm)
 }
 
 struct Merger<'a> {

@@ -1,7 +1,9 @@
 //! What one update is: accumulation, short windows, modes, stages.
 
+use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use dualspeed_model::{Llava, LoraConfig, View};
+use burn::tensor::DType;
+use dualspeed_model::{Dtype, Llava, LoraConfig, View};
 use dualspeed_train::config::{MemoryConfig, RecomputeMode, Schedule};
 use dualspeed_train::optim::{Group, trainable_params};
 use dualspeed_train::stage::apply_stage;
@@ -9,7 +11,7 @@ use dualspeed_train::{
     METRICS_FILE, Stage, TrainConfig, TrainJob, load_trained, read_metrics, train,
 };
 
-use crate::support::{Train, config, largest_difference, model, run, scenes, weights};
+use crate::support::{Train, config, job, largest_difference, model, run, scenes, weights};
 
 #[test]
 fn batch_and_accumulation_make_the_same_update() {
@@ -170,4 +172,47 @@ fn a_run_that_recomputes_is_the_run_that_keeps() {
     }
     // Without a budget on a host that does not tell its memory, nothing is recomputed.
     assert_eq!(weigh("host", RecomputeMode::Auto, None).1.recompute, None);
+}
+
+/// Frozen weights and activations in bf16, trained weights in f32: the run follows the f32 run, and what a checkpoint
+/// holds is f32.
+#[test]
+fn a_half_precision_run_follows_the_f32_run() {
+    type Half = Autodiff<burn_flex::Flex>;
+    let dir = tempfile::tempdir().unwrap();
+    let losses = |name: &str, dtype: Dtype| {
+        let mut config = TrainConfig { stage: Stage::Finetune, steps: Some(12), ..config() };
+        config.model.dtype = dtype;
+        config.model.lora = Some(LoraConfig { r: 4, dropout: 0.0, ..LoraConfig::default() });
+        config.memory.recompute = RecomputeMode::Attention;
+        config.optim.lr = Some(5e-3);
+        let model = config.model.init::<Half>(&Default::default(), config.seed).unwrap();
+        let path = dir.path().join(name);
+        let outcome = train(TrainJob::new(config, model, scenes(4), &path)).unwrap();
+        let model = outcome.model;
+        let types = [
+            model.vision_tower.post_layernorm.weight.val().dtype(),
+            model.language_model.layers[0].mlp.up_proj.weight.val().dtype(),
+            model.mm_projector.linear_1.weight.val().dtype(),
+            model.lora.as_ref().unwrap().layers[1].q_proj.as_ref().unwrap().lora_b.val().dtype(),
+        ];
+        let records = read_metrics(&path.join(METRICS_FILE)).unwrap();
+        (types, records.into_iter().map(|record| record.loss).collect::<Vec<f64>>())
+    };
+    let (_, whole) = losses("f32", Dtype::Float32);
+    let (types, half) = losses("bf16", Dtype::BFloat16);
+    assert_eq!(types, [DType::BF16, DType::BF16, DType::F32, DType::F32]);
+    for (step, (whole, half)) in whole.iter().zip(&half).enumerate() {
+        // bf16 has 8 bits of precision, and what they lose adds up from step to step.
+        let bound = 0.01 * (1.0 + step as f64 / 2.0);
+        assert!((whole - half).abs() < bound * whole, "step {step}: {whole} {half}");
+    }
+    assert_ne!(whole, half);
+    assert!(half[10] < 0.9 * half[0], "{half:?}");
+
+    // ndarray has no bf16, and says so before anything is written.
+    let mut config = config();
+    config.model.dtype = Dtype::BFloat16;
+    let error = train(job(config, &dir.path().join("none"))).err().unwrap();
+    assert!(error.to_string().contains("model.dtype"), "{error}");
 }

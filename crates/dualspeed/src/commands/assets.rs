@@ -23,8 +23,12 @@ pub fn run(args: &AssetsArgs, quiet: bool) -> anyhow::Result<Outcome> {
             let cache = cache.clone().map_or_else(cache_dir, Ok)?;
             for asset in ASSETS {
                 let path = asset.path(&cache);
-                let there = if path.is_file() { path.display().to_string() } else { "not fetched".into() };
-                println!("{:<20} {} ({})\n{:<20} {there}", asset.name, asset.about, asset.licence, "");
+                let there =
+                    if path.is_file() { path.display().to_string() } else { "not fetched".into() };
+                println!(
+                    "{:<20} {} ({})\n{:<20} {there}",
+                    asset.name, asset.about, asset.licence, ""
+                );
             }
         }
     }

@@ -72,9 +72,7 @@ fn speak<B: Backend, E: Extensions>(
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let (speaker, trained_with) = match (&args.run, &args.model) {
-        (Some(dir), _) => {
-            (Speaker::<B>::from_run(dir, device)?, Some(run::config(dir)?.pruner()))
-        }
+        (Some(dir), _) => (Speaker::<B>::from_run(dir, device)?, Some(run::config(dir)?.pruner())),
         (None, Some(path)) => {
             let (speaker, report) =
                 Speaker::from_checkpoint(path, &args.source.options()?, device)?;
@@ -98,7 +96,9 @@ fn speak<B: Backend, E: Extensions>(
     let pruner = spec.map(|spec| registry::<B, E>().build(&spec)).transpose()?;
     let asking = Asking {
         view: match args.keep {
-            Some(keep) => View::Pruned { keep, isolator: args.isolator.is_some_and(|on| on.is_on()) },
+            Some(keep) => {
+                View::Pruned { keep, isolator: args.isolator.is_some_and(|on| on.is_on()) }
+            }
             None => View::Full,
         },
         pruner: pruner.as_deref(),
@@ -158,7 +158,10 @@ fn batch<B: Backend>(
             continue;
         }
         let BatchLine { id, prompt, image } = serde_json::from_str(&line).with_context(|| {
-            format!("{}: a line looks like {{\"id\": \"1\", \"image\": \"a.png\", \"prompt\": \"..\"}}", place())
+            format!(
+                "{}: a line looks like {{\"id\": \"1\", \"image\": \"a.png\", \"prompt\": \"..\"}}",
+                place()
+            )
         })?;
         let images = match image {
             None => Vec::new(),
@@ -167,8 +170,7 @@ fn batch<B: Backend>(
         };
         let images = images.into_iter().map(|image| root.join(image)).collect();
         let question = Question { prompt, images };
-        let answer =
-            speaker.answer(&question, asking, device, &mut |_| {}).with_context(place)?;
+        let answer = speaker.answer(&question, asking, device, &mut |_| {}).with_context(place)?;
         serde_json::to_writer(&mut out, &Line::new(id.as_deref(), &question.prompt, &answer))?;
         writeln!(out).context("cannot write to standard output")?;
     }

@@ -36,11 +36,8 @@ struct Memory {
 }
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let report = if args.path.join("config.toml").is_file() {
-        of_run(args)?
-    } else {
-        of_checkpoint(args)?
-    };
+    let report =
+        if args.path.join("config.toml").is_file() { of_run(args)? } else { of_checkpoint(args)? };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -79,9 +76,11 @@ fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<Report> {
             (describe_llava(&config), config.text.clone(), Some(config))
         }
         Architecture::Llama(config) => (describe_llama(config), config.clone(), None),
-        Architecture::Clip(config) => {
-            (describe_vit(config), LlamaConfig { num_hidden_layers: 0, ..LlamaConfig::default() }, None)
-        }
+        Architecture::Clip(config) => (
+            describe_vit(config),
+            LlamaConfig { num_hidden_layers: 0, ..LlamaConfig::default() },
+            None,
+        ),
     };
     if llava.as_ref().is_some_and(|config| config.lora.is_some()) {
         let whole = llava.as_ref().map(memory::parameters).unwrap_or_default();
@@ -165,7 +164,10 @@ fn print(report: &Report) {
     for (dtype, count) in dtypes {
         println!("  {dtype:<16} {:>14}", grouped(*count));
     }
-    println!("trained in stage 2{}", if parameters.contains_key("lora") { " (adapters)" } else { "" });
+    println!(
+        "trained in stage 2{}",
+        if parameters.contains_key("lora") { " (adapters)" } else { "" }
+    );
     for (part, count) in trainable {
         println!("  {part:<16} {:>14}", grouped(*count));
     }

@@ -66,7 +66,9 @@ pub(super) fn read_header(reader: impl Read, size: u64) -> Result<Header, String
         let name = input.text()?;
         let dimensions = input.u32()?;
         if dimensions > MOST_DIMENSIONS {
-            return Err(format!("tensor `{name}` has {dimensions} dimensions; the file is damaged"));
+            return Err(format!(
+                "tensor `{name}` has {dimensions} dimensions; the file is damaged"
+            ));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {

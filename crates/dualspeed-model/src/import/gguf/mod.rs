@@ -152,9 +152,7 @@ impl Gguf {
             vocab_size,
             rope_theta: self.number("llama.rope.freq_base")?.unwrap_or(10_000.0),
             rope_scaling: None,
-            rms_norm_eps: self
-                .number("llama.attention.layer_norm_rms_epsilon")?
-                .unwrap_or(1e-5),
+            rms_norm_eps: self.number("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
             tie_word_embeddings: !self.header.tensors.iter().any(|t| t.name == "output.weight"),
             initializer_range: Some(0.02),
         };
@@ -308,11 +306,8 @@ fn halves_apart(tensor: HostTensor, heads: usize) -> HostTensor {
 
 /// The path in our model of a GGUF tensor's name.
 fn path_of(name: &str) -> String {
-    const PLAIN: [(&str, &str); 3] = [
-        ("token_embd.", "embed_tokens."),
-        ("output_norm.", "norm."),
-        ("output.", "lm_head."),
-    ];
+    const PLAIN: [(&str, &str); 3] =
+        [("token_embd.", "embed_tokens."), ("output_norm.", "norm."), ("output.", "lm_head.")];
     const BLOCK: [(&str, &str); 9] = [
         ("attn_norm.", "input_layernorm."),
         ("attn_q.", "self_attn.q_proj."),

@@ -15,9 +15,8 @@ use super::source::{Layered, TensorInfo, WeightSource};
 use super::tensor::{FloatType, HostTensor};
 
 /// `torch.save`'s legacy magic number, as a pickle.
-const LEGACY_MAGIC: &[u8] = &[
-    0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.',
-];
+const LEGACY_MAGIC: &[u8] =
+    &[0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
 /// The list of tensors of the largest model is a few megabytes.
 const LARGEST_LIST: u64 = 1 << 28;
 /// A name longer than this is none.

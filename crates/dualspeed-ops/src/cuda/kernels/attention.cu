@@ -31,6 +31,9 @@
 // Rows per block, threads and bytes of dynamic shared memory (raise CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) are in the
 // module's constant `attention_config` (cuModuleGetGlobal), twelve ints:
 //   { FORWARD_ROWS, forward threads, forward bytes, DKV_ROWS, dkv threads, dkv bytes, DQ_ROWS, dq threads, dq bytes, 0, 0, 0 }.
+// On Hopper (sm_90a) with HEAD_DIM 64 or 128, -D WGMMA and attention_sm90.cu after this text give faster kernels under the same
+// names with the same arguments.
+//
 // Key heads: query head h uses key head h / (hq / hkv). Grid y and z are at most 65535.
 
 #ifndef HEAD_DIM
@@ -61,20 +64,23 @@ constexpr int D = HEAD_DIM;
 // An odd number of 16-byte columns per row: ldmatrix meets no bank twice.
 constexpr int PITCH = D + 8;
 constexpr int KEYS = 64; // rows of the tiles that are streamed
-constexpr int FORWARD_WARPS = 4, FORWARD_ROWS = FORWARD_WARPS * 32;
-constexpr int DKV_WARPS = 4, DKV_ROWS = DKV_WARPS * 16;
-constexpr int DQ_WARPS = 4, DQ_ROWS = DQ_WARPS * 16;
-constexpr int TILE = KEYS * PITCH * 2; // bytes
+[[maybe_unused]] constexpr int FORWARD_WARPS = 4, FORWARD_ROWS = FORWARD_WARPS * 32;
+[[maybe_unused]] constexpr int DKV_WARPS = 4, DKV_ROWS = DKV_WARPS * 16;
+[[maybe_unused]] constexpr int DQ_WARPS = 4, DQ_ROWS = DQ_WARPS * 16;
+[[maybe_unused]] constexpr int TILE = KEYS * PITCH * 2; // bytes
+static_assert(DQ_ROWS <= KEYS, "Q and dO pass through the tiles' buffers");
+
+#ifndef WGMMA // attention_sm90.cu has its own
 constexpr int FORWARD_BYTES = FORWARD_ROWS * PITCH * 2 + 2 * TILE;
 constexpr int DKV_BYTES = 2 * DKV_ROWS * PITCH * 2 + DKV_STAGES * (2 * TILE + 2 * KEYS * 4);
 constexpr int DQ_BYTES = 4 * TILE;
-static_assert(DQ_ROWS <= KEYS, "Q and dO pass through the tiles' buffers");
 
 extern "C" {
 __constant__ int attention_config[12] = {
     FORWARD_ROWS, FORWARD_WARPS * 32, FORWARD_BYTES, DKV_ROWS, DKV_WARPS * 32, DKV_BYTES,
     DQ_ROWS,      DQ_WARPS * 32,      DQ_BYTES,      0,        0,              0};
 }
+#endif
 
 const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
@@ -576,6 +582,7 @@ __device__ __forceinline__ void backward_dq(
         grad_q, memory + warp * 16 * PITCH * 2, dq, dqs.s, first + warp * 16, s.sq, {{shape.scale, shape.scale}});
 }
 
+#ifndef WGMMA
 #define KERNELS(T, NAME)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * 32, 2) attention_forward_##NAME(                           \
         const T* q, const T* k, const T* v, T* o, float* logsumexp, Strides qs, Strides ks, Strides vs, Strides os,         \
@@ -599,3 +606,4 @@ __device__ __forceinline__ void backward_dq(
 
 KERNELS(bf16, bf16)
 KERNELS(f16, f16)
+#endif

@@ -12,7 +12,7 @@
 // layer_norm_backward_T(const T* x, const void* weight, const T* grad, const T* residual_grad|null, T* dx|null, float* mean|null,
 //                       float* scale|null, long long rows, long long d, float eps, int weight_f32)
 //   As above with the mean taken off first and the biased variance; weight_f32 goes for weight and bias.
-//   BLOCK of the four: a multiple of 32, at most 1024; best is ceil(d / (16 / sizeof(T))) rounded up to 32, at most 512.
+//   BLOCK of the four: a multiple of 32, at most 512; best is ceil(d / (64 / sizeof(T))) rounded up to 32 (four 16-byte accesses each).
 //
 // column_sums_T(const T* grad, const T* x|null, const float* mean|null, const float* scale|null, float* dweight|null,
 //               float* dbias|null, long long rows, long long d, long long rows_per_split)
@@ -38,7 +38,7 @@
 //        long long cos_b, float direction)
 //   x, y [b, h, s, d] with the given strides and d contiguous; cos, sin [1 or b, s, d / 2] f32 contiguous with cos_b the stride
 //   between batch rows (0: shared). direction 1: forward, -1: backward. y may alias x (same strides). d even.
-//   grid: any, best b * s (at most 2^31 - 1); block: a multiple of 32 up to 256, best min(256, h * d / 16 rounded up to 32).
+//   grid: any, best b * s (which must be below 2^32); block: a multiple of 32 up to 256, best h * d * sizeof(T) / 128 so rounded.
 //
 // cast_A_B(const A* x, B* y, long long n, float scale)   for A, B in f32, bf16, f16, equal pairs too: y = x * scale.
 //   Launch as gelu.
@@ -46,6 +46,165 @@
 // multiply_T(const T* x, const T* y, T* out, long long n)   out = x * y (dropout). Launch as gelu, out may alias.
 //
 // sum, y and dx of the norms must not overlap their inputs except where said.
+
+// W elements at a time: 16-byte accesses where W > 1, which address and sizes must then allow.
+template <class T, int W> __device__ __forceinline__ void get(const T* from, float (&to)[W]) {
+    if constexpr (W == 1) to[0] = widen(from[0]);
+    else
+#pragma unroll
+        for (int k = 0; k < W; k += Vec<T>::N) load(from + k, *reinterpret_cast<float(*)[Vec<T>::N]>(to + k));
+}
+template <class T, int W> __device__ __forceinline__ void put(T* to, const float (&from)[W]) {
+    if constexpr (W == 1) narrow(from[0], to[0]);
+    else
+#pragma unroll
+        for (int k = 0; k < W; k += Vec<T>::N) store(to + k, *reinterpret_cast<const float(*)[Vec<T>::N]>(from + k));
+}
+template <class T, int W> __device__ __forceinline__ void get_weight(const void* weight, int is_f32, i64 e, float (&to)[W]) {
+    if (is_f32) get(static_cast<const float*>(weight) + e, to);
+    else get(static_cast<const T*>(weight) + e, to);
+}
+
+// ---- Norms: a block per row. Where 16-byte accesses are possible and a thread has at most PARTS of them, they stay in registers
+// (in T, which is exact); else PARTS is 0, elements come one at a time and are read again for every pass.
+
+template <class T, int W> __device__ __forceinline__ void get_sum(const T* x, const T* residual, i64 at, float (&h)[W]) {
+    get(x + at, h);
+    if (residual) {
+        float r[W];
+        get(residual + at, r);
+#pragma unroll
+        for (int k = 0; k < W; k++) h[k] = rounded<T>(h[k] + r[k]);
+    }
+}
+
+template <class T, int W> struct Part {
+    T v[W];
+    __device__ __forceinline__ void keep(const float (&from)[W]) {
+#pragma unroll
+        for (int k = 0; k < W; k++) narrow(from[k], v[k]);
+    }
+    __device__ __forceinline__ void give(float (&to)[W]) const {
+#pragma unroll
+        for (int k = 0; k < W; k++) to[k] = widen(v[k]);
+    }
+};
+
+// Every part of a row that belongs to this thread: its number c and its first column e.
+#define EACH_PART                                                                                                           \
+    _Pragma("unroll") for (int c = 0; c < (PARTS > 0 ? PARTS : 1); c++)                                                     \
+        for (i64 e = (threadIdx.x + i64(c) * blockDim.x) * W; e < d; e += PARTS > 0 ? d : i64(blockDim.x) * W)
+
+template <class T, bool CENTRED, int W, int PARTS>
+__device__ __forceinline__ void norm_forward(
+    const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const i64 at = row * d;
+        Part<T, W> kept[PARTS + 1];
+        float v[W], total[1] = {0.0f}, mean = 0.0f;
+        if (PARTS > 0)
+            EACH_PART { // all loads before the first use
+                get_sum(x, residual, at + e, v);
+                kept[c].keep(v);
+            }
+        EACH_PART {
+            if (PARTS > 0) kept[c].give(v);
+            else get_sum(x, residual, at + e, v);
+            if (sum) put(sum + at + e, v);
+#pragma unroll
+            for (int k = 0; k < W; k++) total[0] += CENTRED ? v[k] : v[k] * v[k];
+        }
+        block_sum(total);
+        if (CENTRED) {
+            mean = total[0] / float(d);
+            total[0] = 0.0f;
+            EACH_PART {
+                if (PARTS > 0) kept[c].give(v);
+                else get_sum(x, residual, at + e, v);
+#pragma unroll
+                for (int k = 0; k < W; k++) total[0] += (v[k] - mean) * (v[k] - mean);
+            }
+            block_sum(total);
+        }
+        const float scale = 1.0f / sqrtf(total[0] / float(d) + eps);
+        EACH_PART {
+            float w[W], b[W];
+            if (PARTS > 0) kept[c].give(v);
+            else get_sum(x, residual, at + e, v);
+            get_weight<T>(weight, weight_f32, e, w);
+            if (CENTRED) get_weight<T>(bias, weight_f32, e, b);
+#pragma unroll
+            for (int k = 0; k < W; k++) v[k] = (v[k] - mean) * scale * w[k] + (CENTRED ? b[k] : 0.0f);
+            put(y + at + e, v);
+        }
+    }
+}
+
+template <class T, bool CENTRED, int W, int PARTS>
+__device__ __forceinline__ void norm_backward(
+    const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean_out, float* scale_out,
+    i64 rows, i64 d, float eps, int weight_f32) {
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const i64 at = row * d;
+        Part<T, W> kept[PARTS + 1], kept_grad[PARTS + 1];
+        float v[W], u[W], w[W], mean = 0.0f;
+        if (PARTS > 0)
+            EACH_PART {
+                get(x + at + e, v);
+                kept[c].keep(v);
+                if (dx) get(grad + at + e, u);
+                if (dx) kept_grad[c].keep(u);
+            }
+        if (CENTRED) {
+            float total[1] = {0.0f};
+            EACH_PART {
+                if (PARTS > 0) kept[c].give(v);
+                else get(x + at + e, v);
+#pragma unroll
+                for (int k = 0; k < W; k++) total[0] += v[k];
+            }
+            block_sum(total);
+            mean = total[0] / float(d);
+        }
+        float sums[3] = {0.0f, 0.0f, 0.0f}; // centred^2; centred, 1 times the gradient of the normalised row, grad * weight
+        EACH_PART {
+            if (PARTS > 0) kept[c].give(v);
+            else get(x + at + e, v);
+#pragma unroll
+            for (int k = 0; k < W; k++) sums[0] += (v[k] - mean) * (v[k] - mean);
+            if (dx) {
+                if (PARTS > 0) kept_grad[c].give(u);
+                else get(grad + at + e, u);
+                get_weight<T>(weight, weight_f32, e, w);
+#pragma unroll
+                for (int k = 0; k < W; k++) {
+                    sums[1] += (v[k] - mean) * (u[k] * w[k]);
+                    sums[2] += u[k] * w[k];
+                }
+            }
+        }
+        block_sum(sums);
+        const float scale = 1.0f / sqrtf(sums[0] / float(d) + eps);
+        if (threadIdx.x == 0) {
+            if (mean_out) mean_out[row] = mean;
+            if (scale_out) scale_out[row] = scale;
+        }
+        if (!dx) continue;
+        const float along = scale * scale * sums[1] / float(d), shift = CENTRED ? sums[2] / float(d) : 0.0f;
+        EACH_PART {
+            if (PARTS > 0) kept[c].give(v), kept_grad[c].give(u);
+            else get(x + at + e, v), get(grad + at + e, u);
+            get_weight<T>(weight, weight_f32, e, w);
+            float r[W] = {};
+            if (residual_grad) get(residual_grad + at + e, r);
+#pragma unroll
+            for (int k = 0; k < W; k++) v[k] = (u[k] * w[k] - shift - (v[k] - mean) * along) * scale + r[k];
+            put(dx + at + e, v);
+        }
+    }
+}
+
+// ---- Sums over rows, in two stages of fixed order.
 
 // N elements from column e on of a row of d; zeros past its end. `vec`: 16-byte loads are possible (then d % N == 0).
 template <class T, int N>
@@ -58,200 +217,6 @@ __device__ __forceinline__ void load_part(const T* row, i64 e, i64 d, bool vec, 
         for (int k = 0; k < N; k++) to[k] = e + k < d ? widen(row[e + k]) : 0.0f;
     }
 }
-
-template <class T, int N>
-__device__ __forceinline__ void store_part(T* row, i64 e, i64 d, bool vec, const float (&from)[N]) {
-    if (vec && e < d) {
-#pragma unroll
-        for (int k = 0; k < N; k += Vec<T>::N) store(row + e + k, *reinterpret_cast<const float(*)[Vec<T>::N]>(from + k));
-    } else {
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            if (e + k < d) narrow(from[k], row[e + k]);
-    }
-}
-
-template <class T, int N>
-__device__ __forceinline__ void load_weight(const void* weight, int is_f32, i64 e, i64 d, bool vec, float (&to)[N]) {
-    if (is_f32) load_part(static_cast<const float*>(weight), e, d, vec, to);
-    else load_part(static_cast<const T*>(weight), e, d, vec, to);
-}
-
-// ---- Norms: a block per row; the first CACHE parts of a thread stay in registers, the rest is read again.
-
-const int CACHE = 2;
-
-template <class T, int N>
-__device__ __forceinline__ void load_sum(const T* x, const T* residual, i64 at, i64 e, i64 d, bool vec, float (&h)[N]) {
-    load_part(x + at, e, d, vec, h);
-    if (residual) {
-        float r[N];
-        load_part(residual + at, e, d, vec, r);
-#pragma unroll
-        for (int k = 0; k < N; k++) h[k] = rounded<T>(h[k] + r[k]);
-    }
-}
-
-template <class T, bool CENTRED>
-__device__ __forceinline__ void norm_forward(
-    const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {
-    constexpr int N = Vec<T>::N;
-    const bool vec =
-        d % N == 0 && aligned(x) && aligned(residual) && aligned(weight) && aligned(bias) && aligned(sum) && aligned(y);
-    const i64 stride = i64(blockDim.x) * N, first = i64(threadIdx.x) * N;
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const i64 at = row * d;
-        float h[CACHE][N], total[1] = {0.0f}, mean = 0.0f;
-#pragma unroll
-        for (int c = 0; c < CACHE; c++) {
-            const i64 e = first + c * stride;
-#pragma unroll
-            for (int k = 0; k < N; k++) h[c][k] = 0.0f;
-            if (e < d) {
-                load_sum(x, residual, at, e, d, vec, h[c]);
-                if (sum) store_part(sum + at, e, d, vec, h[c]);
-            }
-#pragma unroll
-            for (int k = 0; k < N; k++) total[0] += CENTRED ? h[c][k] : h[c][k] * h[c][k];
-        }
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N];
-            load_sum(x, residual, at, e, d, vec, v);
-            if (sum) store_part(sum + at, e, d, vec, v);
-#pragma unroll
-            for (int k = 0; k < N; k++) total[0] += CENTRED ? v[k] : v[k] * v[k];
-        }
-        block_sum(total);
-        if (CENTRED) {
-            mean = total[0] / float(d);
-            total[0] = 0.0f;
-#pragma unroll
-            for (int c = 0; c < CACHE; c++)
-#pragma unroll
-                for (int k = 0; k < N; k++)
-                    if (first + c * stride + k < d) total[0] += (h[c][k] - mean) * (h[c][k] - mean);
-            for (i64 e = first + CACHE * stride; e < d; e += stride) {
-                float v[N];
-                load_sum(x, residual, at, e, d, vec, v);
-#pragma unroll
-                for (int k = 0; k < N; k++)
-                    if (e + k < d) total[0] += (v[k] - mean) * (v[k] - mean);
-            }
-            block_sum(total);
-        }
-        const float scale = 1.0f / sqrtf(total[0] / float(d) + eps);
-        auto finish = [&](i64 e, float(&v)[N]) {
-            float w[N], b[N];
-            load_weight<T>(weight, weight_f32, e, d, vec, w);
-            if (CENTRED) load_weight<T>(bias, weight_f32, e, d, vec, b);
-#pragma unroll
-            for (int k = 0; k < N; k++) v[k] = (v[k] - mean) * scale * w[k] + (CENTRED ? b[k] : 0.0f);
-            store_part(y + at, e, d, vec, v);
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++)
-            if (first + c * stride < d) finish(first + c * stride, h[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N];
-            load_sum(x, residual, at, e, d, vec, v);
-            finish(e, v);
-        }
-    }
-}
-
-template <class T, bool CENTRED>
-__device__ __forceinline__ void norm_backward(
-    const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean_out, float* scale_out,
-    i64 rows, i64 d, float eps, int weight_f32) {
-    constexpr int N = Vec<T>::N;
-    const bool vec =
-        d % N == 0 && aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);
-    const i64 stride = i64(blockDim.x) * N, first = i64(threadIdx.x) * N;
-    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const i64 at = row * d;
-        float h[CACHE][N], g[CACHE][N], mean = 0.0f;
-        // The gradient of the normalised row: grad * weight.
-        auto fetch = [&](i64 e, float(&v)[N], float(&u)[N]) {
-            load_part(x + at, e, d, vec, v);
-            if (dx) {
-                float w[N];
-                load_weight<T>(weight, weight_f32, e, d, vec, w);
-                load_part(grad + at, e, d, vec, u);
-#pragma unroll
-                for (int k = 0; k < N; k++) u[k] *= w[k];
-            } else {
-#pragma unroll
-                for (int k = 0; k < N; k++) u[k] = 0.0f;
-            }
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++) {
-#pragma unroll
-            for (int k = 0; k < N; k++) h[c][k] = g[c][k] = 0.0f;
-            if (first + c * stride < d) fetch(first + c * stride, h[c], g[c]);
-        }
-        if (CENTRED) {
-            float total[1] = {0.0f};
-#pragma unroll
-            for (int c = 0; c < CACHE; c++)
-#pragma unroll
-                for (int k = 0; k < N; k++) total[0] += h[c][k];
-            for (i64 e = first + CACHE * stride; e < d; e += stride) {
-                float v[N];
-                load_part(x + at, e, d, vec, v);
-#pragma unroll
-                for (int k = 0; k < N; k++) total[0] += v[k];
-            }
-            block_sum(total);
-            mean = total[0] / float(d);
-        }
-        float sums[3] = {0.0f, 0.0f, 0.0f}; // centred^2, centred * g, g
-        auto add = [&](i64 e, const float(&v)[N], const float(&u)[N]) {
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                const float centred = e + k < d ? v[k] - mean : 0.0f;
-                sums[0] += centred * centred;
-                sums[1] += centred * u[k];
-                sums[2] += u[k];
-            }
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++) add(first + c * stride, h[c], g[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N], u[N];
-            fetch(e, v, u);
-            add(e, v, u);
-        }
-        block_sum(sums);
-        const float scale = 1.0f / sqrtf(sums[0] / float(d) + eps);
-        if (threadIdx.x == 0) {
-            if (mean_out) mean_out[row] = mean;
-            if (scale_out) scale_out[row] = scale;
-        }
-        if (!dx) continue;
-        const float along = scale * scale * sums[1] / float(d), shift = CENTRED ? sums[2] / float(d) : 0.0f;
-        auto finish = [&](i64 e, const float(&v)[N], const float(&u)[N]) {
-            float out[N], r[N];
-            if (residual_grad) load_part(residual_grad + at, e, d, vec, r);
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                out[k] = (u[k] - shift - (v[k] - mean) * along) * scale;
-                if (residual_grad) out[k] += r[k];
-            }
-            store_part(dx + at, e, d, vec, out);
-        };
-#pragma unroll
-        for (int c = 0; c < CACHE; c++)
-            if (first + c * stride < d) finish(first + c * stride, h[c], g[c]);
-        for (i64 e = first + CACHE * stride; e < d; e += stride) {
-            float v[N], u[N];
-            fetch(e, v, u);
-            finish(e, v, u);
-        }
-    }
-}
-
-// ---- Sums over rows, in two stages of fixed order.
 
 template <class T>
 __device__ __forceinline__ void column_sums(
@@ -326,121 +291,127 @@ struct QuickGelu {
 // out = f(x, y) elementwise; y may be null.
 template <class A, class B, class C, class F>
 __device__ __forceinline__ void map(const A* x, const B* y, C* out, i64 n, F f) {
-    constexpr int N = Vec<C>::N > Vec<A>::N ? Vec<C>::N : Vec<A>::N;
-    const bool vec = aligned(x) && aligned(y) && aligned(out);
-    const i64 stride = i64(gridDim.x) * blockDim.x * N;
-    for (i64 e = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N; e < n; e += stride) {
-        const bool whole = vec && e + N <= n;
-        float u[N], v[N];
-        load_part(x, e, n, whole, u);
-        if (y) load_part(y, e, n, whole, v);
+    constexpr int W = Vec<C>::N > Vec<A>::N ? Vec<C>::N : Vec<A>::N;
+    const i64 whole = aligned(x) && aligned(y) && aligned(out) ? n / W * W : 0; // elements in 16-byte accesses
+    const i64 thread = i64(blockIdx.x) * blockDim.x + threadIdx.x, threads = i64(gridDim.x) * blockDim.x;
+    for (i64 e = thread * W; e < whole; e += threads * W) {
+        float u[W], v[W] = {};
+        get(x + e, u);
+        if (y) get(y + e, v);
 #pragma unroll
-        for (int k = 0; k < N; k++) u[k] = f(u[k], y ? v[k] : 0.0f);
-        store_part(out, e, n, whole, u);
+        for (int k = 0; k < W; k++) u[k] = f(u[k], v[k]);
+        put(out + e, u);
     }
+    for (i64 e = whole + thread; e < n; e += threads) narrow(f(widen(x[e]), y ? widen(y[e]) : 0.0f), out[e]);
 }
 
-template <class T>
+template <class T, int W>
 __device__ __forceinline__ void swiglu_forward(
     const T* gate, i64 gate_stride, const T* up, i64 up_stride, T* y, i64 rows, i64 d) {
-    constexpr int N = Vec<T>::N;
-    const bool vec = d % N == 0 && gate_stride % N == 0 && up_stride % N == 0 && aligned(gate) && aligned(up) && aligned(y);
-    const i64 first = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N, stride = i64(gridDim.x) * blockDim.x * N;
+    const i64 first = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * W, stride = i64(gridDim.x) * blockDim.x * W;
     for (i64 row = blockIdx.y; row < rows; row += gridDim.y)
         for (i64 e = first; e < d; e += stride) {
-            float g[N], u[N];
-            load_part(gate + row * gate_stride, e, d, vec, g);
-            load_part(up + row * up_stride, e, d, vec, u);
+            float g[W], u[W];
+            get(gate + row * gate_stride + e, g);
+            get(up + row * up_stride + e, u);
 #pragma unroll
-            for (int k = 0; k < N; k++) u[k] *= g[k] * sigmoid(g[k]);
-            store_part(y + row * d, e, d, vec, u);
+            for (int k = 0; k < W; k++) u[k] *= g[k] * sigmoid(g[k]);
+            put(y + row * d + e, u);
         }
 }
 
-template <class T>
+template <class T, int W>
 __device__ __forceinline__ void swiglu_backward(
     const T* gate, i64 gate_stride, const T* up, i64 up_stride, const T* grad, T* dgate, i64 dgate_stride, T* dup,
     i64 dup_stride, i64 rows, i64 d) {
-    constexpr int N = Vec<T>::N;
-    const bool vec = d % N == 0 && gate_stride % N == 0 && up_stride % N == 0 && aligned(gate) && aligned(up) &&
-                     aligned(grad) && (!dgate || (aligned(dgate) && dgate_stride % N == 0)) &&
-                     (!dup || (aligned(dup) && dup_stride % N == 0));
-    const i64 first = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * N, stride = i64(gridDim.x) * blockDim.x * N;
+    const i64 first = (i64(blockIdx.x) * blockDim.x + threadIdx.x) * W, stride = i64(gridDim.x) * blockDim.x * W;
     for (i64 row = blockIdx.y; row < rows; row += gridDim.y)
         for (i64 e = first; e < d; e += stride) {
-            float g[N], u[N], y[N];
-            load_part(gate + row * gate_stride, e, d, vec, g);
-            load_part(up + row * up_stride, e, d, vec, u);
-            load_part(grad + row * d, e, d, vec, y);
+            float g[W], u[W], y[W];
+            get(gate + row * gate_stride + e, g);
+            get(up + row * up_stride + e, u);
+            get(grad + row * d + e, y);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
+            for (int k = 0; k < W; k++) {
                 const float s = sigmoid(g[k]), silu = g[k] * s;
                 const float dg = s * (1.0f + g[k] * (1.0f - s)) * u[k] * y[k];
                 u[k] = silu * y[k];
                 g[k] = dg;
             }
-            if (dgate) store_part(dgate + row * dgate_stride, e, d, vec, g);
-            if (dup) store_part(dup + row * dup_stride, e, d, vec, u);
+            if (dgate) put(dgate + row * dgate_stride + e, g);
+            if (dup) put(dup + row * dup_stride + e, u);
         }
 }
 
-// ---- Rotary embedding: a block per position, its threads over heads and parts of half a head.
+// ---- Rotary embedding: a block per position, its threads over parts of half a head and over heads.
 
-template <class T>
+template <class T, int W>
 __device__ __forceinline__ void rope(
     const T* x, const float* cos, const float* sin, T* y, i64 b, i64 h, i64 s, i64 d, i64 x_b, i64 x_h, i64 x_s, i64 y_b, i64 y_h,
     i64 y_s, i64 cos_b, float direction) {
-    constexpr int N = Vec<T>::N;
-    const i64 half = d / 2;
-    const bool vec = half % N == 0 && aligned(x) && aligned(y) && aligned(cos) && aligned(sin) && cos_b % 4 == 0 &&
-                     ((x_b | x_h | x_s | y_b | y_h | y_s) & (N - 1)) == 0;
-    const int parts = int((half + N - 1) / N), items = int(h) * parts;
-    for (i64 position = blockIdx.x; position < b * s; position += gridDim.x) {
-        const i64 batch = position / s, i = position % s;
-        const float* c_row = cos + batch * cos_b + i * half;
-        const float* s_row = sin + batch * cos_b + i * half;
-        for (int item = threadIdx.x; item < items; item += blockDim.x) {
-            const i64 head = item / parts, e = i64(item % parts) * N;
-            const T* from = x + batch * x_b + head * x_h + i * x_s;
-            T* to = y + batch * y_b + head * y_h + i * y_s;
-            float left[N], right[N], c[N], sn[N];
-            load_part(from, e, half, vec, left);
-            load_part(from + half, e, half, vec, right);
-            load_part(c_row, e, half, vec, c);
-            load_part(s_row, e, half, vec, sn);
+    const int half = int(d / 2), parts = half / W, wide = min(parts, int(blockDim.x)), lanes = blockDim.x / wide;
+    const int lane = threadIdx.x / wide;
+    if (lane >= lanes) return;
+    for (u32 position = blockIdx.x; position < u32(b * s); position += gridDim.x) {
+        const u32 batch = position / u32(s), i = position % u32(s);
+        const float* c_row = cos + batch * cos_b + i64(i) * half;
+        const float* s_row = sin + batch * cos_b + i64(i) * half;
+        for (int e = threadIdx.x % wide * W; e < half; e += wide * W) {
+            float c[W], sn[W];
+            get(c_row + e, c);
+            get(s_row + e, sn);
+            const T* from = x + batch * x_b + i * x_s + e;
+            T* to = y + batch * y_b + i * y_s + e;
+#pragma unroll(W > 1 ? 4 : 1)
+            for (int head = lane; head < int(h); head += lanes) {
+                float left[W], right[W];
+                get(from + head * x_h, left);
+                get(from + head * x_h + half, right);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                const float l = left[k], r = right[k], sine = sn[k] * direction;
-                left[k] = l * c[k] - r * sine;
-                right[k] = r * c[k] + l * sine;
+                for (int k = 0; k < W; k++) {
+                    const float l = left[k], r = right[k], sine = sn[k] * direction;
+                    left[k] = l * c[k] - r * sine;
+                    right[k] = r * c[k] + l * sine;
+                }
+                put(to + head * y_h, left);
+                put(to + head * y_h + half, right);
             }
-            store_part(to, e, half, vec, left);
-            store_part(to + half, e, half, vec, right);
         }
     }
 }
 
-// ---- Entry points.
+// ---- Entry points: 16-byte accesses where everything allows them.
+
+template <class T> __device__ __forceinline__ bool even(i64 n) { return n % Vec<T>::N == 0; }
+
+#define NORM(T, NAME, CENTRED, D_OK, ...)                                                                                   \
+    if (even<T>(d) && d <= i64(blockDim.x) * Vec<T>::N * 4 && D_OK) NAME<T, CENTRED, Vec<T>::N, 4>(__VA_ARGS__);            \
+    else NAME<T, CENTRED, 1, 0>(__VA_ARGS__);
 
 #define KERNELS(T, NAME)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(1024) rms_norm_forward_##NAME(                                             \
+    extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_##NAME(                                              \
         const T* x, const T* residual, const void* weight, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {      \
-        norm_forward<T, false>(x, residual, weight, nullptr, sum, y, rows, d, eps, weight_f32);                             \
+        const bool fits = aligned(x) && aligned(residual) && aligned(weight) && aligned(sum) && aligned(y);                 \
+        NORM(T, norm_forward, false, fits, x, residual, weight, nullptr, sum, y, rows, d, eps, weight_f32)                  \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) layer_norm_forward_##NAME(                                           \
+    extern "C" __global__ void __launch_bounds__(512) layer_norm_forward_##NAME(                                            \
         const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps,      \
         int weight_f32) {                                                                                                   \
-        norm_forward<T, true>(x, residual, weight, bias, sum, y, rows, d, eps, weight_f32);                                 \
+        const bool fits =                                                                                                   \
+            aligned(x) && aligned(residual) && aligned(weight) && aligned(bias) && aligned(sum) && aligned(y);              \
+        NORM(T, norm_forward, true, fits, x, residual, weight, bias, sum, y, rows, d, eps, weight_f32)                      \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_##NAME(                                            \
+    extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_##NAME(                                             \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* scale, i64 rows, i64 d,        \
         float eps, int weight_f32) {                                                                                        \
-        norm_backward<T, false>(x, weight, grad, residual_grad, dx, nullptr, scale, rows, d, eps, weight_f32);              \
+        const bool fits = aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);          \
+        NORM(T, norm_backward, false, fits, x, weight, grad, residual_grad, dx, nullptr, scale, rows, d, eps, weight_f32)   \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024) layer_norm_backward_##NAME(                                          \
+    extern "C" __global__ void __launch_bounds__(512) layer_norm_backward_##NAME(                                           \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean, float* scale, i64 rows,  \
         i64 d, float eps, int weight_f32) {                                                                                 \
-        norm_backward<T, true>(x, weight, grad, residual_grad, dx, mean, scale, rows, d, eps, weight_f32);                  \
+        const bool fits = aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);          \
+        NORM(T, norm_backward, true, fits, x, weight, grad, residual_grad, dx, mean, scale, rows, d, eps, weight_f32)       \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) column_sums_##NAME(                                                   \
         const T* grad, const T* x, const float* mean, const float* scale, float* dweight, float* dbias, i64 rows, i64 d,    \
@@ -453,12 +424,19 @@ __device__ __forceinline__ void rope(
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) swiglu_forward_##NAME(                                                \
         const T* gate, i64 gate_stride, const T* up, i64 up_stride, T* y, i64 rows, i64 d) {                                \
-        swiglu_forward<T>(gate, gate_stride, up, up_stride, y, rows, d);                                                    \
+        if (even<T>(d | gate_stride | up_stride) && aligned(gate) && aligned(up) && aligned(y))                             \
+            swiglu_forward<T, Vec<T>::N>(gate, gate_stride, up, up_stride, y, rows, d);                                     \
+        else swiglu_forward<T, 1>(gate, gate_stride, up, up_stride, y, rows, d);                                            \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) swiglu_backward_##NAME(                                               \
         const T* gate, i64 gate_stride, const T* up, i64 up_stride, const T* grad, T* dgate, i64 dgate_stride, T* dup,      \
         i64 dup_stride, i64 rows, i64 d) {                                                                                  \
-        swiglu_backward<T>(gate, gate_stride, up, up_stride, grad, dgate, dgate_stride, dup, dup_stride, rows, d);          \
+        if (even<T>(d | gate_stride | up_stride | (dgate ? dgate_stride : 0) | (dup ? dup_stride : 0)) && aligned(gate) &&  \
+            aligned(up) && aligned(grad) && aligned(dgate) && aligned(dup))                                                 \
+            swiglu_backward<T, Vec<T>::N>(                                                                                  \
+                gate, gate_stride, up, up_stride, grad, dgate, dgate_stride, dup, dup_stride, rows, d);                     \
+        else                                                                                                                \
+            swiglu_backward<T, 1>(gate, gate_stride, up, up_stride, grad, dgate, dgate_stride, dup, dup_stride, rows, d);   \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) gelu_forward_##NAME(const T* x, T* y, i64 n) {                        \
         map(x, static_cast<const T*>(nullptr), y, n, [](float v, float) { return Gelu::value(v); });                        \
@@ -478,7 +456,10 @@ __device__ __forceinline__ void rope(
     extern "C" __global__ void __launch_bounds__(256) rope_##NAME(                                                          \
         const T* x, const float* cos, const float* sin, T* y, i64 b, i64 h, i64 s, i64 d, i64 x_b, i64 x_h, i64 x_s,        \
         i64 y_b, i64 y_h, i64 y_s, i64 cos_b, float direction) {                                                            \
-        rope<T>(x, cos, sin, y, b, h, s, d, x_b, x_h, x_s, y_b, y_h, y_s, cos_b, direction);                                \
+        if (even<T>(d / 2) && even<T>(x_b | x_h | x_s | y_b | y_h | y_s) && cos_b % 4 == 0 && aligned(x) && aligned(y) &&   \
+            aligned(cos) && aligned(sin))                                                                                   \
+            rope<T, Vec<T>::N>(x, cos, sin, y, b, h, s, d, x_b, x_h, x_s, y_b, y_h, y_s, cos_b, direction);                 \
+        else rope<T, 1>(x, cos, sin, y, b, h, s, d, x_b, x_h, x_s, y_b, y_h, y_s, cos_b, direction);                        \
     }
 
 KERNELS(float, f32)

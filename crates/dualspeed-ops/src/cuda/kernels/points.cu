@@ -12,9 +12,10 @@
 // farthest_picks(const float* gram, const float* scale, const float* isolation, void* picks, int b, int n, int keep, int out_i64)
 //   picks [b, keep], i32 or i64, in pick order; lowest index wins ties. grid b; block: n rounded up to 32, at most 1024;
 //   n <= 8192, 1 <= keep <= n. No dynamic shared memory.
-// greedy_map(const float* kernel, float* scratch, void* picks, int b, int n, int keep, int out_i64)
-//   kernel [b, n, n] f32 symmetric (L); scratch [b, keep, n] f32 (not initialised); picks as above: argmax of the marginal gain
-//   d2 (first: diagonal), e = (L_j - sum_s c_sj c_s) / sqrt(max(d2_j, 1e-12)), d2 -= e^2, picked rows out; NaN gains count as lowest.
+// greedy_map(const float* gram, float* scratch, void* picks, int b, int n, int keep, int out_i64)
+//   gram [b, n, n] f32: products of the features; scratch [b, keep, n] f32 (not initialised); picks as above. The residual starts as
+//   the diagonal; pick its first maximum j; e = (gram_j - sum_s c_sj c_s) / sqrt(residual_j), 0 where residual_j <= 0; residual -= e^2,
+//   0 at or below 1e-5 of its diagonal; picked rows are out. Rows with a NaN diagonal come last and touch no other.
 //   grid b; block as farthest_picks; dynamic shared memory keep * 4 bytes. n <= 8192.
 
 const float MIN_NORM = 1e-12f; // shorter rows count as zeros
@@ -152,42 +153,49 @@ extern "C" __global__ void __launch_bounds__(1024) farthest_picks(
     }
 }
 
+const float RANK_EPS = 1e-5f;              // a residual below this share of its diagonal entry is rounding error
+const float TAKEN = -2.0f, INVALID = -1.0f; // the residuals of picked rows and of rows with NaN
+
 extern "C" __global__ void __launch_bounds__(1024)
-    greedy_map(const float* kernel, float* scratch, void* picks, int b, int n, int keep, int out_i64) {
-    extern __shared__ float chosen[]; // the coefficients c of the current pick
-    const float NEVER = __int_as_float(0xff800000), LAST = -3.4028235e38f;
+    greedy_map(const float* gram, float* scratch, void* picks, int b, int n, int keep, int out_i64) {
+    extern __shared__ float chosen[]; // column `current` of the factor rows
+    __shared__ float gains[2];
     const i64 image = blockIdx.x;
-    const float* matrix = kernel + image * n * n;
-    float* rows = scratch + image * keep * n;
-    float gain[COLUMNS];
+    const float* products = gram + image * n * n;
+    float* factors = scratch + image * keep * n;
+    float residual[COLUMNS], floor[COLUMNS];
 #pragma unroll
     for (int c = 0; c < COLUMNS; c++) {
         const int j = threadIdx.x + c * blockDim.x;
-        gain[c] = j < n ? matrix[i64(j) * n + j] : NEVER;
-        if (!(gain[c] >= LAST)) gain[c] = j < n ? LAST : NEVER; // NaN
+        const float diagonal = j < n ? products[i64(j) * n + j] : 0.0f;
+        const bool broken = diagonal != diagonal;
+        residual[c] = j >= n ? TAKEN : broken ? INVALID : diagonal;
+        floor[c] = broken ? 0.0f : RANK_EPS * diagonal;
     }
     for (int t = 0; t < keep; t++) {
-        const int current = first_argmax(gain, n, t); // a barrier: `rows` of the last pick are visible to the block
+        const int current = first_argmax(residual, n, t); // its barrier: the last factor row is complete
         if (threadIdx.x == 0) put(picks, out_i64, image * keep + t, current);
         if (t + 1 == keep) break;
-        for (int s = threadIdx.x; s < t; s += blockDim.x) chosen[s] = rows[i64(s) * n + current];
-        // The owner of the pick tells its gain.
-        __shared__ float shared_gain;
+        for (int s = threadIdx.x; s < t; s += blockDim.x) chosen[s] = factors[i64(s) * n + current];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++)
-            if (threadIdx.x + c * blockDim.x == current) shared_gain = gain[c];
+            if (threadIdx.x + c * blockDim.x == current) gains[t & 1] = residual[c];
         __syncthreads();
-        const float root = sqrtf(fmaxf(shared_gain, 1e-12f));
+        const float gain = gains[t & 1], scale = gain > 0.0f ? 1.0f / sqrtf(gain) : 0.0f;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             const int j = threadIdx.x + c * blockDim.x;
             if (j >= n) continue;
             float e = 0.0f;
-            for (int s = 0; s < t; s++) e += chosen[s] * rows[i64(s) * n + j];
-            e = (matrix[i64(current) * n + j] - e) / root;
-            rows[i64(t) * n + j] = e;
-            const float next = gain[c] - e * e;
-            gain[c] = j == current || gain[c] == NEVER ? NEVER : next >= LAST ? next : LAST;
+            if (gain > 0.0f && residual[c] != INVALID) { // the factors of a NaN row stay 0
+                e = products[i64(current) * n + j];
+                for (int s = 0; s < t; s++) e -= chosen[s] * factors[i64(s) * n + j];
+                e *= scale;
+            }
+            factors[i64(t) * n + j] = e;
+            const float left = residual[c] - e * e;
+            if (residual[c] >= 0.0f) residual[c] = left <= floor[c] ? 0.0f : left;
+            if (j == current) residual[c] = TAKEN;
         }
     }
 }

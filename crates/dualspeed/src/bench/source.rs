@@ -1,0 +1,84 @@
+//! Random conversations about random pictures.
+
+use std::sync::Arc;
+
+use dualspeed_data::{
+    DataError, Example, ExampleSource, HostImage, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Modality,
+};
+use dualspeed_model::rng::SplitMix;
+
+/// Examples of one shape.
+#[derive(Clone, Debug)]
+pub struct Synthetic {
+    /// Number of examples.
+    pub samples: usize,
+    /// Tiles per example, each an image of its own to the tower, the pruner and the isolator (LLaVA-NeXT's `flat`
+    /// layout for more than one).
+    pub tiles: usize,
+    /// Text tokens per example.
+    pub text: usize,
+    /// How many of them, at the end, are supervised.
+    pub supervised: usize,
+    /// Ids are below this.
+    pub vocab: usize,
+    images: Vec<Arc<HostImage>>,
+}
+
+/// Different pictures; examples share them, which no part of a step notices.
+const PICTURES: usize = 32;
+
+impl Synthetic {
+    /// Examples with pictures of `side` pixels.
+    pub fn new(
+        samples: usize,
+        tiles: usize,
+        text: usize,
+        supervised: usize,
+        vocab: usize,
+        side: usize,
+    ) -> Self {
+        let picture = |key: usize| {
+            let mut rng = SplitMix::new(&[key as u64, 77]);
+            let pixels = (0..3 * side * side).map(|_| 4.0 * rng.uniform() as f32 - 2.0).collect();
+            Arc::new(HostImage { key: key as u64, size: side, pixels })
+        };
+        let images = (0..PICTURES).map(picture).collect();
+        Self { samples, tiles, text, supervised, vocab, images }
+    }
+}
+
+impl ExampleSource for Synthetic {
+    fn len(&self) -> usize {
+        self.samples
+    }
+
+    fn get(&self, index: usize) -> Result<Example, DataError> {
+        let mut rng = SplitMix::new(&[index as u64, 5]);
+        let mut input_ids = vec![1];
+        input_ids.extend(std::iter::repeat_n(IMAGE_TOKEN_INDEX, self.tiles));
+        input_ids.extend((1..self.text).map(|_| 3 + rng.below(self.vocab - 3) as i64));
+        let mut labels = vec![IGNORE_INDEX; input_ids.len()];
+        let from = input_ids.len() - self.supervised.min(self.text - 1);
+        labels[from..].copy_from_slice(&input_ids[from..]);
+        let image = |tile: usize| self.images[(index * self.tiles + tile) % PICTURES].clone();
+        Ok(Example {
+            id: format!("synthetic-{index}"),
+            input_ids,
+            labels,
+            images: (0..self.tiles).map(image).collect(),
+            questions: Vec::new(),
+        })
+    }
+
+    fn modality(&self, _index: usize) -> Modality {
+        Modality::Image
+    }
+
+    fn length_hint(&self, _index: usize) -> usize {
+        self.text
+    }
+
+    fn fingerprint(&self) -> String {
+        format!("synthetic-{}-{}-{}-{}", self.samples, self.tiles, self.text, self.supervised)
+    }
+}
