@@ -11,3 +11,4 @@ mod gguf;
 mod llama;
 mod llava;
 mod support;
+mod training;

@@ -9,7 +9,11 @@
 
 use std::ops::Range;
 
+use dualspeed_ops::Backend;
+
 use crate::config::NewlinePolicy;
+use crate::pruner::KeptTokens;
+use crate::splice::ImageRows;
 
 /// How the tiles of one image lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +117,57 @@ impl TileLayout {
             }
         }
         slots
+    }
+}
+
+/// The rows of the table of kept tokens that make each image, newlines being the row after the last. Picks are read back
+/// from the device: where a row of patches ends depends on them.
+pub(crate) fn image_rows<B: Backend>(
+    layouts: &[TileLayout],
+    kept: &KeptTokens<B>,
+    newline: NewlinePolicy,
+) -> Vec<ImageRows> {
+    let [tiles, keep, _] = kept.tokens.dims();
+    let picks = picks(kept);
+    let mut first = 0;
+    let mut images = Vec::with_capacity(layouts.len());
+    for layout in layouts {
+        let n = layout.tile_tokens();
+        let own = first * keep..(first + layout.tiles()) * keep;
+        let tokens: Vec<usize> =
+            own.clone().map(|row| (row / keep - first) * n + picks[row]).collect();
+        let (mut rows, mut places) = (Vec::new(), Vec::new());
+        for (slot, place) in layout.arrange(&tokens, newline) {
+            rows.push(match slot {
+                Slot::Kept(at) => own.start + at,
+                Slot::Newline => tiles * keep,
+            });
+            places.push(place);
+        }
+        images.push(ImageRows { rows, places, full: layout.full_length() });
+        first += layout.tiles();
+    }
+    images
+}
+
+/// The rows of images of one tile each, with the places the tokens had before pruning.
+pub(crate) fn single_rows<B: Backend>(kept: &KeptTokens<B>, full: usize) -> Vec<ImageRows> {
+    let [images, keep, _] = kept.tokens.dims();
+    let picks = picks(kept);
+    let image = |image: usize| ImageRows {
+        rows: (image * keep..(image + 1) * keep).collect(),
+        places: picks[image * keep..(image + 1) * keep].to_vec(),
+        full,
+    };
+    (0..images).map(image).collect()
+}
+
+/// Index of every kept token in its tile; merged and unpruned tokens count up.
+fn picks<B: Backend>(kept: &KeptTokens<B>) -> Vec<usize> {
+    let [rows, keep, _] = kept.tokens.dims();
+    match &kept.indices {
+        Some(indices) => indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect(),
+        None => (0..rows * keep).map(|row| row % keep.max(1)).collect(),
     }
 }
 

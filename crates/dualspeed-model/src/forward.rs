@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::llava::Llava;
 use crate::lora::DropoutStates;
@@ -49,17 +50,24 @@ pub struct StepContext {
     /// What the decoder's backward pass computes again; by default every operation keeps what it
     /// needs.
     pub recompute: Option<Recompute>,
+    /// How the tiles of each image of the batch lie; empty where every image is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl StepContext {
     /// A training step: dropout on, picks checked.
     pub fn training(seed: u64, step: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step, sample_ids, dropout: true, verify_picks: true, recompute: None }
+        Self { seed, step, sample_ids, dropout: true, verify_picks: true, ..Self::default() }
     }
 
     /// Inference: no dropout, picks checked.
     pub fn inference(seed: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step: 0, sample_ids, dropout: false, verify_picks: true, recompute: None }
+        Self { seed, sample_ids, verify_picks: true, ..Self::default() }
+    }
+
+    /// The same with images of several tiles.
+    pub fn with_layouts(self, layouts: Vec<TileLayout>) -> Self {
+        Self { layouts, ..self }
     }
 
     /// The pruners' view of this context, for a batch with that many images per sample.
@@ -75,8 +83,15 @@ impl StepContext {
             .sample_ids
             .iter()
             .zip(images_per_sample)
-            .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)))
-            .collect();
+            .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)));
+        // Tiles are pruned one by one.
+        let images = match self.layouts.is_empty() {
+            true => images.collect(),
+            false => images
+                .zip(&self.layouts)
+                .flat_map(|(image, layout)| std::iter::repeat_n(image, layout.tiles()))
+                .collect(),
+        };
         Ok(PruneContext { seed: self.seed, step: self.step, images })
     }
 

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::forward::{StepContext, View};
 use crate::llama::{KvCache, Llama, LlamaOptions};
@@ -27,6 +28,8 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<i64>,
     /// Seed of the sampling.
     pub seed: u64,
+    /// How the tiles of the prompt's images lie; empty where each is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl Default for GenerateOptions {
@@ -37,6 +40,7 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             eos_token_ids: Vec::new(),
             seed: 0,
+            layouts: Vec::new(),
         }
     }
 }
@@ -100,7 +104,7 @@ impl<B: Backend> Llava<B> {
         each: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<Generated, ModelError> {
         options.validate()?;
-        let prompt = self.prompt(input_ids, visual, view, pruner, options.seed)?;
+        let prompt = self.prompt(input_ids, visual, view, pruner, options)?;
         Ok(self.language_model.decode(prompt, self.lora.as_ref(), options, each))
     }
 
@@ -114,9 +118,11 @@ impl<B: Backend> Llava<B> {
         visual: Option<&VisualTokens<B>>,
         view: &View,
         pruner: Option<&dyn Pruner<B>>,
+        layouts: &[TileLayout],
     ) -> Result<Tensor<B, 2>, ModelError> {
+        let options = GenerateOptions { layouts: layouts.to_vec(), ..GenerateOptions::default() };
         let Prompt { inputs_embeds, positions } =
-            self.prompt(input_ids, visual, view, pruner, 0)?;
+            self.prompt(input_ids, visual, view, pruner, &options)?;
         let options = LlamaOptions {
             lora: self.lora.as_ref(),
             positions: positions.as_deref(),
@@ -133,14 +139,15 @@ impl<B: Backend> Llava<B> {
         visual: Option<&VisualTokens<B>>,
         view: &View,
         pruner: Option<&dyn Pruner<B>>,
-        seed: u64,
+        options: &GenerateOptions,
     ) -> Result<Prompt<B>, ModelError> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
-        let ctx = StepContext::inference(seed, vec!["prompt".to_owned()]);
+        let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
+            .with_layouts(options.layouts.clone());
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
-        let plan = self.plan(batch, kept.as_ref(), view, None)?;
+        let plan = self.plan(batch, kept.as_ref(), view, None, &options.layouts)?;
         let inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
         // Padding after the prompt must not enter the cache.
         let length = plan.lengths[0];

@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use crate::config::{LlavaConfig, LoraConfig};
+use crate::anyres::{self, TileLayout};
+use crate::config::{LlavaConfig, LoraConfig, PositionPolicy};
 use crate::error::ModelError;
 use crate::forward::{Forward, StepContext, View};
 use crate::freeze::{Freezable, Frozen};
@@ -13,7 +14,7 @@ use crate::llama::{Llama, LlamaOptions};
 use crate::lora::Lora;
 use crate::projector::MlpProjector;
 use crate::pruner::{KeptTokens, Pruner, VisualTokens, select};
-use crate::splice::{SpliceOptions, SplicePlan, TextBatch};
+use crate::splice::{ImageRows, SpliceOptions, SplicePlan, TextBatch};
 use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
@@ -218,7 +219,7 @@ impl<B: Backend> Llava<B> {
         view: &View,
         ctx: &StepContext,
     ) -> Result<Forward<B>, ModelError> {
-        let plan = self.plan(batch, kept, view, self.config.max_length)?;
+        let plan = self.plan(batch, kept, view, self.config.max_length, &ctx.layouts)?;
         if plan.rows.is_empty() {
             return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
         }
@@ -254,12 +255,14 @@ impl<B: Backend> Llava<B> {
     ) -> Result<Option<KeptTokens<B>>, ModelError> {
         let Some(visual) = visual else { return Ok(None) };
         let View::Pruned { keep, .. } = view else {
+            self.images(visual, &ctx.layouts)?;
             let tokens = visual.projected.clone();
             return Ok(Some(KeptTokens { tokens, unprojected: false, indices: None }));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
         let images = batch.images_per_sample();
-        let (placeholders, found) = (images.iter().sum(), visual.images());
+        let found = self.images(visual, &ctx.layouts)?;
+        let placeholders = images.iter().sum();
         if placeholders != found {
             return Err(ModelError::ImageCount { placeholders, images: found });
         }
@@ -274,6 +277,24 @@ impl<B: Backend> Llava<B> {
         Ok(Some(kept))
     }
 
+    /// Images of the batch, whose tiles must be those of `visual`.
+    fn images(
+        &self,
+        visual: &VisualTokens<B>,
+        layouts: &[TileLayout],
+    ) -> Result<usize, ModelError> {
+        if layouts.is_empty() {
+            return Ok(visual.images());
+        }
+        let (tiles, tokens) = (visual.images(), visual.tokens());
+        let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
+        let expected = layouts.iter().map(TileLayout::tiles).sum();
+        if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
+            return Err(ModelError::Tiles { tiles, tokens, expected });
+        }
+        Ok(layouts.len())
+    }
+
     /// Lays out a batch of text and kept visual tokens.
     pub(crate) fn plan(
         &self,
@@ -281,6 +302,7 @@ impl<B: Backend> Llava<B> {
         kept: Option<&KeptTokens<B>>,
         view: &View,
         max_length: Option<usize>,
+        layouts: &[TileLayout],
     ) -> Result<SplicePlan, ModelError> {
         let (images, keep) = kept.map_or((0, 0), |kept| (kept.tokens.dims()[0], kept.keep()));
         if view.isolator() && self.mode_isolator.is_none() {
@@ -292,7 +314,23 @@ impl<B: Backend> Llava<B> {
             pad_to_multiple: self.config.pad_to_multiple,
             max_length,
         };
-        Ok(SplicePlan::new(batch, &vec![keep; images], keep, options)?)
+        let policy = self.config.visual_positions;
+        let rows = match kept {
+            None => Vec::new(),
+            Some(kept) if !layouts.is_empty() => {
+                let newline = self.config.anyres.as_ref().map(|anyres| anyres.newline);
+                anyres::image_rows(layouts, kept, newline.unwrap_or_default())
+            }
+            Some(kept) if policy == PositionPolicy::Original => {
+                anyres::single_rows(kept, self.config.vision.num_tokens())
+            }
+            Some(_) => {
+                (0..images).map(|image| ImageRows::consecutive(image * keep, keep)).collect()
+            }
+        };
+        // The newline stands behind the tokens.
+        let table = images * keep + usize::from(kept.is_some() && self.image_newline.is_some());
+        Ok(SplicePlan::with_rows(batch, &rows, table, policy, options)?)
     }
 
     /// Embeddings of a planned batch, `[b, s, d]`.
@@ -309,7 +347,16 @@ impl<B: Backend> Llava<B> {
         });
         let visual = kept.map(|kept| {
             let [images, keep, d] = kept.tokens.dims();
-            kept.tokens.clone().reshape([images * keep, d])
+            let tokens = kept.tokens.clone().reshape([images * keep, d]);
+            match &*self.image_newline {
+                Some(newline) => {
+                    let dtype = tokens.dtype();
+                    let newline = newline.val().unsqueeze::<2>(); // [1, d]
+                    let newline = if newline.dtype() == dtype { newline } else { newline.cast(dtype) };
+                    Tensor::cat(vec![tokens, newline], 0)
+                }
+                None => tokens,
+            }
         });
         // Only where an image stands: a text-only batch gives the isolator no gradient.
         let isolator = match (&*self.mode_isolator, kept) {

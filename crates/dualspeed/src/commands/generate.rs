@@ -108,6 +108,7 @@ fn speak<B: Backend, E: Extensions>(
             top_p: args.top_p,
             eos_token_ids: Vec::new(),
             seed: args.seed,
+            layouts: Vec::new(),
         },
     };
     match &args.batch {

@@ -31,6 +31,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
+    run::adopt(&mut config)?;
     let model = run::start::<B>(&config, device)?;
     let source = config.data.train.open(&config.model)?;
     let valid = config.data.valid.as_ref().map(|valid| valid.open(&config.model)).transpose()?;
