@@ -17,7 +17,7 @@ fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-fn ok(arguments: &[&str]) -> String {
+pub fn ok(arguments: &[&str]) -> String {
     let (success, stdout, stderr) = dualspeed(arguments);
     assert!(success, "{arguments:?}: {stderr}");
     stdout
@@ -116,7 +116,7 @@ fn logits(dir: &Path) -> Vec<f32> {
     let pixels = pixels.reshape([1, 3, side, side]);
     let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
     let ids = [1, 7, IMAGE_TOKEN_INDEX, 11, 12, 5];
-    let logits = model.logits(&ids, Some(&visual), &View::Full, None).unwrap();
+    let logits = model.logits(&ids, Some(&visual), &View::Full, None, &[]).unwrap();
     logits.into_data().iter::<f32>().collect()
 }
 

@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::llava::Llava;
 use crate::lora::DropoutStates;
@@ -51,24 +52,29 @@ pub struct StepContext {
     /// What the decoder's backward pass computes again; by default every operation keeps what it
     /// needs.
     pub recompute: Option<Recompute>,
+    /// How the tiles of each image of the batch lie; empty where every image is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl StepContext {
     /// A training step: dropout on, picks checked.
     pub fn training(seed: u64, step: u64, sample_ids: Vec<String>) -> Self {
-        let (prompts, recompute) = (Vec::new(), None);
-        Self { seed, step, sample_ids, prompts, dropout: true, verify_picks: true, recompute }
+        Self { seed, step, sample_ids, dropout: true, verify_picks: true, ..Self::default() }
     }
 
     /// Inference: no dropout, picks checked.
     pub fn inference(seed: u64, sample_ids: Vec<String>) -> Self {
-        let (prompts, recompute) = (Vec::new(), None);
-        Self { seed, step: 0, sample_ids, prompts, dropout: false, verify_picks: true, recompute }
+        Self { seed, sample_ids, verify_picks: true, ..Self::default() }
     }
 
     /// The same with the first human turn of each sample.
     pub fn with_prompts(self, prompts: Vec<String>) -> Self {
         Self { prompts, ..self }
+    }
+
+    /// The same with images of several tiles.
+    pub fn with_layouts(self, layouts: Vec<TileLayout>) -> Self {
+        Self { layouts, ..self }
     }
 
     /// The pruners' view of this context, for a batch with that many images per sample.

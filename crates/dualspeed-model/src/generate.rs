@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::forward::{StepContext, View};
 use crate::llama::{KvCache, Llama, LlamaOptions};
@@ -29,6 +30,8 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// The question, for text-guided pruners.
     pub prompt: String,
+    /// How the tiles of the prompt's images lie; empty where each is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl Default for GenerateOptions {
@@ -40,6 +43,7 @@ impl Default for GenerateOptions {
             eos_token_ids: Vec::new(),
             seed: 0,
             prompt: String::new(),
+            layouts: Vec::new(),
         }
     }
 }
@@ -117,8 +121,9 @@ impl<B: Backend> Llava<B> {
         visual: Option<&VisualTokens<B>>,
         view: &View,
         pruner: Option<&dyn Pruner<B>>,
+        layouts: &[TileLayout],
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let options = GenerateOptions::default();
+        let options = GenerateOptions { layouts: layouts.to_vec(), ..GenerateOptions::default() };
         let Prompt { inputs_embeds, positions, drop } =
             self.prompt(input_ids, visual, view, pruner, &options)?;
         let options = LlamaOptions {
@@ -143,10 +148,11 @@ impl<B: Backend> Llava<B> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
         let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
-            .with_prompts(vec![options.prompt.clone()]);
+            .with_prompts(vec![options.prompt.clone()])
+            .with_layouts(options.layouts.clone());
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
-        let plan = self.plan(batch, kept.as_ref(), view, None)?;
+        let plan = self.plan(batch, kept.as_ref(), view, None, &options.layouts)?;
         let inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
         // Padding after the prompt must not enter the cache.
         let (length, drop) = (plan.lengths[0], kept.and_then(|kept| kept.drop_plan(&plan)));

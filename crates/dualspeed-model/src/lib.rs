@@ -8,6 +8,8 @@
 //! |---|---|
 //! | [`config`] | sizes, as serde data with `validate()` |
 //! | [`vision`], [`vit`] | what an encoder is; CLIP's ViT |
+//! | [`clip_text`] | CLIP's text tower |
+//! | [`efficientnet`] | a pretrained convolutional tower |
 //! | [`tower`] | training heads and losses of the ViT |
 //! | [`text_tower`] | questions in the space shared with text |
 //! | [`projector`] | from vision features to token embeddings |
@@ -26,7 +28,9 @@
 //! | [`import`] | checkpoints of transformers, LLaVA, peft, PyTorch and llama.cpp |
 
 pub mod anyres;
+pub mod clip_text;
 pub mod config;
+pub mod efficientnet;
 mod error;
 pub mod export;
 pub mod forward;

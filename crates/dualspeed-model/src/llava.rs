@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use crate::config::{LlavaConfig, LoraConfig};
+use crate::anyres::{self, TileLayout};
+use crate::config::{LlavaConfig, LoraConfig, PositionPolicy};
 use crate::error::ModelError;
 use crate::forward::{Forward, StepContext, View};
 use crate::freeze::{Freezable, Frozen};
@@ -13,9 +14,11 @@ use crate::llama::{Llama, LlamaOptions};
 use crate::lora::Lora;
 use crate::projector::MlpProjector;
 use crate::pruner::{
-    KeptTokens, PruneError, Pruner, QuestionTokens, VisualTokens, keep_all, select,
+    KeptTokens, PruneError, Pruner, QuestionTokens, Tiles, VisualTokens, keep_all, select,
 };
-use crate::splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpliceOptions, SplicePlan, TextBatch};
+use crate::splice::{
+    IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceOptions, SplicePlan, TextBatch,
+};
 use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
@@ -220,7 +223,7 @@ impl<B: Backend> Llava<B> {
         view: &View,
         ctx: &StepContext,
     ) -> Result<Forward<B>, ModelError> {
-        let plan = self.plan(batch, kept, view, self.config.max_length)?;
+        let plan = self.plan(batch, kept, view, self.config.max_length, &ctx.layouts)?;
         if plan.rows.is_empty() {
             return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
         }
@@ -256,8 +259,17 @@ impl<B: Backend> Llava<B> {
         ctx: &StepContext,
     ) -> Result<Option<KeptTokens<B>>, ModelError> {
         let Some(visual) = visual else { return Ok(None) };
+        let tiled = match ctx.layouts.is_empty() {
+            true => None,
+            false => Some(self.tiled(visual, &ctx.layouts)?),
+        };
+        let visual = tiled.as_ref().unwrap_or(visual);
         let View::Pruned { keep, .. } = view else {
-            return Ok(Some(KeptTokens { indices: None, ..keep_all(visual)? }));
+            let mut all = keep_all(visual)?;
+            if ctx.layouts.is_empty() {
+                all.indices = None;
+            }
+            return Ok(Some(all));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
         let images = batch.images_per_sample();
@@ -320,6 +332,23 @@ impl<B: Backend> Llava<B> {
         QuestionTokens { embeds, lengths }
     }
 
+    /// The same tokens as images of several tiles.
+    fn tiled(
+        &self,
+        visual: &VisualTokens<B>,
+        layouts: &[TileLayout],
+    ) -> Result<VisualTokens<B>, ModelError> {
+        let (tiles, tokens) = (visual.rows(), visual.tokens());
+        let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
+        let expected = layouts.iter().map(TileLayout::tiles).sum();
+        if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
+            return Err(ModelError::Tiles { tiles, tokens, expected });
+        }
+        let per_image = layouts.iter().map(TileLayout::tiles).collect();
+        let valid = Some(layouts.iter().flat_map(TileLayout::valid).collect());
+        Ok(VisualTokens { tiles: Some(Tiles { per_image, valid }), ..visual.clone() })
+    }
+
     /// Lays out a batch of text and kept visual tokens.
     pub(crate) fn plan(
         &self,
@@ -327,6 +356,7 @@ impl<B: Backend> Llava<B> {
         kept: Option<&KeptTokens<B>>,
         view: &View,
         max_length: Option<usize>,
+        layouts: &[TileLayout],
     ) -> Result<SplicePlan, ModelError> {
         let keep = kept.map_or(0, KeptTokens::keep);
         if view.isolator() && self.mode_isolator.is_none() {
@@ -338,8 +368,26 @@ impl<B: Backend> Llava<B> {
             pad_to_multiple: self.config.pad_to_multiple,
             max_length,
         };
+        let policy = self.config.visual_positions;
         let lengths = kept.map_or(&[][..], |kept| &kept.lengths);
-        Ok(SplicePlan::new(batch, lengths, keep, options)?)
+        let rows = match kept {
+            Some(kept) if !layouts.is_empty() => {
+                let newline = self.config.anyres.as_ref().map(|anyres| anyres.newline);
+                anyres::image_rows(layouts, kept, newline.unwrap_or_default())
+            }
+            Some(kept) if policy == PositionPolicy::Original => {
+                anyres::single_rows(kept, self.config.vision.num_tokens())
+            }
+            _ => lengths
+                .iter()
+                .enumerate()
+                .map(|(image, length)| ImageRows::consecutive(image * keep, *length))
+                .collect(),
+        };
+        // The newline stands behind the tokens.
+        let newline = usize::from(kept.is_some() && self.image_newline.is_some());
+        let table = lengths.len() * keep + newline;
+        Ok(SplicePlan::with_rows(batch, &rows, table, policy, options)?)
     }
 
     /// Embeddings of a planned batch, `[b, s, d]`.
@@ -356,7 +404,16 @@ impl<B: Backend> Llava<B> {
         });
         let visual = kept.map(|kept| {
             let [images, keep, d] = kept.tokens.dims();
-            kept.tokens.clone().reshape([images * keep, d])
+            let tokens = kept.tokens.clone().reshape([images * keep, d]);
+            match &*self.image_newline {
+                Some(newline) => {
+                    let dtype = tokens.dtype();
+                    let newline = newline.val().unsqueeze::<2>(); // [1, d]
+                    let newline = if newline.dtype() == dtype { newline } else { newline.cast(dtype) };
+                    Tensor::cat(vec![tokens, newline], 0)
+                }
+                None => tokens,
+            }
         });
         // Only where an image stands: a text-only batch gives the isolator no gradient.
         let isolator = match (&*self.mode_isolator, kept) {

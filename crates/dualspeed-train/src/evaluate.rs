@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::features::FeatureCache;
 use crate::metrics::progress_bar;
-use crate::model::{text_batch, vision_input};
+use crate::model::{layouts, text_batch, vision_input};
 use crate::optim::to_f32;
 
 /// One setting to evaluate in.
@@ -130,7 +130,8 @@ pub fn evaluate<B: Backend>(
             false => Some(model.encode(vision_input(features, &batch, needs, device)?, needs)?),
         };
         let ctx = StepContext::inference(options.seed, batch.sample_ids.clone())
-            .with_prompts(batch.prompts.clone());
+            .with_prompts(batch.prompts.clone())
+            .with_layouts(layouts(&batch));
         for (view, tally) in views.iter().zip(&mut tallies) {
             let clock = Instant::now();
             let text = text_batch(&batch);

@@ -96,7 +96,7 @@ pub struct TrainArgs {
     /// Continue the run in DIR at the step it stopped at.
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
-    /// Start from the model that another run ended with (stage 2 after stage 1).
+    /// Start from the model that another run ended with (stage 2 after stage 1), or from a published checkpoint.
     #[arg(long, value_name = "DIR")]
     pub init_from: Option<PathBuf>,
     /// First decode every image and encode every conversation, and name all that cannot be used.

@@ -99,7 +99,8 @@ impl SceneSource {
         let id = format!("scene-{}-{}-{index}", self.config.split.name(), self.config.seed);
         let prompt = conversation.prompt();
         let Encoded { input_ids, labels, .. } = encoded;
-        Ok(Example { id, input_ids, labels, images, questions, prompt })
+        let tilings = Vec::new();
+        Ok(Example { id, input_ids, labels, images, tilings, questions, prompt })
     }
 }
 

@@ -14,7 +14,8 @@ impl ExampleSource for Mixed {
     fn get(&self, index: usize) -> Result<Example, DataError> {
         let (input_ids, labels) = (vec![7; index + 1], vec![7; index + 1]);
         let (id, prompt) = (index.to_string(), String::new());
-        Ok(Example { id, input_ids, labels, images: vec![], questions: vec![], prompt })
+        let (images, tilings, questions) = (vec![], vec![], vec![]);
+        Ok(Example { id, input_ids, labels, images, tilings, questions, prompt })
     }
     fn modality(&self, index: usize) -> Modality {
         if index.is_multiple_of(3) { Modality::Text } else { Modality::Image }

@@ -66,6 +66,7 @@ impl ExampleSource for Synthetic {
             input_ids,
             labels,
             images: (0..self.tiles).map(image).collect(),
+            tilings: Vec::new(),
             questions: Vec::new(),
             prompt: String::new(),
         })

@@ -109,6 +109,7 @@ fn speak<B: Backend, E: Extensions>(
             eos_token_ids: Vec::new(),
             seed: args.seed,
             prompt: String::new(),
+            layouts: Vec::new(),
         },
     };
     match &args.batch {

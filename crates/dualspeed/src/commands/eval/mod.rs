@@ -24,7 +24,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     let config = run::config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(config.model.vision.image_size)?,
+            (Some(valid), _) => valid.open(&config.model)?,
             (None, Some(_)) => {
                 Arc::new(lab::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
