@@ -102,7 +102,7 @@ pub fn rope<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 3>, sin: Tensor<B, 3>) -
 /// `q` `[b, hq, sq, d]`, `k` and `v` `[b, hkv, sk, d]` with `hq` a multiple of `hkv` -> `[b, hq, sq, d]`.
 ///
 /// # Panics
-/// When `hq` is no multiple of `hkv`, or `key_lengths` has not `b` entries.
+/// When `hq` is no multiple of `hkv`, `key_lengths` has not `b` entries, or `segments` do not fill one row.
 pub fn attention<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -117,6 +117,15 @@ pub fn attention<B: Backend>(
     if let Some(lengths) = &spec.key_lengths {
         let rows = lengths.len();
         assert_eq!(rows, batch, "attention: {rows} key lengths for a batch of {batch}");
+    }
+    if let Some(segments) = &spec.segments {
+        let (total, [_, _, length, _], [_, _, keys, _]) =
+            (segments.iter().sum::<usize>(), q.dims(), k.dims());
+        assert!(
+            batch == 1 && total == length && total == keys && spec.key_lengths.is_none(),
+            "attention: segments of {total} positions for a batch of {batch} x {length} queries and {keys} keys; one row, as \
+             long as its segments, and no key lengths are needed"
+        );
     }
     wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), spec).output)
 }
@@ -186,4 +195,24 @@ pub fn farthest_points<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tenso
     let [_, n, _] = features.dims();
     assert!(keep <= n, "farthest_points: cannot keep {keep} of {n} rows");
     Tensor::from_primitive(B::fused_farthest_points(unwrap(features), keep))
+}
+
+/// Greedy MAP inference of a determinantal point process per image (Chen et al. 2018, algorithm 1): the selection of
+/// CDPruner (Zhang et al. 2025).
+///
+/// With the kernel `L = F F^T`: again and again the row that adds most to the log-determinant of the picked rows'
+/// kernel, that is the row with the largest residual `d2_i` after projecting out the picked rows. f32 throughout, the
+/// lowest index wins ties. A residual below `1e-5 L_ii` counts as 0: past the rank of `F` the remaining rows follow in
+/// index order (the published code takes roots of negative rounding errors there). Rows with NaN come last. No
+/// gradient.
+///
+/// # Shapes
+/// `features` `[b, n, d]` -> `[b, keep]`, in the order of picking.
+///
+/// # Panics
+/// When `keep > n`.
+pub fn greedy_map<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tensor<B, 2, Int> {
+    let [_, n, _] = features.dims();
+    assert!(keep <= n, "greedy_map: cannot keep {keep} of {n} rows");
+    Tensor::from_primitive(B::fused_greedy_map(unwrap(features), keep))
 }

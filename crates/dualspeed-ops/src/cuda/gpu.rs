@@ -163,7 +163,13 @@ impl Gpu {
         }
         type A = driver::CUdevice_attribute;
         let count = attribute(index, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let (blas, kernels, multiprocessors) = (Blas::new()?, Kernels::new(index)?, count as usize);
+        let mut kernels = Kernels::new(index)?;
+        kernels.compile_ahead(super::attention::modules(kernels.arch()));
+        kernels.compile_ahead(vec![
+            (&super::elementwise::ELEMENTWISE, String::new()),
+            (&super::losses::LOSSES, String::new()),
+        ]);
+        let (blas, multiprocessors) = (Blas::new()?, count as usize);
         Ok(Self { context, stream, before, after, blas, kernels, multiprocessors })
     }
 

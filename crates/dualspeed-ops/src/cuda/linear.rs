@@ -174,10 +174,11 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
             Some(&y),
         ],
         move |gpu, [x, dropped, weight, a, b, add, hidden, y]| {
-            gpu.product(dense, Operands { add, ..Operands::new(x, weight, y) }, 1.0, beta)?;
             gpu.product(down, Operands::new(dropped, a, hidden), 1.0, 0.0)?;
-            // Onto the dense product: no second output of its size.
-            gpu.product(up, Operands::new(hidden, b, y), scale as f32, 1.0)
+            // The large product comes last: it reads what is there while it computes, which costs no pass over memory.
+            let operands = Operands { add, ..Operands::new(hidden, b, y) };
+            gpu.product(up, operands, scale as f32, beta)?;
+            gpu.product(dense, Operands::new(x, weight, y), 1.0, 1.0)
         },
     );
     Some(LoraLinearOutput { output: y, hidden })
@@ -218,12 +219,13 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
             submit(
                 [Some(&g.0), Some(&weight.0), Some(&hidden.0), Some(&a.0), sum.as_ref(), Some(&dx)],
                 move |gpu, [g, weight, hidden, a, add, dx]| {
-                    let operands = Operands { add, ..Operands::new(g, weight, dx) };
-                    gpu.product(dense, operands, 1.0, beta)?;
                     if masks {
-                        return Ok(());
+                        let operands = Operands { add, ..Operands::new(g, weight, dx) };
+                        return gpu.product(dense, operands, 1.0, beta);
                     }
-                    gpu.product(low_rank, Operands::new(hidden, a, dx), 1.0, 1.0)
+                    let operands = Operands { add, ..Operands::new(hidden, a, dx) };
+                    gpu.product(low_rank, operands, 1.0, beta)?;
+                    gpu.product(dense, Operands::new(g, weight, dx), 1.0, 1.0)
                 },
             );
             Some(match &saved.dropout_mask {

@@ -339,6 +339,11 @@ where
             .unwrap_or_else(|| plain::farthest_points::<Self>(features, keep))
     }
 
+    fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        points::greedy_map(&features, keep, <I as Element>::dtype())
+            .unwrap_or_else(|| plain::greedy_map::<Self>(features, keep))
+    }
+
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
         adamw::adamw::<Self>(tensors, config)
             .unwrap_or_else(|tensors| plain::adamw::<Self>(tensors, config))
