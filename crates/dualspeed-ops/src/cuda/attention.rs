@@ -6,7 +6,7 @@ use super::elementwise::{empty_heads, heads};
 use super::error::CudaError;
 use super::gpu::{Gpu, submit};
 use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Element, Tensor, cast, contiguous, dims, empty, served};
+use super::tensor::{Element, Tensor, cast, contiguous, copied, dims, empty, served};
 use crate::Backend;
 use crate::types::*;
 
@@ -69,9 +69,7 @@ impl Heads {
             return self;
         }
         // A slice without gaps may still start anywhere: only a copy into new memory starts where it must.
-        let mut copy = self.tensor.copy();
-        copy = contiguous(copy);
-        Self::new(copy)
+        Self::new(copied(&self.tensor))
     }
 
     fn arg(&self) -> Arg {
