@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::rows::{attention, cosines, in_parts};
+use super::rows::{attention, cosines, in_parts, marks};
 use super::topk::{ranks, top_indices};
 use super::{Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::vision::Needs;
@@ -43,14 +43,14 @@ impl VisPruner {
         Ok(Self { important, compat: spec.compat, scope: spec.scope })
     }
 
-    /// One round on `rest` `[b, r]`: `remove` fewer.
+    /// One round on `rest` `[b, r]`: `remove` fewer. `similarity` is `[b * n, n]`.
     fn thin<B: Backend>(
         &self,
         rest: Tensor<B, 2, Int>,
-        similarity: &Tensor<B, 3>,
+        similarity: &Tensor<B, 2>,
         remove: usize,
     ) -> Tensor<B, 2, Int> {
-        let ([b, r], n) = (rest.dims(), similarity.dims()[2]);
+        let ([b, r], n) = (rest.dims(), similarity.dims()[1]);
         let device = rest.device();
         let (evens, odds) = (r.div_ceil(2), r / 2);
         let strided = |first: usize, count: usize| {
@@ -59,17 +59,13 @@ impl VisPruner {
             rest.clone().select(1, at)
         };
         let (even, odd) = (strided(0, evens), strided(1, odds));
-        let starts: Vec<i64> = (0..b).map(|image| (image * n * n) as i64).collect();
+        let starts: Vec<i64> = (0..b).map(|image| (image * n) as i64).collect();
         let starts = Tensor::<B, 2, Int>::from_data(TensorData::new(starts, [b, 1]), &device);
-        let at = (even.clone() * n as i64 + starts).unsqueeze_dim::<3>(2)
-            + odd.clone().unsqueeze_dim::<3>(1);
-        let nearest = similarity
-            .clone()
-            .reshape([b * n * n])
-            .select(0, at.reshape([b * evens * odds]))
-            .reshape([b, evens, odds])
-            .max_dim(2)
-            .reshape([b, evens]);
+        let rows = (even.clone() + starts).reshape([b * evens]);
+        let rows = similarity.clone().select(0, rows).reshape([b, evens, n]);
+        // Whole rows with all but the odds out of reach: faster than picking their entries.
+        let apart = marks::<B>(odd.clone(), n).sub_scalar(1.0).mul_scalar(4.0); // [b, n]
+        let nearest = (rows + apart.unsqueeze_dim(1)).max_dim(2).reshape([b, evens]);
         if remove == evens {
             return odd;
         }
@@ -102,7 +98,8 @@ impl VisPruner {
         if diverse == 0 {
             return order.narrow(1, 0, keep);
         }
-        let similarity = cosines(hidden); // [b, n, n]
+        let b = order.dims()[0];
+        let similarity = cosines(hidden).reshape([b * n, n]);
         let mut rest = order.clone().narrow(1, important, n - important);
         while rest.dims()[1] > diverse {
             let left = rest.dims()[1];
