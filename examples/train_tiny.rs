@@ -38,7 +38,7 @@ lr = 3e-3
 fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::Result<()> {
     let config = TrainConfig::parse(CONFIG, &[])?;
     let model: Llava<B> = run::start(&config, device)?; // fresh weights, embedded vision tower
-    let source: Arc<dyn ExampleSource> = config.data.train.open(config.model.vision.image_size)?;
+    let source: Arc<dyn ExampleSource> = config.data.train.open(&config.model)?;
     let job = TrainJob { overwrite: true, ..TrainJob::new(config.clone(), model, source, &dir) };
     let outcome = train(job)?;
 

@@ -47,7 +47,7 @@ fn stage<B: AutodiffBackend>(
     device: &B::Device,
 ) -> anyhow::Result<PathBuf> {
     let model: Llava<B> = run::start(&config, device)?; // the model that `init_from` ended with
-    let source = config.data.train.open(config.model.vision.image_size)?;
+    let source = config.data.train.open(&config.model)?;
     train(TrainJob { overwrite: true, ..TrainJob::new(config, model, source, dir) })?;
     Ok(dir.to_path_buf())
 }

@@ -10,7 +10,7 @@ fn first_prompt(model: &Llava<B>, base: &Expected) -> Tensor<B, 2> {
     let pixels = base.tensor::<4>("pixel_values").narrow(0, 0, 2);
     let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
     let input_ids = ids(&base.ints["input_ids"][0]);
-    model.logits(&input_ids, Some(&visual), &View::Full, None).unwrap()
+    model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap()
 }
 
 #[test]

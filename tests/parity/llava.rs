@@ -24,7 +24,7 @@ pub fn check(name: &str, model: &Llava<B>, expected: &Expected) {
         let input = VisionInput::Pixels(pixels.clone().narrow(0, first, images));
         first += images;
         let visual = model.encode(input, Needs::default()).unwrap();
-        let logits = model.logits(&input_ids, Some(&visual), &View::Full, None).unwrap();
+        let logits = model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap();
         // The second row of the reference's batch was padded on the left.
         let reference = expected.tensor::<2>(&format!("logits.{sample}"));
         assert_close(&format!("{name} logits {sample}"), logits.clone(), reference);
@@ -37,7 +37,7 @@ pub fn check(name: &str, model: &Llava<B>, expected: &Expected) {
 
         // The cache makes no difference: the whole sequence at once gives the same continuation.
         let all: Vec<i64> = input_ids.iter().chain(&greedy[..greedy.len() - 1]).copied().collect();
-        let full = model.logits(&all, Some(&visual), &View::Full, None).unwrap();
+        let full = model.logits(&all, Some(&visual), &View::Full, None, &[]).unwrap();
         let start = logits.dims()[0] - 1;
         let picks = full.narrow(0, start, greedy.len()).argmax(1);
         let picks: Vec<i64> = picks.into_data().iter::<i64>().collect();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::anyres::Tiling;
 use crate::example::{Example, HostImage, QuestionMeta};
 
 /// Examples side by side, unpadded.
@@ -15,8 +16,27 @@ pub struct HostBatch {
     pub labels: Vec<Vec<i64>>,
     /// All images, sample by sample, in the order of their placeholders.
     pub images: Vec<Arc<HostImage>>,
+    /// How the tiles of each image lie, sample by sample; empty where every image is one tile.
+    pub tilings: Vec<Tiling>,
     /// Scorable questions per sample.
     pub questions: Vec<Vec<QuestionMeta>>,
+    /// First human turn per sample.
+    pub prompts: Vec<String>,
+}
+
+impl HostBatch {
+    /// Images, however many tiles they have.
+    pub fn image_count(&self) -> usize {
+        if self.tilings.is_empty() { self.images.len() } else { self.tilings.len() }
+    }
+
+    /// Visual tokens without pruning, where a tile has `n`.
+    pub fn visual_tokens(&self, n: usize) -> usize {
+        match self.tilings.is_empty() {
+            true => self.images.len() * n,
+            false => self.tilings.iter().map(Tiling::tokens).sum(),
+        }
+    }
 }
 
 /// Puts examples side by side.
@@ -27,7 +47,9 @@ pub fn collate(examples: Vec<Example>) -> HostBatch {
         batch.input_ids.push(example.input_ids);
         batch.labels.push(example.labels);
         batch.images.extend(example.images);
+        batch.tilings.extend(example.tilings);
         batch.questions.push(example.questions);
+        batch.prompts.push(example.prompt);
     }
     batch
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::anyres::Tiling;
 use crate::error::DataError;
 
 /// One training example on the host.
@@ -16,10 +17,29 @@ pub struct Example {
     pub input_ids: Vec<i64>,
     /// As long as `input_ids`: the id itself where it is supervised, else [`IGNORE_INDEX`](crate::IGNORE_INDEX).
     pub labels: Vec<i64>,
-    /// In the order of their placeholders.
+    /// In the order of their placeholders; of images of several tiles, all tiles.
     pub images: Vec<Arc<HostImage>>,
+    /// How the tiles of each image lie; empty where every image is one tile.
+    pub tilings: Vec<Tiling>,
     /// Questions whose answers can be scored; may be empty.
     pub questions: Vec<QuestionMeta>,
+    /// What the human says first, image placeholders taken out: what text-guided pruners go by.
+    pub prompt: String,
+}
+
+impl Example {
+    /// Images, however many tiles they have.
+    pub fn image_count(&self) -> usize {
+        if self.tilings.is_empty() { self.images.len() } else { self.tilings.len() }
+    }
+
+    /// Visual tokens without pruning, where a tile has `n`.
+    pub fn visual_tokens(&self, n: usize) -> usize {
+        match self.tilings.is_empty() {
+            true => self.images.len() * n,
+            false => self.tilings.iter().map(Tiling::tokens).sum(),
+        }
+    }
 }
 
 /// A preprocessed image.

@@ -16,9 +16,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, EncodeError, ImageError, RecordProblem};
+use crate::error::{ConfigError, DataError, EncodeError, ImageError, RecordProblem};
 use crate::example::{Example, ExampleSource, Modality};
-use crate::picture::{ImageProcessor, preprocess_image};
+use crate::picture::{ImageProcessor, TileConfig, load_image, preprocess_image};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 
 /// What becomes of the records.
@@ -34,6 +34,8 @@ pub struct LlavaJsonConfig {
     pub max_length: Option<usize>,
     /// What becomes of the images.
     pub processor: ImageProcessor,
+    /// Tiles of images of any resolution; without it an image is one tile.
+    pub tiles: Option<TileConfig>,
 }
 
 /// A data set in LLaVA's format.
@@ -74,8 +76,11 @@ impl LlavaJson {
         }
         let mut hash = Sha256::new();
         hash.update(&bytes);
-        let LlavaJsonConfig { template, system, max_length, processor, .. } = &config;
+        let LlavaJsonConfig { template, system, max_length, processor, tiles, .. } = &config;
         hash.update(format!("{template:?} {system:?} {max_length:?} {processor:?}"));
+        if let Some(tiles) = tiles {
+            hash.update(format!("{tiles:?}"));
+        }
         let hex: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         let source = Self { path, records, config, tokenizer, fingerprint: format!("llava-{hex}") };
         source.find_images()?;
@@ -127,14 +132,30 @@ impl ExampleSource for LlavaJson {
         let out_of_range = DataError::OutOfRange { index, len: self.records.len() };
         let record = self.records.get(index).ok_or(out_of_range)?;
         let encoded = self.encode(record).map_err(|e| self.problem(index, e))?;
-        let load = |name: &String| {
-            preprocess_image(self.config.image_root.join(name), &self.config.processor)
-                .map(Arc::new)
-                .map_err(|e| self.problem(index, e))
-        };
-        let images = record.images.iter().map(load).collect::<Result<_, _>>()?;
+        let (mut images, mut tilings) = (Vec::new(), Vec::new());
+        for name in &record.images {
+            let path = self.config.image_root.join(name);
+            let processor = &self.config.processor;
+            match &self.config.tiles {
+                None => {
+                    let image = preprocess_image(path, processor);
+                    images.push(Arc::new(image.map_err(|e| self.problem(index, e))?));
+                }
+                Some(tiles) => {
+                    let image = load_image(path, &processor.limits);
+                    let image = image.map_err(|e| self.problem(index, e))?;
+                    let tiled = processor.process_tiles(&image.pixels, tiles).ok_or_else(|| {
+                        let reason = "no resolution is a grid of whole tiles";
+                        ConfigError::new("image_grid_pinpoints", reason)
+                    })?;
+                    images.extend(tiled.tiles);
+                    tilings.push(tiled.tiling);
+                }
+            }
+        }
         let Encoded { input_ids, labels, .. } = encoded;
-        Ok(Example { id: record.id.clone(), input_ids, labels, images, questions: Vec::new() })
+        let (id, prompt) = (record.id.clone(), record.conversation.prompt());
+        Ok(Example { id, input_ids, labels, images, tilings, questions: Vec::new(), prompt })
     }
 
     fn modality(&self, index: usize) -> Modality {

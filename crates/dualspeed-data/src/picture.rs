@@ -9,4 +9,4 @@ mod tiles;
 pub use config_file::{ProcessorFile, read_processor};
 pub use load::{ImageLimits, LoadedImage, decode_image, load_image};
 pub use process::{FitMode, ImageProcessor, preprocess_bytes, preprocess_image};
-pub use tiles::TiledImage;
+pub use tiles::{TileConfig, TiledImage};

@@ -9,7 +9,11 @@
 
 use std::ops::Range;
 
+use dualspeed_ops::Backend;
+
 use crate::config::NewlinePolicy;
+use crate::pruner::KeptTokens;
+use crate::splice::ImageRows;
 
 /// How the tiles of one image lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +117,51 @@ impl TileLayout {
             }
         }
         slots
+    }
+}
+
+/// The rows of the table of kept tokens that make each image, newlines being the row after the last. Picks are read back
+/// from the device: where a row of patches ends depends on them.
+pub(crate) fn image_rows<B: Backend>(
+    layouts: &[TileLayout],
+    kept: &KeptTokens<B>,
+    newline: NewlinePolicy,
+) -> Vec<ImageRows> {
+    let [images, most, _] = kept.tokens.dims();
+    let picks = picks(kept);
+    let image = |(image, layout): (usize, &TileLayout)| {
+        let start = image * most;
+        let tokens = &picks[start..start + kept.lengths[image]];
+        let (rows, places) = layout
+            .arrange(tokens, newline)
+            .into_iter()
+            .map(|(slot, place)| match slot {
+                Slot::Kept(at) => (start + at, place),
+                Slot::Newline => (images * most, place),
+            })
+            .unzip();
+        ImageRows { rows, places, full: layout.full_length() }
+    };
+    layouts.iter().enumerate().map(image).collect()
+}
+
+/// The rows of images of one tile each, with the places the tokens had before pruning.
+pub(crate) fn single_rows<B: Backend>(kept: &KeptTokens<B>, full: usize) -> Vec<ImageRows> {
+    let [_, most, _] = kept.tokens.dims();
+    let picks = picks(kept);
+    let image = |(image, length): (usize, &usize)| {
+        let rows = image * most..image * most + length;
+        ImageRows { rows: rows.clone().collect(), places: picks[rows].to_vec(), full }
+    };
+    kept.lengths.iter().enumerate().map(image).collect()
+}
+
+/// Index of every kept token in its image; merged and unpruned tokens count up.
+fn picks<B: Backend>(kept: &KeptTokens<B>) -> Vec<usize> {
+    let [rows, keep, _] = kept.tokens.dims();
+    match &kept.indices {
+        Some(indices) => indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect(),
+        None => (0..rows * keep).map(|row| row % keep.max(1)).collect(),
     }
 }
 

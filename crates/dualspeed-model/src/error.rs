@@ -90,6 +90,19 @@ pub enum ModelError {
         /// Images whose features were passed.
         images: usize,
     },
+    /// Images of several tiles that do not fit the model.
+    #[error(
+        "{tiles} tiles of {tokens} tokens were passed where the images' layouts have {expected}; a model of this kind \
+         needs `anyres` in its configuration, and layouts made for its patch grid"
+    )]
+    Tiles {
+        /// Tiles passed in.
+        tiles: usize,
+        /// Tokens of each.
+        tokens: usize,
+        /// Tiles of the layouts.
+        expected: usize,
+    },
     /// A format that has no place for this model.
     #[error("cannot export: {problem}")]
     Export {

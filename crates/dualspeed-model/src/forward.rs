@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::llava::Llava;
 use crate::lora::DropoutStates;
@@ -41,6 +42,8 @@ pub struct StepContext {
     pub step: u64,
     /// Id of each sample of the batch.
     pub sample_ids: Vec<String>,
+    /// First human turn of each sample, for text-guided pruners; may be left empty.
+    pub prompts: Vec<String>,
     /// Whether adapter dropout is on (training, teacher included as published).
     pub dropout: bool,
     /// Whether pruners' picks are read back and checked; costs a synchronisation on a GPU, so a
@@ -49,17 +52,29 @@ pub struct StepContext {
     /// What the decoder's backward pass computes again; by default every operation keeps what it
     /// needs.
     pub recompute: Option<Recompute>,
+    /// How the tiles of each image of the batch lie; empty where every image is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl StepContext {
     /// A training step: dropout on, picks checked.
     pub fn training(seed: u64, step: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step, sample_ids, dropout: true, verify_picks: true, recompute: None }
+        Self { seed, step, sample_ids, dropout: true, verify_picks: true, ..Self::default() }
     }
 
     /// Inference: no dropout, picks checked.
     pub fn inference(seed: u64, sample_ids: Vec<String>) -> Self {
-        Self { seed, step: 0, sample_ids, dropout: false, verify_picks: true, recompute: None }
+        Self { seed, sample_ids, verify_picks: true, ..Self::default() }
+    }
+
+    /// The same with the first human turn of each sample.
+    pub fn with_prompts(self, prompts: Vec<String>) -> Self {
+        Self { prompts, ..self }
+    }
+
+    /// The same with images of several tiles.
+    pub fn with_layouts(self, layouts: Vec<TileLayout>) -> Self {
+        Self { layouts, ..self }
     }
 
     /// The pruners' view of this context, for a batch with that many images per sample.
@@ -68,7 +83,7 @@ impl StepContext {
     /// [`ModelError::SampleIds`] if the counts do not match.
     pub fn for_images(&self, images_per_sample: &[usize]) -> Result<PruneContext, ModelError> {
         let (expected, found) = (images_per_sample.len(), self.sample_ids.len());
-        if expected != found {
+        if expected != found || !(self.prompts.is_empty() || self.prompts.len() == expected) {
             return Err(ModelError::SampleIds { expected, found });
         }
         let images = self
@@ -77,7 +92,14 @@ impl StepContext {
             .zip(images_per_sample)
             .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)))
             .collect();
-        Ok(PruneContext { seed: self.seed, step: self.step, images })
+        let prompts = self
+            .prompts
+            .iter()
+            .zip(images_per_sample)
+            .flat_map(|(prompt, count)| std::iter::repeat_n(prompt.clone(), *count))
+            .collect();
+        let verify = self.verify_picks;
+        Ok(PruneContext { seed: self.seed, step: self.step, images, prompts, verify })
     }
 
     /// States of the dropout masks of a planned batch.

@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use crate::anyres::TileLayout;
 use crate::error::ModelError;
 use crate::forward::{StepContext, View};
 use crate::llama::{KvCache, Llama, LlamaOptions};
 use crate::llava::Llava;
 use crate::lora::Lora;
-use crate::pruner::{Pruner, VisualTokens};
+use crate::pruner::{DropPlan, Pruner, VisualTokens};
 use crate::rng::{SplitMix, hash_str};
 use crate::splice::{IGNORE_INDEX, SpliceError, TextBatch};
 
@@ -27,6 +28,10 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<i64>,
     /// Seed of the sampling.
     pub seed: u64,
+    /// The question, for text-guided pruners.
+    pub prompt: String,
+    /// How the tiles of the prompt's images lie; empty where each is one tile.
+    pub layouts: Vec<TileLayout>,
 }
 
 impl Default for GenerateOptions {
@@ -37,6 +42,8 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             eos_token_ids: Vec::new(),
             seed: 0,
+            prompt: String::new(),
+            layouts: Vec::new(),
         }
     }
 }
@@ -100,11 +107,11 @@ impl<B: Backend> Llava<B> {
         each: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<Generated, ModelError> {
         options.validate()?;
-        let prompt = self.prompt(input_ids, visual, view, pruner, options.seed)?;
+        let prompt = self.prompt(input_ids, visual, view, pruner, options)?;
         Ok(self.language_model.decode(prompt, self.lora.as_ref(), options, each))
     }
 
-    /// Logits at every position of one prompt, images spliced in: `[s, vocab]`.
+    /// Logits at every position of one prompt (that is left at its end), images spliced in: `[s, vocab]`.
     ///
     /// # Errors
     /// As [`Llava::generate`].
@@ -114,12 +121,15 @@ impl<B: Backend> Llava<B> {
         visual: Option<&VisualTokens<B>>,
         view: &View,
         pruner: Option<&dyn Pruner<B>>,
+        layouts: &[TileLayout],
     ) -> Result<Tensor<B, 2>, ModelError> {
-        let Prompt { inputs_embeds, positions } =
-            self.prompt(input_ids, visual, view, pruner, 0)?;
+        let options = GenerateOptions { layouts: layouts.to_vec(), ..GenerateOptions::default() };
+        let Prompt { inputs_embeds, positions, drop } =
+            self.prompt(input_ids, visual, view, pruner, &options)?;
         let options = LlamaOptions {
             lora: self.lora.as_ref(),
             positions: positions.as_deref(),
+            drop,
             ..LlamaOptions::default()
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [s, d]
@@ -133,22 +143,24 @@ impl<B: Backend> Llava<B> {
         visual: Option<&VisualTokens<B>>,
         view: &View,
         pruner: Option<&dyn Pruner<B>>,
-        seed: u64,
+        options: &GenerateOptions,
     ) -> Result<Prompt<B>, ModelError> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
-        let ctx = StepContext::inference(seed, vec!["prompt".to_owned()]);
+        let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
+            .with_prompts(vec![options.prompt.clone()])
+            .with_layouts(options.layouts.clone());
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
-        let plan = self.plan(batch, kept.as_ref(), view, None)?;
+        let plan = self.plan(batch, kept.as_ref(), view, None, &options.layouts)?;
         let inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
         // Padding after the prompt must not enter the cache.
-        let length = plan.lengths[0];
+        let (length, drop) = (plan.lengths[0], kept.and_then(|kept| kept.drop_plan(&plan)));
         let positions = plan.positions.map(|mut positions| {
             positions.truncate(length);
             positions
         });
-        Ok(Prompt { inputs_embeds: inputs_embeds.narrow(1, 0, length), positions })
+        Ok(Prompt { inputs_embeds: inputs_embeds.narrow(1, 0, length), positions, drop })
     }
 }
 
@@ -158,6 +170,8 @@ struct Prompt<B: Backend> {
     inputs_embeds: Tensor<B, 3>,
     /// Rotary positions, where they are not `0..s`.
     positions: Option<Vec<usize>>,
+    /// Visual tokens to drop on the way.
+    drop: Option<DropPlan>,
 }
 
 impl<B: Backend> Llama<B> {
@@ -173,7 +187,7 @@ impl<B: Backend> Llama<B> {
     ) -> Result<Generated, ModelError> {
         options.validate()?;
         let inputs_embeds = self.prompt(input_ids)?;
-        Ok(self.decode(Prompt { inputs_embeds, positions: None }, None, options, each))
+        Ok(self.decode(Prompt { inputs_embeds, positions: None, drop: None }, None, options, each))
     }
 
     /// Logits at every position of a text, `[s, vocab]`.
@@ -209,7 +223,7 @@ impl<B: Backend> Llama<B> {
         options: &GenerateOptions,
         each: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Generated {
-        let Prompt { mut inputs_embeds, mut positions } = prompt;
+        let Prompt { mut inputs_embeds, mut positions, mut drop } = prompt;
         let device = inputs_embeds.device();
         let head = self.lm_head_weight(); // [d, vocab]
         let mut cache = KvCache::new(self.layers.len());
@@ -222,6 +236,7 @@ impl<B: Backend> Llama<B> {
                 lora,
                 cache: Some(&mut cache),
                 positions: positions.as_deref(),
+                drop: drop.take(),
                 ..LlamaOptions::default()
             };
             let hidden = self.forward(inputs_embeds, options_llama); // [1, d]

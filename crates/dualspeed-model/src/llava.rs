@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use crate::config::{LlavaConfig, LoraConfig};
+use crate::anyres::{self, TileLayout};
+use crate::config::{LlavaConfig, LoraConfig, PositionPolicy};
 use crate::error::ModelError;
 use crate::forward::{Forward, StepContext, View};
 use crate::freeze::{Freezable, Frozen};
@@ -12,8 +13,12 @@ use crate::init::Init;
 use crate::llama::{Llama, LlamaOptions};
 use crate::lora::Lora;
 use crate::projector::MlpProjector;
-use crate::pruner::{KeptTokens, Pruner, VisualTokens, select};
-use crate::splice::{SpliceOptions, SplicePlan, TextBatch};
+use crate::pruner::{
+    KeptTokens, PruneError, Pruner, QuestionTokens, Tiles, VisualTokens, keep_all, select,
+};
+use crate::splice::{
+    IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceOptions, SplicePlan, TextBatch,
+};
 use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
@@ -186,7 +191,7 @@ impl<B: Backend> Llava<B> {
             return Err(ModelError::FeatureShape { found: found.to_vec(), tokens, hidden });
         }
         let projected = self.mm_projector.forward(features.hidden.clone()); // [images, n, d]
-        Ok(VisualTokens { projected, features })
+        Ok(VisualTokens::new(projected, features))
     }
 
     /// The forward: prune, splice, decode; hidden states at supervised positions only.
@@ -218,7 +223,7 @@ impl<B: Backend> Llava<B> {
         view: &View,
         ctx: &StepContext,
     ) -> Result<Forward<B>, ModelError> {
-        let plan = self.plan(batch, kept, view, self.config.max_length)?;
+        let plan = self.plan(batch, kept, view, self.config.max_length, &ctx.layouts)?;
         if plan.rows.is_empty() {
             return Err(ModelError::NothingSupervised { samples: ctx.sample_ids.clone() });
         }
@@ -235,6 +240,7 @@ impl<B: Backend> Llava<B> {
             cache: None,
             keep: keep.as_deref(),
             positions: plan.positions.as_deref(),
+            drop: kept.and_then(|kept| kept.drop_plan(&plan)),
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [supervised, d]
         Ok(Forward::new(hidden, plan, kept.and_then(|kept| kept.indices.clone())))
@@ -253,9 +259,17 @@ impl<B: Backend> Llava<B> {
         ctx: &StepContext,
     ) -> Result<Option<KeptTokens<B>>, ModelError> {
         let Some(visual) = visual else { return Ok(None) };
+        let tiled = match ctx.layouts.is_empty() {
+            true => None,
+            false => Some(self.tiled(visual, &ctx.layouts)?),
+        };
+        let visual = tiled.as_ref().unwrap_or(visual);
         let View::Pruned { keep, .. } = view else {
-            let tokens = visual.projected.clone();
-            return Ok(Some(KeptTokens { tokens, unprojected: false, indices: None }));
+            let mut all = keep_all(visual)?;
+            if ctx.layouts.is_empty() {
+                all.indices = None;
+            }
+            return Ok(Some(all));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
         let images = batch.images_per_sample();
@@ -263,15 +277,76 @@ impl<B: Backend> Llava<B> {
         if placeholders != found {
             return Err(ModelError::ImageCount { placeholders, images: found });
         }
+        let guided = pruner.needs().question.then(|| {
+            let question = Some(self.question_tokens(batch, &images));
+            VisualTokens { question, ..visual.clone() }
+        });
+        let visual = guided.as_ref().unwrap_or(visual);
         let mut kept = select(pruner, visual, *keep, &ctx.for_images(&images)?)?;
         if ctx.verify_picks {
-            kept.verify(pruner.name(), visual.tokens())?;
+            let tiles = visual.tiles.as_ref().and_then(|tiles| tiles.per_image.iter().max());
+            kept.verify(pruner.name(), visual.tokens() * tiles.unwrap_or(&1))?;
+        }
+        let blocks = self.language_model.layers.len();
+        if let Some(drop) = &kept.layer_drop
+            && (0..blocks).all(|block| drop.keep_after(block, blocks, kept.keep()).is_none())
+        {
+            return Err(PruneError::NoDrop { pruner: pruner.name().to_owned(), blocks }.into());
         }
         if kept.unprojected {
             kept.tokens = self.mm_projector.forward(kept.tokens); // [images, keep, d]
             kept.unprojected = false;
         }
         Ok(Some(kept))
+    }
+
+    /// Embeddings of each image's question: the tokens of its sample between the first image and the
+    /// first supervised token, or all before that where there are none. `images` counts those of each
+    /// sample.
+    pub fn question_tokens(&self, batch: TextBatch<'_>, images: &[usize]) -> QuestionTokens<B> {
+        let mut questions: Vec<Vec<i64>> = Vec::new();
+        for ((ids, labels), count) in batch.input_ids.iter().zip(batch.labels).zip(images) {
+            let end = labels.iter().position(|label| *label != IGNORE_INDEX).unwrap_or(ids.len());
+            let text = |ids: &[i64]| -> Vec<i64> {
+                ids.iter().copied().filter(|id| *id != IMAGE_TOKEN_INDEX).collect()
+            };
+            let image = ids.iter().position(|id| *id == IMAGE_TOKEN_INDEX).unwrap_or(0);
+            let after = text(&ids[image.min(end)..end]);
+            let question = if after.is_empty() { text(&ids[..end]) } else { after };
+            questions.extend(std::iter::repeat_n(question, *count));
+        }
+        let lengths: Vec<usize> = questions.iter().map(Vec::len).collect();
+        let m = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let device = self.language_model.embed_tokens.weight.device();
+        let (mut ids, mut there) = (Vec::new(), Vec::new());
+        for question in &questions {
+            ids.extend((0..m).map(|i| question.get(i).copied().unwrap_or(0)));
+            there.extend((0..m).map(|i| if i < question.len() { 1f32 } else { 0.0 }));
+        }
+        let ids = TensorData::new(ids, [questions.len() * m]);
+        let embeds = self.language_model.embed(Tensor::<B, 1, Int>::from_data(ids, &device));
+        let there = TensorData::new(there, [questions.len() * m, 1]);
+        let there = Tensor::<B, 2>::from_data(there, &device).cast(embeds.dtype());
+        let d = embeds.dims()[1];
+        let embeds = (embeds.detach() * there).reshape([questions.len(), m, d]);
+        QuestionTokens { embeds, lengths }
+    }
+
+    /// The same tokens as images of several tiles.
+    fn tiled(
+        &self,
+        visual: &VisualTokens<B>,
+        layouts: &[TileLayout],
+    ) -> Result<VisualTokens<B>, ModelError> {
+        let (tiles, tokens) = (visual.rows(), visual.tokens());
+        let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
+        let expected = layouts.iter().map(TileLayout::tiles).sum();
+        if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
+            return Err(ModelError::Tiles { tiles, tokens, expected });
+        }
+        let per_image = layouts.iter().map(TileLayout::tiles).collect();
+        let valid = Some(layouts.iter().flat_map(TileLayout::valid).collect());
+        Ok(VisualTokens { tiles: Some(Tiles { per_image, valid }), ..visual.clone() })
     }
 
     /// Lays out a batch of text and kept visual tokens.
@@ -281,8 +356,9 @@ impl<B: Backend> Llava<B> {
         kept: Option<&KeptTokens<B>>,
         view: &View,
         max_length: Option<usize>,
+        layouts: &[TileLayout],
     ) -> Result<SplicePlan, ModelError> {
-        let (images, keep) = kept.map_or((0, 0), |kept| (kept.tokens.dims()[0], kept.keep()));
+        let keep = kept.map_or(0, KeptTokens::keep);
         if view.isolator() && self.mode_isolator.is_none() {
             return Err(ModelError::NoIsolator);
         }
@@ -292,7 +368,26 @@ impl<B: Backend> Llava<B> {
             pad_to_multiple: self.config.pad_to_multiple,
             max_length,
         };
-        Ok(SplicePlan::new(batch, &vec![keep; images], keep, options)?)
+        let policy = self.config.visual_positions;
+        let lengths = kept.map_or(&[][..], |kept| &kept.lengths);
+        let rows = match kept {
+            Some(kept) if !layouts.is_empty() => {
+                let newline = self.config.anyres.as_ref().map(|anyres| anyres.newline);
+                anyres::image_rows(layouts, kept, newline.unwrap_or_default())
+            }
+            Some(kept) if policy == PositionPolicy::Original => {
+                anyres::single_rows(kept, self.config.vision.num_tokens())
+            }
+            _ => lengths
+                .iter()
+                .enumerate()
+                .map(|(image, length)| ImageRows::consecutive(image * keep, *length))
+                .collect(),
+        };
+        // The newline stands behind the tokens.
+        let newline = usize::from(kept.is_some() && self.image_newline.is_some());
+        let table = lengths.len() * keep + newline;
+        Ok(SplicePlan::with_rows(batch, &rows, table, policy, options)?)
     }
 
     /// Embeddings of a planned batch, `[b, s, d]`.
@@ -309,7 +404,16 @@ impl<B: Backend> Llava<B> {
         });
         let visual = kept.map(|kept| {
             let [images, keep, d] = kept.tokens.dims();
-            kept.tokens.clone().reshape([images * keep, d])
+            let tokens = kept.tokens.clone().reshape([images * keep, d]);
+            match &*self.image_newline {
+                Some(newline) => {
+                    let dtype = tokens.dtype();
+                    let newline = newline.val().unsqueeze::<2>(); // [1, d]
+                    let newline = if newline.dtype() == dtype { newline } else { newline.cast(dtype) };
+                    Tensor::cat(vec![tokens, newline], 0)
+                }
+                None => tokens,
+            }
         });
         // Only where an image stands: a text-only batch gives the isolator no gradient.
         let isolator = match (&*self.mode_isolator, kept) {

@@ -46,8 +46,8 @@ impl MemoryPlan {
         let looked_at = source.len().min(LOOKED_AT);
         for index in 0..looked_at {
             let example = source.get(index * source.len() / looked_at)?;
-            let images = example.images.len();
-            longest = longest.max(example.input_ids.len() - images + images * n);
+            let text = example.input_ids.len().saturating_sub(example.image_count());
+            longest = longest.max(text + example.visual_tokens(n));
         }
         let length = longest
             .next_multiple_of(config.model.pad_to_multiple.max(1))

@@ -8,9 +8,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn_train::metric::{Adaptor, ItemLazy};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
-use dualspeed_data::{HostBatch, IMAGE_TOKEN_INDEX};
+use dualspeed_data::{HostBatch, IMAGE_TOKEN_INDEX, Tiling};
 use dualspeed_model::{
-    Llava, Needs, Pruner, Recompute, StepContext, TextBatch, View, VisionInput, fast_loss,
+    Llava, Needs, Pruner, Recompute, StepContext, TextBatch, TileLayout, View, VisionInput, fast_loss,
     slow_loss,
 };
 use dualspeed_ops::{AutodiffBackend, Backend};
@@ -210,8 +210,10 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         let config = &runtime.config;
         let text = text_batch(batch);
         let has_images = !batch.images.is_empty();
-        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone());
+        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone())
+            .with_prompts(batch.prompts.clone());
         ctx.recompute = runtime.recompute;
+        ctx.layouts = layouts(batch);
         // Free on the host; on a GPU it synchronises, so only while a run is young.
         ctx.verify_picks = *step < 10 || computes_on_host::<B>(&runtime.device);
         let mut time = TimeSplit::default();
@@ -272,15 +274,16 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         let sums = Tensor::cat(vec![losses.ce.inner(), kl.inner(), losses.correct.inner()], 0);
         time.llm = lap(&mut clock);
 
-        let images = batch.images.len();
-        let text_tokens: usize = batch.input_ids.iter().map(Vec::len).sum::<usize>() - images;
+        let visual_tokens = batch.visual_tokens(patches);
+        let text_tokens =
+            batch.input_ids.iter().map(Vec::len).sum::<usize>().saturating_sub(batch.image_count());
         let counts = Counts {
             samples: batch.sample_ids.len(),
             supervised_tokens: losses.tokens,
             kl_tokens: losses.kl_tokens,
             tokens: student.tokens(),
-            tokens_unpruned: text_tokens + images * patches,
-            visual_tokens: images * patches,
+            tokens_unpruned: text_tokens + visual_tokens,
+            visual_tokens,
             visual_tokens_kept: student.visual_tokens,
         };
         let samples = batch.sample_ids.clone();
@@ -313,7 +316,8 @@ impl<B: Backend> DualSpeedModel<B> {
                 Some(self.llava.encode(input, needs)?)
             }
         };
-        let ctx = StepContext::inference(0, batch.sample_ids.clone());
+        let ctx =
+            StepContext::inference(0, batch.sample_ids.clone()).with_layouts(layouts(batch));
         let text = text_batch(batch);
         let forward = self.llava.forward(text, visual.as_ref(), &View::Full, None, &ctx)?;
         let losses = fast_loss(&self.llava, &forward);
@@ -328,6 +332,17 @@ pub(crate) fn text_batch(batch: &HostBatch) -> TextBatch<'_> {
     // The two crates agree on the placeholder without depending on each other.
     const { assert!(IMAGE_TOKEN_INDEX == dualspeed_model::IMAGE_TOKEN_INDEX) };
     TextBatch { input_ids: &batch.input_ids, labels: &batch.labels }
+}
+
+/// How the tiles of a batch's images lie.
+pub(crate) fn layouts(batch: &HostBatch) -> Vec<TileLayout> {
+    let layout = |tiling: &Tiling| TileLayout {
+        side: tiling.side,
+        grid: tiling.grid,
+        rows: tiling.rows.clone(),
+        columns: tiling.columns.clone(),
+    };
+    batch.tilings.iter().map(layout).collect()
 }
 
 /// The tower's input for a batch: rows of the cache, or pixels.

@@ -141,7 +141,7 @@ impl<B: AutodiffBackend> Lab<B> {
             .map(|index| test.get(index).map(|example| example.questions))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            train: cache(base.data.train.open(base.model.vision.image_size)?)?,
+            train: cache(base.data.train.open(&base.model)?)?,
             held_out: cache(Arc::new(held_out_source(base, test_samples)?))?,
             test: cache(Arc::new(test))?,
             chance: chance(questions.iter().flatten()).accuracy,
@@ -177,7 +177,7 @@ impl<B: AutodiffBackend> Lab<B> {
         let model = model.with_vision_tower(self.tower.clone())?;
         let text_only = scenes(config)?.text_only;
         let source = match text_only {
-            true => config.data.train.open(config.model.vision.image_size)?,
+            true => config.data.train.open(&config.model)?,
             false => self.train.source(),
         };
         let job = TrainJob {
@@ -185,7 +185,7 @@ impl<B: AutodiffBackend> Lab<B> {
             overwrite,
             progress: if self.progress { Progress::Bar } else { Progress::Silent },
             interrupt: self.interrupt.clone(),
-            pruners: registry::<B, E>(),
+            pruners: registry::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
         let outcome = train(job)?;
@@ -193,7 +193,7 @@ impl<B: AutodiffBackend> Lab<B> {
             let run = dir.display().to_string();
             return Err(Interrupted { step: outcome.steps, run }.into());
         }
-        let pruner = registry::<B::InnerBackend, E>().build(&config.pruner())?;
+        let pruner = registry::<B::InnerBackend, E>(&self.device).build(&config.pruner())?;
         let options = EvalOptions { progress: self.progress, ..EvalOptions::default() };
         let score = |cache: &FeatureCache, views: &[EvalView]| {
             let (source, features) = (cache.source(), (!text_only).then_some(cache));

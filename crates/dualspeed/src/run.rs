@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use dualspeed_model::{Dtype, Llava, LlavaConfig};
+use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
+use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig};
 use dualspeed_ops::Backend;
 use dualspeed_train::{TrainConfig, load_trained};
 use serde::Serialize;
@@ -61,8 +62,63 @@ pub fn config(dir: &Path) -> anyhow::Result<TrainConfig> {
     Ok(TrainConfig::load(&path, &[])?)
 }
 
+/// Whether a directory holds a published checkpoint, not a run.
+pub fn is_checkpoint(dir: &Path) -> bool {
+    !dir.join("config.toml").is_file() && dir.join("config.json").is_file()
+}
+
+/// Where `init_from` names a published checkpoint, its architecture takes the place of the configuration's; isolator,
+/// adapters, lengths, precision and what becomes of newlines and positions after pruning stay.
+///
+/// # Errors
+/// If the checkpoint cannot be read or is no LLaVA.
+pub fn adopt(config: &mut TrainConfig) -> anyhow::Result<()> {
+    let Some(dir) = config.init_from.clone().filter(|dir| is_checkpoint(dir)) else { return Ok(()) };
+    let checkpoint = Checkpoint::open(&dir, &LoadOptions::default())?;
+    let Architecture::Llava(theirs) = &checkpoint.config.architecture else {
+        anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())
+    };
+    let ours = &mut config.model;
+    let newline = ours.anyres.as_ref().map(|anyres| anyres.newline).unwrap_or_default();
+    ours.anyres = theirs.anyres.clone().map(|anyres| AnyresConfig { newline, ..anyres });
+    ours.vision = theirs.vision.clone();
+    ours.text = theirs.text.clone();
+    ours.mm_projector_type = theirs.mm_projector_type;
+    ours.validate()?;
+    Ok(())
+}
+
+/// The model of a published checkpoint with this configuration's isolator and adapters.
+fn from_checkpoint<B: Backend>(
+    config: &TrainConfig,
+    dir: &Path,
+    device: &B::Device,
+) -> anyhow::Result<Llava<B>> {
+    let dtype = match config.model.dtype {
+        Dtype::Float32 => FloatType::F32,
+        Dtype::BFloat16 => FloatType::Bf16,
+        Dtype::Float16 => FloatType::F16,
+    };
+    let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+    let (mut model, _) = Checkpoint::open(dir, &options)?.load_llava::<B>(&options, device)?;
+    let length = config.model.isolator_length;
+    if model.config.isolator_length != length {
+        model = model.with_isolator_length(length, device, config.seed)?;
+    }
+    if let Some(lora) = &config.model.lora {
+        model = model.with_lora(lora, device, config.seed)?;
+    }
+    anyhow::ensure!(
+        model.config.text == config.model.text && model.config.vision == config.model.vision,
+        "{} has changed since this run began; its config.json no longer says what config.toml does",
+        dir.display()
+    );
+    model.config = config.model.clone();
+    Ok(model)
+}
+
 /// The model that a run with this configuration starts from: fresh weights with the vision tower, or the
-/// model that the run `config.init_from` ended with.
+/// model that the run `config.init_from` ended with, or the published checkpoint it names.
 ///
 /// # Errors
 /// If the tower or the earlier run does not fit the configuration.
@@ -80,6 +136,9 @@ fn start_at<B: Backend>(
         let model = config.model.init::<B>(device, config.seed)?;
         return Ok(model.with_vision_tower(tower::embedded(&config.model.vision, device)?)?);
     };
+    if is_checkpoint(run) {
+        return from_checkpoint(config, run, device);
+    }
     let earlier = self::config(run)?;
     // Adapters and lengths may differ between stages, the weights' shapes may not.
     let same = LlavaConfig {

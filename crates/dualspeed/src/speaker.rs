@@ -8,16 +8,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, HostImage, ImageProcessor, SpecialTokens, Template,
-    TextTokenizer, Turn, encode_prompt, preprocess_image, read_processor,
-    scene_tokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, SpecialTokens, Template, TextTokenizer,
+    TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
+    read_processor, scene_tokenizer,
 };
 use dualspeed_model::import::{
-    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport,
-    load_extra,
+    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
 };
 use dualspeed_model::{
-    GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, View,
+    GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, TileLayout, View,
     VisionInput, VisualTokens,
 };
 use dualspeed_ops::Backend;
@@ -230,8 +229,11 @@ impl<B: Backend> Speaker<B> {
             turns: vec![Turn::open(with_images(question)?)],
         };
         let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
-        let options =
-            GenerateOptions { eos_token_ids: self.eos_token_ids.clone(), ..asking.options.clone() };
+        let options = GenerateOptions {
+            eos_token_ids: self.eos_token_ids.clone(),
+            prompt: question.prompt.clone(),
+            ..asking.options.clone()
+        };
         let mut said = Said { tokenizer: &self.tokenizer, ids: Vec::new(), shown: 0, failed: None };
         let mut on_token = |id| said.push(id, each);
         let generated = match &self.model {
@@ -243,7 +245,8 @@ impl<B: Backend> Speaker<B> {
                 model.generate_each(&prompt_ids, &options, &mut on_token)?
             }
             Model::Llava(model) => {
-                let visual = self.look(model, &question.images, asking, device)?;
+                let (visual, layouts) = self.look(model, &question.images, asking, device)?;
+                let options = GenerateOptions { layouts, ..options };
                 model.generate_each(
                     &prompt_ids,
                     visual.as_ref(),
@@ -261,28 +264,41 @@ impl<B: Backend> Speaker<B> {
         Ok(Answer { text, prompt_ids, generated })
     }
 
-    /// Visual tokens of a question's images.
+    /// Visual tokens of a question's images, and how their tiles lie.
     fn look(
         &self,
         model: &Llava<B>,
         images: &[PathBuf],
         asking: &Asking<'_, B>,
         device: &B::Device,
-    ) -> anyhow::Result<Option<VisualTokens<B>>> {
+    ) -> anyhow::Result<(Option<VisualTokens<B>>, Vec<TileLayout>)> {
         if images.is_empty() {
-            return Ok(None);
+            return Ok((None, Vec::new()));
         }
         let needs = match (&asking.view, asking.pruner) {
             (View::Pruned { .. }, Some(pruner)) => pruner.needs(),
             _ => Needs::default(),
         };
-        let tiles = self.tiles(model, images)?;
-        Ok(Some(model.encode(VisionInput::Pixels(pixel_values(&tiles, device)), needs)?))
-    }
-
-    fn tiles(&self, _model: &Llava<B>, images: &[PathBuf]) -> anyhow::Result<Vec<Arc<HostImage>>> {
-        let load = |path: &PathBuf| Ok(Arc::new(preprocess_image(path, &self.processor)?));
-        images.iter().map(load).collect()
+        let (mut tiles, mut layouts) = (Vec::new(), Vec::new());
+        for path in images {
+            let Some(anyres) = &model.config.anyres else {
+                tiles.push(Arc::new(preprocess_image(path, &self.processor)?));
+                continue;
+            };
+            let config = TileConfig {
+                pinpoints: anyres.image_grid_pinpoints.clone(),
+                side: model.config.vision.grid(),
+            };
+            let image = load_image(path, &self.processor.limits)?;
+            let tiled = self.processor.process_tiles(&image.pixels, &config);
+            let TiledImage { tiles: own, tiling } =
+                tiled.context("no resolution of image_grid_pinpoints is a grid of whole tiles")?;
+            tiles.extend(own);
+            let Tiling { side, grid, rows, columns, .. } = tiling;
+            layouts.push(TileLayout { side, grid, rows, columns });
+        }
+        let pixels = VisionInput::Pixels(pixel_values(&tiles, device));
+        Ok((Some(model.encode(pixels, needs)?), layouts))
     }
 }
 

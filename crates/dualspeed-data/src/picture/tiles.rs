@@ -9,6 +9,15 @@ use super::resample::{Filter, resize_rgb};
 use crate::anyres::Tiling;
 use crate::example::HostImage;
 
+/// Which tiles images are cut into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TileConfig {
+    /// Resolutions a grid can have, `[height, width]` in pixels.
+    pub pinpoints: Vec<[usize; 2]>,
+    /// Patches along a side of a tile.
+    pub side: usize,
+}
+
 /// The tiles of one image and how they lie.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TiledImage {
@@ -25,14 +34,9 @@ impl ImageProcessor {
     /// `None` if no resolution is a grid of tiles.
     ///
     /// Source: `LlavaNextImageProcessor` of transformers.
-    pub fn process_tiles(
-        &self,
-        image: &RgbImage,
-        pinpoints: &[[usize; 2]],
-        side: usize,
-    ) -> Option<TiledImage> {
+    pub fn process_tiles(&self, image: &RgbImage, config: &TileConfig) -> Option<TiledImage> {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let tiling = Tiling::new([height, width], pinpoints, self.size, side)?;
+        let tiling = Tiling::new([height, width], &config.pinpoints, self.size, config.side)?;
         let [fitted_height, fitted_width] = tiling.fitted.map(|pixels| pixels as u32);
         let [canvas_height, canvas_width] = tiling.canvas.map(|pixels| pixels as u32);
         let fitted = resize_rgb(image, fitted_width, fitted_height, Filter::Bicubic);
@@ -60,26 +64,17 @@ mod tests {
     #[test]
     fn tiles_show_their_part_on_black() {
         // Left half red, right half blue, twice as wide as high: a grid of 1 x 2, no canvas to be seen.
-        let image =
-            RgbImage::from_fn(
-                80,
-                40,
-                |x, _| if x < 40 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) },
-            );
-        let plain = ImageProcessor {
-            mean: [0.0; 3],
-            std: [1.0; 3],
-            ..ImageProcessor::clip(28, FitMode::Pad)
-        };
-        let pinpoints = [[28, 56], [56, 28]];
-        let tiled = plain.process_tiles(&image, &pinpoints, 4).unwrap();
+        let image = RgbImage::from_fn(80, 40, |x, _| if x < 40 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) });
+        let plain = ImageProcessor { mean: [0.0; 3], std: [1.0; 3], ..ImageProcessor::clip(28, FitMode::Pad) };
+        let config = TileConfig { pinpoints: vec![[28, 56], [56, 28]], side: 4 };
+        let tiled = plain.process_tiles(&image, &config).unwrap();
         assert_eq!((tiled.tiles.len(), tiled.tiling.grid), (3, [1, 2]));
         let red = |tile: usize, at: usize| tiled.tiles[tile].pixels[at];
         assert_eq!((red(1, 0), red(2, 27)), (1.0, 0.0));
         assert_eq!((red(0, 0), red(0, 27)), (1.0, 0.0));
         // Higher than wide: black on both sides.
         let narrow = RgbImage::from_pixel(10, 40, Rgb([255; 3]));
-        let tiled = plain.process_tiles(&narrow, &pinpoints, 4).unwrap();
+        let tiled = plain.process_tiles(&narrow, &config).unwrap();
         assert_eq!(tiled.tiling.grid, [2, 1]);
         let middle = 14 * 28;
         assert_eq!((tiled.tiles[1].pixels[middle], tiled.tiles[1].pixels[middle + 14]), (0.0, 1.0));

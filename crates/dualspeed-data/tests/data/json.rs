@@ -20,6 +20,7 @@ fn open(directory: &Path, name: &str, text: impl AsRef<[u8]>) -> Result<LlavaJso
         system: None,
         max_length: Some(20),
         processor: ImageProcessor::clip(8, FitMode::Resize),
+        tiles: None,
     };
     LlavaJson::open(path, config, Arc::new(scene_tokenizer().unwrap()))
 }

@@ -190,6 +190,18 @@ impl Checkpoint {
         }
     }
 
+    /// What most of the weights are; what is no float is found out when it is read.
+    fn commonest_type(&self) -> FloatType {
+        let count = |name: &str| {
+            let infos = self.weights.tensors().values().filter(|info| info.dtype == name);
+            infos.map(|info| info.shape.iter().product::<usize>()).sum::<usize>()
+        };
+        let types =
+            [(FloatType::F32, "F32"), (FloatType::F16, "F16"), (FloatType::Bf16, "BF16")];
+        let commonest = types.into_iter().max_by_key(|(_, name)| count(name));
+        commonest.map_or(FloatType::F32, |(dtype, _)| dtype)
+    }
+
     /// The element type weights get on this backend.
     fn dtype<B: Backend>(&self, device: &B::Device, options: &LoadOptions) -> Option<FloatType> {
         let half = [DType::BF16, DType::F16].iter().all(|dtype| B::supports_dtype(device, *dtype));
@@ -212,7 +224,10 @@ impl Checkpoint {
         let mut books = Books::new(source);
         let model = match &self.config.architecture {
             Architecture::Llava(config) => {
-                let model = build::<B>(config, device)?;
+                let own = || self.commonest_type();
+                let config =
+                    LlavaConfig { dtype: dtype.unwrap_or_else(own).into(), ..(**config).clone() };
+                let model = build::<B>(&config, device)?;
                 AnyModel::Llava(Box::new(fill_llava(model, source, &mut books, dtype)?))
             }
             Architecture::Llama(config) => {

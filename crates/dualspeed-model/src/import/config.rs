@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::error::ImportError;
 use super::json::Json;
+use crate::clip_text::ClipTextConfig;
 use crate::config::{
     AnyresConfig, HiddenAct, LlamaConfig, LlavaConfig, ProjectorType, RopeScaling, SelectFeature,
     VitConfig,
@@ -63,9 +64,7 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
             tied = text.bool("tie_word_embeddings")?.or(tied);
             Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
         }
-        "llava" | "llava_llama" | "llava_mistral" => {
-            Architecture::Llava(Box::new(original(&json)?))
-        }
+        "llava" | "llava_llama" | "llava_mistral" => Architecture::Llava(Box::new(original(&json)?)),
         "llama" | "mistral" => Architecture::Llama(llama(&json, model_type)?),
         "clip_vision_model" => Architecture::Clip(vit(&json)?),
         "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
@@ -86,15 +85,52 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
     })
 }
 
+/// The text half of a CLIP checkpoint's `config.json`.
+///
+/// # Errors
+/// As [`read_config`]; also if the file is no CLIP's.
+pub fn read_clip_text_config(path: &Path) -> Result<ClipTextConfig, ImportError> {
+    let text = std::fs::read(path).map_err(ImportError::read(path))?;
+    let json = Json::parse(path, &text)?;
+    let own = match json.str("model_type")?.unwrap_or_default() {
+        "clip" => json.object("text_config")?,
+        "clip_text_model" => json,
+        other => return Err(json.refuse("model_type", other, "known are clip and clip_text_model")),
+    };
+    let config = ClipTextConfig {
+        vocab_size: own.size("vocab_size", 49_408)?,
+        hidden_size: own.size("hidden_size", 512)?,
+        intermediate_size: own.size("intermediate_size", 2048)?,
+        num_hidden_layers: own.size("num_hidden_layers", 12)?,
+        num_attention_heads: own.size("num_attention_heads", 8)?,
+        max_position_embeddings: own.size("max_position_embeddings", 77)?,
+        projection_dim: own.size("projection_dim", 512)?,
+        layer_norm_eps: own.float("layer_norm_eps")?.unwrap_or(1e-5),
+        hidden_act: hidden_act(&own)?,
+        bos_token_id: own.int("bos_token_id")?.unwrap_or(49_406),
+        // Configurations before 4.31 say 2; the vocabulary's last id has always been the end.
+        eos_token_id: match own.int("eos_token_id")? {
+            None | Some(2) => own.size("vocab_size", 49_408)? as i64 - 1,
+            Some(id) => id,
+        },
+    };
+    config.validate().map_err(|source| own.invalid(source))?;
+    Ok(config)
+}
+
+fn hidden_act(json: &Json<'_>) -> Result<HiddenAct, ImportError> {
+    match json.str("hidden_act")? {
+        None | Some("quick_gelu") => Ok(HiddenAct::QuickGelu),
+        Some("gelu") => Ok(HiddenAct::Gelu),
+        Some(other) => Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu")),
+    }
+}
+
 /// `LlavaConfig` and `LlavaNextConfig` of transformers.
 fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
     json.require("projector_hidden_act", "gelu", "the projector's activation is GELU")?;
     if json.bool("multimodal_projector_bias")? == Some(false) {
-        return Err(json.refuse(
-            "multimodal_projector_bias",
-            "false",
-            "projectors have biases here",
-        ));
+        return Err(json.refuse("multimodal_projector_bias", "false", "projectors have biases here"));
     }
     let text = json.object("text_config")?;
     let text_type = text.str("model_type")?.unwrap_or("llama");
@@ -176,11 +212,9 @@ fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportErr
 
 fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
     match json.get(field) {
-        Some(Value::Array(layers)) => Err(json.refuse(
-            field,
-            &format!("{layers:?}"),
-            "one layer can be selected, not several",
-        )),
+        Some(Value::Array(layers)) => {
+            Err(json.refuse(field, &format!("{layers:?}"), "one layer can be selected, not several"))
+        }
         _ => Ok(json.int(field)?.unwrap_or(-2)),
     }
 }
@@ -245,9 +279,7 @@ fn rope_scaling(rope: &Json<'_>) -> Result<Option<RopeScaling>, ImportError> {
             original_max_position_embeddings: rope
                 .size("original_max_position_embeddings", 8192)?,
         }),
-        other => {
-            return Err(rope.refuse("rope_type", other, "known are default, linear and llama3"));
-        }
+        other => return Err(rope.refuse("rope_type", other, "known are default, linear and llama3")),
     })
 }
 
@@ -261,13 +293,6 @@ fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
     if json.int("num_channels")?.is_some_and(|channels| channels != 3) {
         return Err(json.refuse("num_channels", "not 3", "images are RGB here"));
     }
-    let hidden_act = match json.str("hidden_act")? {
-        None | Some("quick_gelu") => HiddenAct::QuickGelu,
-        Some("gelu") => HiddenAct::Gelu,
-        Some(other) => {
-            return Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu"));
-        }
-    };
     let config = VitConfig {
         hidden_size: json.size("hidden_size", 768)?,
         intermediate_size: json.size("intermediate_size", 3072)?,
@@ -276,7 +301,7 @@ fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
         image_size: json.size("image_size", 224)?,
         patch_size: json.size("patch_size", 32)?,
         layer_norm_eps: json.float("layer_norm_eps")?.unwrap_or(1e-5),
-        hidden_act,
+        hidden_act: hidden_act(json)?,
         projection_dim: Some(json.size("projection_dim", 512)?),
         ..VitConfig::clip_vit_l_14_336()
     };

@@ -25,7 +25,7 @@ pub mod tensor;
 
 pub use adapter::{Adapter, load_extra};
 pub use checkpoint::{AnyModel, Checkpoint, LoadOptions, LoadReport, open_weights};
-pub use config::{Architecture, HfConfig, parse_config, read_config};
+pub use config::{Architecture, HfConfig, parse_config, read_clip_text_config, read_config};
 pub use error::ImportError;
 pub use fill::Loaded;
 pub use gguf::{Gguf, GgufVocabulary};

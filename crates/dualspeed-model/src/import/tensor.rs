@@ -5,6 +5,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Dtype;
+
 /// Element types that weights come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -30,6 +32,16 @@ impl FloatType {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl From<FloatType> for Dtype {
+    fn from(dtype: FloatType) -> Self {
+        match dtype {
+            FloatType::F32 => Self::Float32,
+            FloatType::F16 => Self::Float16,
+            FloatType::Bf16 => Self::BFloat16,
         }
     }
 }

@@ -59,10 +59,10 @@ fn pick(features: &[f32], n: usize, d: usize, picks: &mut [i64]) {
         (own[*i], residual[*i]) = (0.0, INVALID);
     }
     let mut factors = zeros(picks.len() * n);
-    for step in 0..picks.len() {
+    for (step, slot) in picks.iter_mut().enumerate() {
         let max = largest(&residual);
         let current = residual.iter().position(|value| *value == max).unwrap_or(0);
-        picks[step] = current as i64;
+        *slot = current as i64;
         let (earlier, rest) = factors.split_at_mut(step * n);
         let row = &mut rest[..n];
         // A row in the span of the picked ones takes nothing off the others.

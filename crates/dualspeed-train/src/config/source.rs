@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use dualspeed_data::{
     DataError, ExampleSource, FitMode, Grouping, ImageProcessor, LlavaJson, LlavaJsonConfig,
-    SceneConfig, SceneSource, SpecialTokens, Template, TextTokenizer,
+    SceneConfig, SceneSource, SpecialTokens, Template, TextTokenizer, TileConfig,
 };
+use dualspeed_model::LlavaConfig;
 use serde::{Deserialize, Serialize};
 
 use super::invalid;
@@ -76,11 +77,12 @@ impl SourceConfig {
         self.llava_json.is_none().then(|| self.scenes.clone().unwrap_or_default())
     }
 
-    /// Opens the data set for images of `image_size` pixels.
+    /// Opens the data set for a model's image size, and its tiles if it takes images of any resolution.
     ///
     /// # Errors
     /// What is wrong with the files, or with the scenes' section.
-    pub fn open(&self, image_size: usize) -> Result<Arc<dyn ExampleSource>, TrainError> {
+    pub fn open(&self, model: &LlavaConfig) -> Result<Arc<dyn ExampleSource>, TrainError> {
+        let image_size = model.vision.image_size;
         if let Some(section) = &self.llava_json {
             let config = LlavaJsonConfig {
                 image_root: section.image_root.clone(),
@@ -88,6 +90,10 @@ impl SourceConfig {
                 system: section.system.clone(),
                 max_length: None,
                 processor: ImageProcessor::clip(image_size, section.fit),
+                tiles: model.anyres.as_ref().map(|anyres| TileConfig {
+                    pinpoints: anyres.image_grid_pinpoints.clone(),
+                    side: model.vision.grid(),
+                }),
             };
             let tokenizer = Arc::new(
                 TextTokenizer::from_file(&section.tokenizer, &SpecialTokens::default())

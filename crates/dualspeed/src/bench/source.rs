@@ -66,7 +66,9 @@ impl ExampleSource for Synthetic {
             input_ids,
             labels,
             images: (0..self.tiles).map(image).collect(),
+            tilings: Vec::new(),
             questions: Vec::new(),
+            prompt: String::new(),
         })
     }
 

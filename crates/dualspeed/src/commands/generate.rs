@@ -90,10 +90,10 @@ fn speak<B: Backend, E: Extensions>(
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };
     let spec = match &args.pruner {
-        Some(name) => Some(PrunerSpec { name: name.clone(), ..PrunerSpec::default() }),
+        Some(name) => Some(name.parse()?),
         None => trained_with.or_else(|| args.keep.map(|_| PrunerSpec::default())),
     };
-    let pruner = spec.map(|spec| registry::<B, E>().build(&spec)).transpose()?;
+    let pruner = spec.map(|spec| registry::<B, E>(device).build(&spec)).transpose()?;
     let asking = Asking {
         view: match args.keep {
             Some(keep) => {
@@ -108,6 +108,8 @@ fn speak<B: Backend, E: Extensions>(
             top_p: args.top_p,
             eos_token_ids: Vec::new(),
             seed: args.seed,
+            prompt: String::new(),
+            layouts: Vec::new(),
         },
     };
     match &args.batch {

