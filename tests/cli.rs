@@ -130,9 +130,10 @@ fn help_of_every_command_names_its_flags() {
     let commands: &[(&str, &[&str])] = &[
         ("quickstart", &["--seeds", "--out", "--set", "--overwrite", "--print-config"]),
         ("train", &["--config", "--set", "--resume", "--init-from", "--overwrite"]),
-        ("eval", &["--run", "--limit", "--json"]),
+        ("eval", &["--run", "--limit", "--json", "--pruner", "--keep", "--markdown"]),
         ("generate", &["--run", "--image", "--prompt", "--temperature", "--top-p", "--keep"]),
-        ("prune", &["--image", "--pruner", "--keep", "--out"]),
+        ("prune", &["--image", "--pruner", "--keep", "--out", "--features", "--bench", "--json"]),
+        ("bench", &["--size", "--case", "--steps", "--json"]),
         ("train-tower", &["--out", "--steps", "--lr"]),
     ];
     let overview = bench.run(&["--help"]).ok();
@@ -156,6 +157,7 @@ fn bad_configs_are_refused_before_anything_is_written() {
         ("batch.size=0", &["batch.size", "at least 1"]),
         ("data.train.samples=0", &["data.train.samples", "at least 1"]),
         ("pruning.pruner.name=divprun", &["divprun", "divprune"]),
+        ("pruning.pruner.options.contextual=3", &["divprune", "`contextual`"]),
         ("steps", &["--set steps", "key=value"]),
     ];
     for (text, parts) in cases {
@@ -181,6 +183,18 @@ fn a_run_is_trained_evaluated_asked_and_protected() {
     assert_eq!(metrics(&run), metrics(&bench.path("again")));
     bench.train("other", &["seed=1"]).ok();
     assert_ne!(metrics(&run), metrics(&bench.path("other")));
+
+    // Every kind of pruner trains: guided by the question, merging, inside the decoder, with options.
+    let guided = ["pruning.pruner.name=cdpruner"];
+    let merging = ["pruning.pruner.name=visionzip", "pruning.pruner.options.contextual=3"];
+    let adaptive = ["pruning.pruner.name=prumerge+", "pruning.pruner.compat=official"];
+    let inside = ["pruning.pruner.name=pyramiddrop", "model.text.num_hidden_layers=3"];
+    for (out, overrides) in
+        [("guided", &guided[..]), ("merging", &merging), ("adaptive", &adaptive), ("in", &inside)]
+    {
+        bench.train(out, overrides).ok();
+        assert_eq!(steps(&bench.path(out)).len(), 3, "{overrides:?}");
+    }
 
     // Not replaced unless told to, and not continued with another config.
     let before = std::fs::read(run.join("metrics.jsonl")).unwrap();
@@ -242,7 +256,9 @@ fn prune_writes_a_picture_or_nothing() {
     prune("discs.png", "0", &[]).refused(&["divprune", "0", "144"]);
     prune("discs.png", "145", &[]).refused(&["145", "144"]);
     prune("discs.png", "14", &["--pruner", "divprun"]).refused(&["divprun", "divprune"]);
-    prune("discs.png", "14", &["--pruner", "avgpool2d"]).refused(&["avgpool2d"]);
+    prune("discs.png", "13", &["--pruner", "avgpool2d"]).refused(&["avgpool2d", "13"]);
+    prune("discs.png", "14", &["--pruner", "pyramiddrop"]).refused(&["inside the decoder"]);
+    prune("discs.png", "14", &["--pruner", "visionzip:contextal=1"]).refused(&["`contextual`"]);
     let left: Vec<_> = std::fs::read_dir(bench.dir.path()).unwrap().map(|e| e.unwrap()).collect();
     assert!(left.iter().all(|e| !e.file_name().to_string_lossy().starts_with("out.png")));
 
@@ -251,11 +267,84 @@ fn prune_writes_a_picture_or_nothing() {
         assert!(said.contains("14 of 144"), "{said}");
         assert_eq!(image::open(bench.path("out.png")).unwrap().width(), 672);
     }
+    // Side by side, text-guided and merging ones among them: a row of four and a row of two.
+    let several = "divprune,cdpruner,visionzip:contextual=4,trim,dart";
+    let question = ["--pruner", several, "--prompt", "is there a cat", "--overwrite"];
+    let said = prune("discs.png", "14", &question).ok();
+    assert!(said.contains("trim merges 14 of 144") && said.contains("dart keeps 14"), "{said}");
+    let sheet = image::open(bench.path("out.png")).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (4 * 344 + 8, 2 * (336 + 24 + 8) + 8));
     let before = std::fs::read(bench.path("out.png")).unwrap();
     prune("discs.png", "20", &[]).refused(&["out.png", "--overwrite"]);
     assert_eq!(std::fs::read(bench.path("out.png")).unwrap(), before);
     let names = prune("discs.png", "1", &["--pruner", "help"]).ok();
     assert!(names.lines().any(|name| name == "divprune"), "{names}");
+}
+
+/// Features of one image and a half, by hand: what another implementation would be checked against.
+#[test]
+fn given_features_are_pruned_and_printed() {
+    use safetensors::tensor::{Dtype, TensorView};
+    let bench = Bench::new();
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    // 0 and 2 are one direction of a plane, 1 opposes them, 3 is across.
+    let projected: Vec<f32> = [[1.0, 0.0], [-1.0, 0.0], [2.0, 0.0], [0.0, 1.0]].concat().repeat(2);
+    let attention = [0.1, 0.4, 0.3, 0.2, 0.4, 0.3, 0.2, 0.1];
+    let (projected, attention) = (bytes(&projected), bytes(&attention));
+    let valid = [1u8, 1, 1, 1, 1, 0, 1, 1];
+    let view = |dtype, shape: &[usize], data| TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    let write = |name: &str, masked: bool| {
+        let mut tensors = vec![
+            ("projected", view(Dtype::F32, &[2, 4, 2], &projected)),
+            ("cls_attention", view(Dtype::F32, &[2, 4], &attention)),
+        ];
+        if masked {
+            tensors.push(("valid", view(Dtype::U8, &[2, 4], &valid)));
+        }
+        let bytes = safetensors::serialize(tensors, None).unwrap();
+        std::fs::write(bench.path(name), bytes).unwrap();
+    };
+    write("plain.safetensors", false);
+    write("masked.safetensors", true);
+    let prune = |file: &str, pruner: &str| {
+        let args = ["prune", "--features", file, "--keep", "2", "--json", "--pruner", pruner];
+        bench.run(&args)
+    };
+    let said = prune("plain.safetensors", "fastervlm,divprune").ok();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["fastervlm"]["indices"], json!([[1, 2], [0, 1]]));
+    // 1 and 3 are equally far from their nearest; 0 is then farthest from 1.
+    assert_eq!(said["divprune"]["indices"], json!([[0, 1], [0, 1]]));
+    let said = prune("masked.safetensors", "fastervlm").ok();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    // Three of four tokens are valid: 2 * 3 / 4 = 1 of them stays.
+    assert_eq!(said["fastervlm"]["indices"], json!([[1, 2], [0]]));
+    prune("plain.safetensors", "visionzip").refused(&["visionzip", "keys"]);
+    prune("gone.safetensors", "divprune").refused(&["gone.safetensors"]);
+    std::fs::write(bench.path("bad.safetensors"), b"no such thing").unwrap();
+    prune("bad.safetensors", "divprune").refused(&["bad.safetensors"]);
+}
+
+/// One model under several pruners: a table, as text, JSON and Markdown.
+#[test]
+fn pruners_are_compared_on_one_model() {
+    let bench = Bench::new();
+    bench.train("run", &[]).ok();
+    let eval = |more: &[&str]| {
+        bench.run(&[&["eval", "--run", "run", "--limit", "4", "--pruner"], more].concat())
+    };
+    let table = eval(&["all", "--keep", "5%,16", "--markdown", "table.md"]).ok();
+    for name in ["divprune", "cdpruner", "trim", "prumerge+", "random", "uniform", "avgpool2d"] {
+        assert!(table.contains(name), "no {name} in {table}");
+    }
+    let markdown = std::fs::read_to_string(bench.path("table.md")).unwrap();
+    assert!(markdown.starts_with("| pruner | 7 (5 %) | 16 (11 %) |"), "{markdown}");
+    eval(&["random", "--markdown", "table.md"]).refused(&["table.md", "--overwrite"]);
+    eval(&["random", "--keep", "144"]).refused(&["144"]);
+    eval(&["randon"]).refused(&["random"]);
+    let report: Value = serde_json::from_str(&eval(&["random,uniform", "--json"]).ok()).unwrap();
+    assert_eq!(report["pruners"][0]["budgets"][0]["keep"], 14);
+    assert_eq!(report["full"]["visual_tokens"], 144.0);
 }
 
 /// Ctrl-C during a long run leaves a checkpoint, and `--resume` ends as if nothing had happened.
@@ -390,4 +479,26 @@ fn quickstart_writes_the_promised_files() {
     bench.run(&args).refused(&["out", "--overwrite"]);
     let recipe = bench.run(&["quickstart", "--print-config"]).ok();
     assert!(recipe.contains("slow_mode_ratio = 0.1"), "{recipe}");
+}
+
+#[test]
+fn bench_runs_real_steps_and_writes_rows() {
+    let bench = Bench::new();
+    let cases = ["--case", "stage 2 fast", "--case", "next slow, tower"];
+    let small = ["--size", "tiny", "--warmup", "1", "--steps", "2", "--set", "batch.size=2"];
+    let args = [&["bench", "--json", "rows.json"][..], &cases, &small].concat();
+    let table = bench.run(&args).ok();
+    assert!(table.contains("stage 2 fast"), "{table}");
+    let text = std::fs::read_to_string(bench.path("rows.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        for key in ["step_ms", "samples_per_s", "tokens_per_s", "first_step_s"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key} in {row}");
+        }
+    }
+    bench.run(&args).refused(&["rows.json", "--overwrite"]);
+    let unknown = ["bench", "--size", "tiny", "--case", "stage 3"];
+    bench.run(&unknown).refused(&["stage 3", "stage 2 fast"]);
 }

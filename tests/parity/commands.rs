@@ -25,7 +25,8 @@ pub fn ok(arguments: &[&str]) -> String {
 
 fn picture(dir: &Path) -> String {
     let path = dir.join("a.png");
-    let image = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 90]));
+    let image =
+        image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 90]));
     image.save(&path).unwrap();
     path.display().to_string()
 }
@@ -34,7 +35,8 @@ fn picture(dir: &Path) -> String {
 fn one_question_many_questions_and_json() {
     let dir = tempfile::tempdir().unwrap();
     let (model, image) = (fixture("llava_mha").display().to_string(), picture(dir.path()));
-    let ask = ["generate", "--quiet", "--model", &model, "--image", &image, "--prompt", "what is this?"];
+    let ask =
+        ["generate", "--quiet", "--model", &model, "--image", &image, "--prompt", "what is this?"];
     let limit = ["--max-new-tokens", "6"];
     let text = ok(&[&ask[..], &limit].concat());
     let json: Value = serde_json::from_str(&ok(&[&ask[..], &limit, &["--json"]].concat())).unwrap();
@@ -73,7 +75,10 @@ fn what_is_wrong_is_said() {
     };
     let image = picture(dir.path());
     let ask = ["generate", "--model", &model, "--prompt"];
-    refused(&[&ask[..], &["<image> <image> what", "--image", &image]].concat(), &["2 <image>", "1 image"]);
+    refused(
+        &[&ask[..], &["<image> <image> what", "--image", &image]].concat(),
+        &["2 <image>", "1 image"],
+    );
     refused(&[&ask[..], &["what", "--template", "chatml"]].concat(), &["<|im_start|>"]);
     refused(&[&ask[..], &["what", "--dtype", "f8"]].concat(), &["f8"]);
     refused(&["generate", "--model", "gone", "--prompt", "what"], &["gone is not there"]);
@@ -92,7 +97,8 @@ fn inspect_counts_what_is_there() {
         json["parameters"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!(json["dtypes"]["F32"], parameters);
     let printed = ok(&["inspect", &model]);
-    for part in ["tied head", "6 heads (2 for keys, 16 wide)", "35 px, 25 tokens", "language_model"] {
+    for part in ["tied head", "6 heads (2 for keys, 16 wide)", "35 px, 25 tokens", "language_model"]
+    {
         assert!(printed.contains(part), "no {part:?} in: {printed}");
     }
     let adapter = ok(&["inspect", &fixture("llava_peft").display().to_string()]);
@@ -152,7 +158,8 @@ fn the_program_exports_and_reads_its_exports() {
     assert_ne!(adapted["log_probs"], plain["log_probs"]);
     for format in ["hf", "llava", "peft"] {
         let out = dir.path().join(format).display().to_string();
-        let export = ["export", "--quiet", "--model", &model, "--adapter", &adapter, "--format", format];
+        let export =
+            ["export", "--quiet", "--model", &model, "--adapter", &adapter, "--format", format];
         ok(&[&export[..], &["--out", &out]].concat());
         let (success, _, stderr) = dualspeed(&[&export[..], &["--out", &out]].concat());
         assert!(!success && stderr.contains("not empty"), "{stderr}");

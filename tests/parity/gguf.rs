@@ -21,7 +21,10 @@ fn every_element_type_and_both_orders_of_rows() {
     let gguf = Gguf::open(&fixture("llama.gguf")).unwrap();
     let vocabulary = gguf.vocabulary().unwrap();
     assert_eq!((vocabulary.tokens.len(), vocabulary.special.clone()), (96, vec![0, 1, 2]));
-    assert_eq!((vocabulary.bos, vocabulary.eos, vocabulary.pre.as_str()), (Some(1), Some(2), "smollm"));
+    assert_eq!(
+        (vocabulary.bos, vocabulary.eos, vocabulary.pre.as_str()),
+        (Some(1), Some(2), "smollm")
+    );
     let model = decoder(gguf);
     assert_eq!((model.config.rope_theta, model.config.kv_heads()), (50_000.0, 2));
     let logits = model.logits(&ids(&expected.ints["input_ids"])).unwrap();

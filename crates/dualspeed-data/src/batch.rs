@@ -20,6 +20,8 @@ pub struct HostBatch {
     pub tilings: Vec<Tiling>,
     /// Scorable questions per sample.
     pub questions: Vec<Vec<QuestionMeta>>,
+    /// First human turn per sample.
+    pub prompts: Vec<String>,
 }
 
 impl HostBatch {
@@ -47,6 +49,7 @@ pub fn collate(examples: Vec<Example>) -> HostBatch {
         batch.images.extend(example.images);
         batch.tilings.extend(example.tilings);
         batch.questions.push(example.questions);
+        batch.prompts.push(example.prompt);
     }
     batch
 }

@@ -23,6 +23,8 @@ pub struct Example {
     pub tilings: Vec<Tiling>,
     /// Questions whose answers can be scored; may be empty.
     pub questions: Vec<QuestionMeta>,
+    /// What the human says first, image placeholders taken out: what text-guided pruners go by.
+    pub prompt: String,
 }
 
 impl Example {

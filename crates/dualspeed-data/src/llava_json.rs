@@ -154,7 +154,8 @@ impl ExampleSource for LlavaJson {
             }
         }
         let Encoded { input_ids, labels, .. } = encoded;
-        Ok(Example { id: record.id.clone(), input_ids, labels, images, tilings, questions: Vec::new() })
+        let (id, prompt) = (record.id.clone(), record.conversation.prompt());
+        Ok(Example { id, input_ids, labels, images, tilings, questions: Vec::new(), prompt })
     }
 
     fn modality(&self, index: usize) -> Modality {

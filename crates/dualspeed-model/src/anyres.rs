@@ -121,54 +121,58 @@ impl TileLayout {
 }
 
 /// The rows of the table of kept tokens that make each image, newlines being the row after the last. Picks are read back
-/// from the device: where a row of patches ends depends on them.
+/// from the device: where a row of patches ends depends on them. Merged tokens, which stand nowhere, follow each other
+/// without newlines.
 pub(crate) fn image_rows<B: Backend>(
     layouts: &[TileLayout],
     kept: &KeptTokens<B>,
     newline: NewlinePolicy,
 ) -> Vec<ImageRows> {
-    let [tiles, keep, _] = kept.tokens.dims();
+    let [images, most, _] = kept.tokens.dims();
     let picks = picks(kept);
-    let mut first = 0;
-    let mut images = Vec::with_capacity(layouts.len());
-    for layout in layouts {
-        let n = layout.tile_tokens();
-        let own = first * keep..(first + layout.tiles()) * keep;
-        let tokens: Vec<usize> =
-            own.clone().map(|row| (row / keep - first) * n + picks[row]).collect();
-        let (mut rows, mut places) = (Vec::new(), Vec::new());
-        for (slot, place) in layout.arrange(&tokens, newline) {
-            rows.push(match slot {
-                Slot::Kept(at) => own.start + at,
-                Slot::Newline => tiles * keep,
-            });
-            places.push(place);
+    let rows_of = |(image, layout): (usize, &TileLayout)| {
+        let (start, length) = (image * most, kept.lengths[image]);
+        let tokens: Vec<usize> = match &picks {
+            Some(picks) => picks[start..start + length].to_vec(),
+            None => {
+                let valid = layout.valid().concat();
+                (0..valid.len()).filter(|token| valid[*token]).collect()
+            }
+        };
+        let full = layout.full_length();
+        if tokens.len() != length {
+            return ImageRows { full, ..ImageRows::consecutive(start, length) };
         }
-        images.push(ImageRows { rows, places, full: layout.full_length() });
-        first += layout.tiles();
-    }
-    images
+        let slots = layout.arrange(&tokens, newline);
+        let row = |slot: &(Slot, usize)| match slot.0 {
+            Slot::Kept(at) => start + at,
+            Slot::Newline => images * most,
+        };
+        let places = slots.iter().map(|(_, place)| *place).collect();
+        ImageRows { rows: slots.iter().map(row).collect(), places, full }
+    };
+    layouts.iter().enumerate().map(rows_of).collect()
 }
 
 /// The rows of images of one tile each, with the places the tokens had before pruning.
 pub(crate) fn single_rows<B: Backend>(kept: &KeptTokens<B>, full: usize) -> Vec<ImageRows> {
-    let [images, keep, _] = kept.tokens.dims();
+    let most = kept.keep();
     let picks = picks(kept);
-    let image = |image: usize| ImageRows {
-        rows: (image * keep..(image + 1) * keep).collect(),
-        places: picks[image * keep..(image + 1) * keep].to_vec(),
-        full,
+    let rows_of = |(image, length): (usize, &usize)| {
+        let own = image * most..image * most + length;
+        let places = match &picks {
+            Some(picks) => picks[own.clone()].to_vec(),
+            None => (0..*length).collect(),
+        };
+        ImageRows { rows: own.collect(), places, full: full.max(*length) }
     };
-    (0..images).map(image).collect()
+    kept.lengths.iter().enumerate().map(rows_of).collect()
 }
 
-/// Index of every kept token in its tile; merged and unpruned tokens count up.
-fn picks<B: Backend>(kept: &KeptTokens<B>) -> Vec<usize> {
-    let [rows, keep, _] = kept.tokens.dims();
-    match &kept.indices {
-        Some(indices) => indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect(),
-        None => (0..rows * keep).map(|row| row % keep.max(1)).collect(),
-    }
+/// Where every kept token stood in its image; `None` for merged and unpruned tokens.
+fn picks<B: Backend>(kept: &KeptTokens<B>) -> Option<Vec<usize>> {
+    let indices = kept.indices.as_ref()?;
+    Some(indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect())
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub struct StepContext {
     pub step: u64,
     /// Id of each sample of the batch.
     pub sample_ids: Vec<String>,
+    /// First human turn of each sample, for text-guided pruners; may be left empty.
+    pub prompts: Vec<String>,
     /// Whether adapter dropout is on (training, teacher included as published).
     pub dropout: bool,
     /// Whether pruners' picks are read back and checked; costs a synchronisation on a GPU, so a
@@ -70,29 +72,34 @@ impl StepContext {
         Self { layouts, ..self }
     }
 
+    /// The same with the first human turn of each sample.
+    pub fn with_prompts(self, prompts: Vec<String>) -> Self {
+        Self { prompts, ..self }
+    }
+
     /// The pruners' view of this context, for a batch with that many images per sample.
     ///
     /// # Errors
     /// [`ModelError::SampleIds`] if the counts do not match.
     pub fn for_images(&self, images_per_sample: &[usize]) -> Result<PruneContext, ModelError> {
         let (expected, found) = (images_per_sample.len(), self.sample_ids.len());
-        if expected != found {
+        if expected != found || !(self.prompts.is_empty() || self.prompts.len() == expected) {
             return Err(ModelError::SampleIds { expected, found });
         }
         let images = self
             .sample_ids
             .iter()
             .zip(images_per_sample)
-            .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)));
-        // Tiles are pruned one by one.
-        let images = match self.layouts.is_empty() {
-            true => images.collect(),
-            false => images
-                .zip(&self.layouts)
-                .flat_map(|(image, layout)| std::iter::repeat_n(image, layout.tiles()))
-                .collect(),
-        };
-        Ok(PruneContext { seed: self.seed, step: self.step, images })
+            .flat_map(|(id, count)| (0..*count).map(move |image| (id.clone(), image)))
+            .collect();
+        let prompts = self
+            .prompts
+            .iter()
+            .zip(images_per_sample)
+            .flat_map(|(prompt, count)| std::iter::repeat_n(prompt.clone(), *count))
+            .collect();
+        let verify = self.verify_picks;
+        Ok(PruneContext { seed: self.seed, step: self.step, images, prompts, verify })
     }
 
     /// States of the dropout masks of a planned batch.

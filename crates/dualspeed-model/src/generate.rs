@@ -11,7 +11,7 @@ use crate::forward::{StepContext, View};
 use crate::llama::{KvCache, Llama, LlamaOptions};
 use crate::llava::Llava;
 use crate::lora::Lora;
-use crate::pruner::{Pruner, VisualTokens};
+use crate::pruner::{DropPlan, Pruner, VisualTokens};
 use crate::rng::{SplitMix, hash_str};
 use crate::splice::{IGNORE_INDEX, SpliceError, TextBatch};
 
@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// How the tiles of the prompt's images lie; empty where each is one tile.
     pub layouts: Vec<TileLayout>,
+    /// The question, for text-guided pruners.
+    pub prompt: String,
 }
 
 impl Default for GenerateOptions {
@@ -41,6 +43,7 @@ impl Default for GenerateOptions {
             eos_token_ids: Vec::new(),
             seed: 0,
             layouts: Vec::new(),
+            prompt: String::new(),
         }
     }
 }
@@ -108,7 +111,7 @@ impl<B: Backend> Llava<B> {
         Ok(self.language_model.decode(prompt, self.lora.as_ref(), options, each))
     }
 
-    /// Logits at every position of one prompt, images spliced in: `[s, vocab]`.
+    /// Logits at every position of one prompt (that is left at its end), images spliced in: `[s, vocab]`.
     ///
     /// # Errors
     /// As [`Llava::generate`].
@@ -121,11 +124,12 @@ impl<B: Backend> Llava<B> {
         layouts: &[TileLayout],
     ) -> Result<Tensor<B, 2>, ModelError> {
         let options = GenerateOptions { layouts: layouts.to_vec(), ..GenerateOptions::default() };
-        let Prompt { inputs_embeds, positions } =
+        let Prompt { inputs_embeds, positions, drop } =
             self.prompt(input_ids, visual, view, pruner, &options)?;
         let options = LlamaOptions {
             lora: self.lora.as_ref(),
             positions: positions.as_deref(),
+            drop,
             ..LlamaOptions::default()
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [s, d]
@@ -144,18 +148,19 @@ impl<B: Backend> Llava<B> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
         let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
-            .with_layouts(options.layouts.clone());
+            .with_layouts(options.layouts.clone())
+            .with_prompts(vec![options.prompt.clone()]);
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
         let plan = self.plan(batch, kept.as_ref(), view, None, &options.layouts)?;
         let inputs_embeds = self.splice(&plan, kept.as_ref(), view)?; // [1, s, d]
         // Padding after the prompt must not enter the cache.
-        let length = plan.lengths[0];
+        let (length, drop) = (plan.lengths[0], kept.and_then(|kept| kept.drop_plan(&plan)));
         let positions = plan.positions.map(|mut positions| {
             positions.truncate(length);
             positions
         });
-        Ok(Prompt { inputs_embeds: inputs_embeds.narrow(1, 0, length), positions })
+        Ok(Prompt { inputs_embeds: inputs_embeds.narrow(1, 0, length), positions, drop })
     }
 }
 
@@ -165,6 +170,8 @@ struct Prompt<B: Backend> {
     inputs_embeds: Tensor<B, 3>,
     /// Rotary positions, where they are not `0..s`.
     positions: Option<Vec<usize>>,
+    /// Visual tokens to drop on the way.
+    drop: Option<DropPlan>,
 }
 
 impl<B: Backend> Llama<B> {
@@ -180,7 +187,7 @@ impl<B: Backend> Llama<B> {
     ) -> Result<Generated, ModelError> {
         options.validate()?;
         let inputs_embeds = self.prompt(input_ids)?;
-        Ok(self.decode(Prompt { inputs_embeds, positions: None }, None, options, each))
+        Ok(self.decode(Prompt { inputs_embeds, positions: None, drop: None }, None, options, each))
     }
 
     /// Logits at every position of a text, `[s, vocab]`.
@@ -216,7 +223,7 @@ impl<B: Backend> Llama<B> {
         options: &GenerateOptions,
         each: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Generated {
-        let Prompt { mut inputs_embeds, mut positions } = prompt;
+        let Prompt { mut inputs_embeds, mut positions, mut drop } = prompt;
         let device = inputs_embeds.device();
         let head = self.lm_head_weight(); // [d, vocab]
         let mut cache = KvCache::new(self.layers.len());
@@ -229,6 +236,7 @@ impl<B: Backend> Llama<B> {
                 lora,
                 cache: Some(&mut cache),
                 positions: positions.as_deref(),
+                drop: drop.take(),
                 ..LlamaOptions::default()
             };
             let hidden = self.forward(inputs_embeds, options_llama); // [1, d]

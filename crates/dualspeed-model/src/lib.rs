@@ -11,6 +11,7 @@
 //! | [`clip_text`] | CLIP's text tower |
 //! | [`efficientnet`] | a pretrained convolutional tower |
 //! | [`tower`] | training heads and losses of the ViT |
+//! | [`text_tower`] | questions in the space shared with text |
 //! | [`projector`] | from vision features to token embeddings |
 //! | [`pruner`] | the trait, its base, the registry, the pruners |
 //! | [`anyres`] | where the tokens of an image of several tiles stand |
@@ -49,6 +50,7 @@ pub mod rng;
 pub mod splice;
 pub mod stages;
 pub mod store;
+pub mod text_tower;
 pub mod tower;
 pub mod vision;
 pub mod vit;
@@ -68,12 +70,13 @@ pub use losses::{LossSums, fast_loss, slow_loss};
 pub use memory::Recompute;
 pub use projector::MlpProjector;
 pub use pruner::{
-    Kept, KeptTokens, PruneContext, PruneError, Pruner, PrunerSpec, Registry, Rounding, Stage,
-    VisualTokens, keep_count, select,
+    Kept, KeptTokens, LayerDrop, PruneContext, PruneError, Pruner, PrunerSpec, QuestionTokens,
+    Registry, Rounding, Stage, Tiles, VisualTokens, keep_count, select,
 };
 pub use splice::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceError, SplicePlan, TextBatch};
 pub use stages::{ParamGroup, ParamInfo, Trainable};
 pub use store::Precision;
+pub use text_tower::{NameTower, TextFeatures, TextTower};
 pub use tower::{TowerConfig, TowerLoss, TowerLossWeights, TowerModel, TowerTargets};
 pub use vision::{Geometry, Needs, VisionFeatures, VisionTower};
 pub use vit::Vit;

@@ -5,7 +5,8 @@
 //! only: no position whose output nobody reads is carried past its keys and values.
 
 use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::activation::softmax;
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use dualspeed_ops::{
     AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys, Keep,
 };
@@ -14,6 +15,7 @@ use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
 use crate::init::Init;
 use crate::layers::{Embedding, Linear, RmsNorm, merge_heads, split_heads};
 use crate::lora::{DropoutStates, LayerAdapters, Lora, dropout_place, merge};
+use crate::pruner::{DropPlan, DropScore, uniform_scores};
 
 /// Self-attention of a block, no biases.
 #[derive(Module, Debug)]
@@ -65,12 +67,15 @@ pub struct KvCache<B: Backend> {
     /// Per block: keys and values, each `[b, h_kv, seen, d_head]`.
     layers: Vec<Option<(Tensor<B, 4>, Tensor<B, 4>)>>,
     seen: usize,
+    /// Per block the rotary position of the next token; they differ where tokens were dropped on the
+    /// way and the rest renumbered.
+    next: Vec<usize>,
 }
 
 impl<B: Backend> KvCache<B> {
     /// An empty cache for a decoder of `layers` blocks.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![None; layers], seen: 0 }
+        Self { layers: vec![None; layers], seen: 0, next: vec![0; layers] }
     }
 
     /// Positions in the cache.
@@ -111,11 +116,21 @@ pub struct LlamaOptions<'a, B: Backend> {
     pub keep: Option<&'a [Keep]>,
     /// Rotary position of each of the `[b * s]` rows; counted on from the cache by default.
     pub positions: Option<&'a [usize]>,
+    /// Visual tokens to drop on the way.
+    pub drop: Option<DropPlan>,
 }
 
 impl<B: Backend> Default for LlamaOptions<'_, B> {
     fn default() -> Self {
-        Self { rows: None, lora: None, dropout: None, cache: None, keep: None, positions: None }
+        Self {
+            rows: None,
+            lora: None,
+            dropout: None,
+            cache: None,
+            keep: None,
+            positions: None,
+            drop: None,
+        }
     }
 }
 
@@ -211,49 +226,122 @@ impl<B: Backend> Llama<B> {
         inputs_embeds: Tensor<B, 3>,
         options: LlamaOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let LlamaOptions { rows, lora, dropout, mut cache, keep, positions } = options;
-        let [batch, seq, d] = inputs_embeds.dims();
+        let LlamaOptions { rows, lora, dropout, mut cache, keep, positions, mut drop } = options;
+        let ([batch, mut seq, d], layers) = (inputs_embeds.dims(), self.layers.len());
         let device = inputs_embeds.device();
-        let start = cache.as_ref().map_or(0, |cache| cache.seen);
-        let rope = match positions {
-            Some(positions) => self.config.rope_tables::<B>(positions, batch, &device),
-            None => {
-                let counted: Vec<usize> = (start..start + seq).collect();
-                self.config.rope_tables::<B>(&counted, 1, &device)
-            }
+        let counted = |start: usize, seq: usize| {
+            let counted: Vec<usize> = (start..start + seq).collect();
+            self.config.rope_tables::<B>(&counted, 1, &device)
         };
-        let wanted = rows.map(|rows| {
-            let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-            Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device)
-        });
-        let wanted_dropout =
-            rows.zip(dropout).map(|(rows, states)| states.select(rows).upload::<B>(&device));
-        let dropout = dropout.map(|states| states.upload::<B>(&device));
+        let mut start = cache.as_ref().and_then(|cache| cache.next.first().copied()).unwrap_or(0);
+        let entered = seq;
+        let mut rope = match positions {
+            Some(positions) => self.config.rope_tables::<B>(positions, batch, &device),
+            None => counted(start, seq),
+        };
+        let mut rows = rows.map(<[usize]>::to_vec);
+        let mut states = dropout.cloned();
+        let mut dropout = states.as_ref().map(|states| states.upload::<B>(&device));
         let mut x = inputs_embeds.reshape([batch * seq, d]); // [b * s, d]
         for (index, layer) in self.layers.iter().enumerate() {
+            if let Some(cache) = &mut cache {
+                if positions.is_none() && cache.next[index] != start {
+                    start = cache.next[index];
+                    rope = counted(start, seq);
+                }
+                let original = drop.as_ref().is_none_or(DropPlan::keeps_positions);
+                cache.next[index] += if original { entered } else { seq };
+            }
             let adapters = LayerAdapters { lora, layer: index, dropout: dropout.as_ref() };
-            let shortened = index + 1 == self.layers.len() && wanted.is_some();
-            if let (Some(keep), None, false) = (keep, &cache, shortened) {
-                let keep = keep.get(index).copied().unwrap_or_default();
-                x = self.block(layer, x, batch, &rope, adapters, keep);
+            let last = index + 1 == layers;
+            let wanted = rows.as_ref().filter(|_| last);
+            x = match (keep, &cache, wanted) {
+                (Some(keep), None, None) => {
+                    let keep = keep.get(index).copied().unwrap_or_default();
+                    self.block(layer, x, batch, &rope, adapters, keep)
+                }
+                _ => {
+                    let cache = cache.as_deref_mut();
+                    let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
+                    let wanted_dropout = states.as_ref().zip(wanted);
+                    let wanted_dropout = wanted_dropout
+                        .map(|(states, rows)| states.select(rows).upload::<B>(&device));
+                    let mut adapters = LayerAdapters { dropout: dropout.as_ref(), ..adapters };
+                    if let Some(rows) = wanted {
+                        let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+                        let ids = TensorData::new(ids, [rows.len()]);
+                        let ids = Tensor::<B, 1, Int>::from_data(ids, &device);
+                        attended = attended.select(0, ids.clone()); // [rows, h * d_head]
+                        x = x.select(0, ids); // [rows, d]
+                        adapters.dropout = wanted_dropout.as_ref();
+                    }
+                    layer.finish(x, attended, adapters)
+                }
+            };
+            let Some(plan) = &mut drop else { continue };
+            let Some(next) = self.layers.get(index + 1) else { continue };
+            let scores = |plan: &DropPlan| match plan.schedule.score() {
+                DropScore::Uniform => uniform_scores(plan, index, layers, seq, &device),
+                DropScore::InstructionAttention => {
+                    self.instruction_attention(next, x.clone().detach(), &rope, plan.instruction())
+                }
+            };
+            let place = (index, layers);
+            let Some(dropped) = plan.drop_after(place, seq, rows.as_deref(), &device, scores)
+            else {
                 continue;
-            }
-            let cache = cache.as_deref_mut();
-            let mut attended = self.attend(layer, x.clone(), batch, &rope, adapters, cache);
-            let mut adapters = adapters;
-            if index + 1 == self.layers.len()
-                && let Some(wanted) = &wanted
-            {
-                attended = attended.select(0, wanted.clone()); // [rows, h * d_head]
-                x = x.select(0, wanted.clone()); // [rows, d]
-                adapters.dropout = wanted_dropout.as_ref();
-            }
-            x = layer.finish(x, attended, adapters);
+            };
+            x = dropped.select(x, seq); // [b * s', d]
+            rope = match plan.keeps_positions() {
+                true => (dropped.select_each(rope.0), dropped.select_each(rope.1)),
+                false => counted(start, dropped.seq),
+            };
+            // A mask belongs to a sample and a place in it, whatever token stands there.
+            states = states.map(|states| states.select(&dropped.leading_rows(seq)));
+            dropout = states.as_ref().map(|states| states.upload::<B>(&device));
+            (rows, seq) = (dropped.rows, dropped.seq);
         }
         if let Some(cache) = cache {
-            cache.seen += seq;
+            cache.seen += entered;
         }
         self.norm.forward(x) // [rows, d]
+    }
+
+    /// Attention of one position per sample over all positions up to it, mean over heads, by a
+    /// block's weights without adapters: `[b * s, d] -> [b, s]`.
+    fn instruction_attention(
+        &self,
+        layer: &LlamaLayer<B>,
+        x: Tensor<B, 2>,
+        (cos, sin): &(Tensor<B, 3>, Tensor<B, 3>),
+        positions: &[usize],
+    ) -> Tensor<B, 2> {
+        let (batch, heads, kv_heads) =
+            (positions.len(), self.config.num_attention_heads, self.config.kv_heads());
+        let (seq, device) = (x.dims()[0] / batch, x.device());
+        let x = layer.input_layernorm.forward(x);
+        let rows: Vec<i64> =
+            positions.iter().enumerate().map(|(b, at)| (b * seq + at) as i64).collect();
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [batch]), &device);
+        let q = layer.self_attn.q_proj.forward(x.clone().select(0, rows.clone()));
+        let k = split_heads(layer.self_attn.k_proj.forward(x), batch, kv_heads);
+        let k = dualspeed_ops::rope(k, cos.clone(), sin.clone()); // [b, h_kv, s, d_head]
+        let at_rows = |table: &Tensor<B, 3>| {
+            let half = table.dims()[2];
+            let table = table.clone().expand([batch, seq, half]).reshape([batch * seq, half]);
+            table.select(0, rows.clone()).reshape([batch, 1, half])
+        };
+        let q = dualspeed_ops::rope(split_heads(q, batch, heads), at_rows(cos), at_rows(sin));
+        let head = self.config.head_size();
+        let q = q.reshape([batch, kv_heads, heads / kv_heads, head]) / (head as f64).sqrt();
+        let (q, k) = (q.cast(FloatDType::F32), k.cast(FloatDType::F32));
+        let later: Vec<f32> = positions
+            .iter()
+            .flat_map(|at| (0..seq).map(move |i| if i > *at { -1e30 } else { 0f32 }))
+            .collect();
+        let later = Tensor::<B, 4>::from_data(TensorData::new(later, [batch, 1, 1, seq]), &device);
+        let weights = softmax(q.matmul(k.swap_dims(2, 3)) + later, 3); // [b, h_kv, g, s]
+        weights.mean_dim(2).mean_dim(1).reshape([batch, seq])
     }
 
     /// One block as one operation: `[b * s, d] -> [b * s, d]`.

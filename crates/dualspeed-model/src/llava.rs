@@ -13,8 +13,12 @@ use crate::init::Init;
 use crate::llama::{Llama, LlamaOptions};
 use crate::lora::Lora;
 use crate::projector::MlpProjector;
-use crate::pruner::{KeptTokens, Pruner, VisualTokens, select};
-use crate::splice::{ImageRows, SpliceOptions, SplicePlan, TextBatch};
+use crate::pruner::{
+    KeptTokens, PruneError, Pruner, QuestionTokens, Tiles, VisualTokens, keep_all, select,
+};
+use crate::splice::{
+    IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceOptions, SplicePlan, TextBatch,
+};
 use crate::stages::cast;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
 use crate::vit::Vit;
@@ -187,7 +191,7 @@ impl<B: Backend> Llava<B> {
             return Err(ModelError::FeatureShape { found: found.to_vec(), tokens, hidden });
         }
         let projected = self.mm_projector.forward(features.hidden.clone()); // [images, n, d]
-        Ok(VisualTokens { projected, features })
+        Ok(VisualTokens::new(projected, features))
     }
 
     /// The forward: prune, splice, decode; hidden states at supervised positions only.
@@ -236,6 +240,7 @@ impl<B: Backend> Llava<B> {
             cache: None,
             keep: keep.as_deref(),
             positions: plan.positions.as_deref(),
+            drop: kept.and_then(|kept| kept.drop_plan(&plan)),
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [supervised, d]
         Ok(Forward::new(hidden, plan, kept.and_then(|kept| kept.indices.clone())))
@@ -254,21 +259,32 @@ impl<B: Backend> Llava<B> {
         ctx: &StepContext,
     ) -> Result<Option<KeptTokens<B>>, ModelError> {
         let Some(visual) = visual else { return Ok(None) };
+        let tiled = self.tiled(visual, &ctx.layouts)?;
+        let visual = tiled.as_ref().unwrap_or(visual);
         let View::Pruned { keep, .. } = view else {
-            self.images(visual, &ctx.layouts)?;
-            let tokens = visual.projected.clone();
-            return Ok(Some(KeptTokens { tokens, unprojected: false, indices: None }));
+            return Ok(Some(KeptTokens { indices: None, ..keep_all(visual)? }));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
         let images = batch.images_per_sample();
-        let found = self.images(visual, &ctx.layouts)?;
-        let placeholders = images.iter().sum();
+        let (placeholders, found) = (images.iter().sum(), visual.images());
         if placeholders != found {
             return Err(ModelError::ImageCount { placeholders, images: found });
         }
+        let guided = pruner.needs().question.then(|| {
+            let question = Some(self.question_tokens(batch, &images));
+            VisualTokens { question, ..visual.clone() }
+        });
+        let visual = guided.as_ref().unwrap_or(visual);
         let mut kept = select(pruner, visual, *keep, &ctx.for_images(&images)?)?;
         if ctx.verify_picks {
-            kept.verify(pruner.name(), visual.tokens())?;
+            let tiles = visual.tiles.as_ref().and_then(|tiles| tiles.per_image.iter().max());
+            kept.verify(pruner.name(), visual.tokens() * tiles.unwrap_or(&1))?;
+        }
+        let blocks = self.language_model.layers.len();
+        if let Some(drop) = &kept.layer_drop
+            && (0..blocks).all(|block| drop.keep_after(block, blocks, kept.keep()).is_none())
+        {
+            return Err(PruneError::NoDrop { pruner: pruner.name().to_owned(), blocks }.into());
         }
         if kept.unprojected {
             kept.tokens = self.mm_projector.forward(kept.tokens); // [images, keep, d]
@@ -277,22 +293,58 @@ impl<B: Backend> Llava<B> {
         Ok(Some(kept))
     }
 
-    /// Images of the batch, whose tiles must be those of `visual`.
-    fn images(
+    /// Visual tokens as tiles of images, with masks over what shows only canvas; `None` where each row is an image.
+    fn tiled(
         &self,
         visual: &VisualTokens<B>,
         layouts: &[TileLayout],
-    ) -> Result<usize, ModelError> {
+    ) -> Result<Option<VisualTokens<B>>, ModelError> {
         if layouts.is_empty() {
-            return Ok(visual.images());
+            return Ok(None);
         }
-        let (tiles, tokens) = (visual.images(), visual.tokens());
+        let (tiles, tokens) = (visual.rows(), visual.tokens());
         let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
         let expected = layouts.iter().map(TileLayout::tiles).sum();
         if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
             return Err(ModelError::Tiles { tiles, tokens, expected });
         }
-        Ok(layouts.len())
+        let tiles = Tiles {
+            per_image: layouts.iter().map(TileLayout::tiles).collect(),
+            valid: Some(layouts.iter().flat_map(TileLayout::valid).collect()),
+        };
+        Ok(Some(VisualTokens { tiles: Some(tiles), ..visual.clone() }))
+    }
+
+    /// Embeddings of each image's question: the tokens of its sample between the first image and the
+    /// first supervised token, or all before that where there are none. `images` counts those of each
+    /// sample.
+    pub fn question_tokens(&self, batch: TextBatch<'_>, images: &[usize]) -> QuestionTokens<B> {
+        let mut questions: Vec<Vec<i64>> = Vec::new();
+        for ((ids, labels), count) in batch.input_ids.iter().zip(batch.labels).zip(images) {
+            let end = labels.iter().position(|label| *label != IGNORE_INDEX).unwrap_or(ids.len());
+            let text = |ids: &[i64]| -> Vec<i64> {
+                ids.iter().copied().filter(|id| *id != IMAGE_TOKEN_INDEX).collect()
+            };
+            let image = ids.iter().position(|id| *id == IMAGE_TOKEN_INDEX).unwrap_or(0);
+            let after = text(&ids[image.min(end)..end]);
+            let question = if after.is_empty() { text(&ids[..end]) } else { after };
+            questions.extend(std::iter::repeat_n(question, *count));
+        }
+        let lengths: Vec<usize> = questions.iter().map(Vec::len).collect();
+        let m = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let device = self.language_model.embed_tokens.weight.device();
+        let (mut ids, mut there) = (Vec::new(), Vec::new());
+        for question in &questions {
+            ids.extend((0..m).map(|i| question.get(i).copied().unwrap_or(0)));
+            there.extend((0..m).map(|i| if i < question.len() { 1f32 } else { 0.0 }));
+        }
+        let ids = TensorData::new(ids, [questions.len() * m]);
+        let embeds = self.language_model.embed(Tensor::<B, 1, Int>::from_data(ids, &device));
+        let there = TensorData::new(there, [questions.len() * m, 1]);
+        let there = Tensor::<B, 2>::from_data(there, &device).cast(embeds.dtype());
+        let d = embeds.dims()[1];
+        let embeds = (embeds.detach() * there).reshape([questions.len(), m, d]);
+        QuestionTokens { embeds, lengths }
     }
 
     /// Lays out a batch of text and kept visual tokens.
@@ -324,8 +376,9 @@ impl<B: Backend> Llava<B> {
             Some(kept) if policy == PositionPolicy::Original => {
                 anyres::single_rows(kept, self.config.vision.num_tokens())
             }
-            Some(_) => {
-                (0..images).map(|image| ImageRows::consecutive(image * keep, keep)).collect()
+            Some(kept) => {
+                let lengths = kept.lengths.iter().enumerate();
+                lengths.map(|(image, n)| ImageRows::consecutive(image * keep, *n)).collect()
             }
         };
         // The newline stands behind the tokens.

@@ -132,6 +132,8 @@ pub struct SplicePlan {
     pub label_positions: Vec<Vec<usize>>,
     /// Visual tokens (isolator not counted) that made it into the batch.
     pub visual_tokens: usize,
+    /// Per sample the positions of each image's visual tokens.
+    pub visual_runs: Vec<Vec<std::ops::Range<usize>>>,
 }
 
 impl SplicePlan {
@@ -181,6 +183,7 @@ impl SplicePlan {
             targets: Vec::new(),
             label_positions: Vec::with_capacity(batch.input_ids.len()),
             visual_tokens: 0,
+            visual_runs: Vec::with_capacity(batch.input_ids.len()),
         };
         let mut sequences = Vec::with_capacity(batch.input_ids.len());
         let mut supervised = Vec::with_capacity(batch.input_ids.len());
@@ -189,6 +192,7 @@ impl SplicePlan {
         for (ids, labels) in batch.input_ids.iter().zip(batch.labels) {
             let mut sequence = Vec::new();
             let mut losses = Vec::new();
+            let mut runs = Vec::new();
             // Rotary position of each entry of the sequence, and of the next one.
             let (mut place, mut next_place) = (Vec::new(), 0);
             let mut image = next_image;
@@ -200,6 +204,7 @@ impl SplicePlan {
                         break;
                     }
                     sequence.extend((0..options.isolator_length).map(Source::Isolator));
+                    runs.push(sequence.len()..sequence.len() + visual);
                     sequence.extend(rows.rows.iter().copied().map(Source::Visual));
                     place.extend(next_place..next_place + options.isolator_length);
                     next_place += options.isolator_length;
@@ -225,6 +230,7 @@ impl SplicePlan {
             plan.lengths.push(sequence.len());
             sequences.push(sequence);
             supervised.push(losses);
+            plan.visual_runs.push(runs);
             places.push(place);
         }
         let longest = plan.lengths.iter().copied().max().unwrap_or(0);

@@ -208,6 +208,17 @@ impl<B: Backend> VitLayer<B> {
         };
         (x + self.mlp.fc2.forward(activated), probe)
     }
+
+    /// The class token's attention over all tokens with the heads not split, `[images, 1, s]`, and the
+    /// keys `[images, s, d]`, from the layer's input `[images * s, d]`.
+    fn full_width_attention(&self, x: Tensor<B, 2>, images: usize) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let [rows, d] = x.dims();
+        let normed = self.layer_norm1.forward(x).reshape([images, rows / images, d]);
+        let q_cls = self.self_attn.q_proj.forward(normed.clone().narrow(1, 0, 1));
+        let k = self.self_attn.k_proj.forward(normed);
+        let logits = (q_cls / (d as f64).sqrt()).matmul(k.clone().swap_dims(1, 2));
+        (softmax(logits, 2), k)
+    }
 }
 
 /// The class token's attention over all tokens, `[images, heads, s]`: one row of the map, not all.
@@ -267,25 +278,43 @@ impl<B: Backend> VisionTower<B> for Vit<B> {
     fn features(&self, pixel_values: Tensor<B, 4>, needs: Needs) -> VisionFeatures<B> {
         let images = pixel_values.dims()[0];
         let selected_layers = self.config.selected_layers();
+        let last = self.encoder.layers.len().saturating_sub(1);
         let mut x = self.embed(pixel_values); // [images * (1 + patches), d]
-        let mut probe = Probe { cls_attention: None, keys: None };
-        for (index, layer) in self.encoder.layers.iter().take(selected_layers).enumerate() {
+        let mut selected = (x.clone(), Probe { cls_attention: None, keys: None });
+        let mut last_layer = None;
+        for (index, layer) in self.encoder.layers.iter().enumerate() {
+            if needs.last_layer && index == last {
+                last_layer = Some(layer.full_width_attention(x.clone(), images));
+            }
+            if index >= selected_layers && (index == last || !needs.last_layer) {
+                break;
+            }
             let wanted = if index + 1 == selected_layers { needs } else { Needs::default() };
-            (x, probe) = layer.forward(x, images, &self.config, wanted);
+            let (output, probe) = layer.forward(x, images, &self.config, wanted);
+            x = output;
+            if index + 1 == selected_layers {
+                selected = (x.clone(), probe);
+            }
         }
+        let (x, probe) = selected;
         let [rows, d] = x.dims();
         let s = rows / images;
         let first = match self.config.mm_vision_select_feature {
             SelectFeature::Patch => 1,
             SelectFeature::ClsPatch => 0,
         };
-        let hidden = x.reshape([images, s, d]).narrow(1, first, s - first); // [images, n, d]
+        let all = x.reshape([images, s, d]);
+        let hidden = all.clone().narrow(1, first, s - first); // [images, n, d]
         let patch_text = if needs.patch_text { self.project(hidden.clone()) } else { None };
+        let (last_cls_attention, last_keys) = last_layer.unzip();
         VisionFeatures {
             hidden,
             cls_attention: probe.cls_attention.map(|a| a.narrow(2, first, s - first)),
             keys: probe.keys.map(|k| k.narrow(1, first, s - first)),
             patch_text,
+            cls_hidden: needs.cls_hidden.then(|| all.narrow(1, 0, 1)),
+            last_cls_attention: last_cls_attention.map(|a| a.narrow(2, first, s - first)),
+            last_keys: last_keys.map(|k| k.narrow(1, first, s - first)),
         }
     }
 }

@@ -293,6 +293,12 @@ pub trait Backend: BurnBackend {
         plain::farthest_points::<Self>(features, keep)
     }
 
+    /// Greedy MAP of the determinantal point process with kernel `F F^T` for each `F` `[n, d]` of `features`
+    /// `[b, n, d]`: `keep` rows, in pick order.
+    fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        plain::greedy_map::<Self>(features, keep)
+    }
+
     /// One step of AdamW on all tensors at once, after clipping the norm of all gradients together; consumes parameters
     /// and moments, so that they may be updated in place.
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {

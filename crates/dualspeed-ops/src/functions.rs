@@ -187,3 +187,23 @@ pub fn farthest_points<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tenso
     assert!(keep <= n, "farthest_points: cannot keep {keep} of {n} rows");
     Tensor::from_primitive(B::fused_farthest_points(unwrap(features), keep))
 }
+
+/// Greedy MAP inference of a determinantal point process per image (Chen et al. 2018, algorithm 1): the selection of
+/// CDPruner (Zhang et al. 2025).
+///
+/// With the kernel `L = F F^T`: again and again the row that adds most to the log-determinant of the picked rows'
+/// kernel, that is the row with the largest residual `d2_i` after projecting out the picked rows. f32 throughout, the
+/// lowest index wins ties. A residual below `1e-5 L_ii` counts as 0: past the rank of `F` the remaining rows follow in
+/// index order (the published code takes roots of negative rounding errors there). Rows with NaN come last. No
+/// gradient.
+///
+/// # Shapes
+/// `features` `[b, n, d]` -> `[b, keep]`, in the order of picking.
+///
+/// # Panics
+/// When `keep > n`.
+pub fn greedy_map<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tensor<B, 2, Int> {
+    let [_, n, _] = features.dims();
+    assert!(keep <= n, "greedy_map: cannot keep {keep} of {n} rows");
+    Tensor::from_primitive(B::fused_greedy_map(unwrap(features), keep))
+}

@@ -57,6 +57,9 @@ pub struct ViewReport {
     pub supervised_tokens: usize,
     /// Mean number of visual tokens per sample that the language model saw.
     pub visual_tokens: f64,
+    /// Seconds spent on pruning, over all samples; exact where the device computes at once (CPUs).
+    #[serde(default)]
+    pub prune_seconds: f64,
 }
 
 /// Results in all views.
@@ -127,10 +130,14 @@ pub fn evaluate<B: Backend>(
             false => Some(model.encode(vision_input(features, &batch, needs, device)?, needs)?),
         };
         let ctx = StepContext::inference(options.seed, batch.sample_ids.clone())
-            .with_layouts(layouts(&batch));
+            .with_layouts(layouts(&batch))
+            .with_prompts(batch.prompts.clone());
         for (view, tally) in views.iter().zip(&mut tallies) {
-            let forward =
-                model.forward(text_batch(&batch), visual.as_ref(), &view.view, pruner, &ctx)?;
+            let clock = Instant::now();
+            let text = text_batch(&batch);
+            let kept = model.prune(text, visual.as_ref(), &view.view, pruner, &ctx)?;
+            tally.prune_seconds += clock.elapsed().as_secs_f64();
+            let forward = model.forward_kept(text, kept.as_ref(), &view.view, &ctx)?;
             let hidden = forward.hidden.clone();
             let targets = forward.targets_tensor();
             let losses = token_losses(hidden, model.lm_head_weight(), targets, None, 1.0);
@@ -149,6 +156,7 @@ struct Tally {
     ce: f64,
     tokens: usize,
     visual_tokens: usize,
+    prune_seconds: f64,
 }
 
 impl Tally {
@@ -185,6 +193,7 @@ impl Tally {
             ce: self.ce / self.tokens.max(1) as f64,
             supervised_tokens: self.tokens,
             visual_tokens: self.visual_tokens as f64 / samples.max(1) as f64,
+            prune_seconds: self.prune_seconds,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Features of a frozen tower, computed once per image and kept on the host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -34,9 +34,7 @@ pub struct FeatureCache {
     index: HashMap<u64, usize>,
     geometry: Geometry,
     hidden: Rows,
-    cls_attention: Option<Rows>,
-    keys: Option<Rows>,
-    patch_text: Option<Rows>,
+    others: BTreeMap<&'static str, Rows>,
     source: Arc<MemorySource>,
     seconds: f64,
 }
@@ -64,9 +62,7 @@ impl FeatureCache {
             index: HashMap::new(),
             geometry: tower.geometry(),
             hidden: Rows::default(),
-            cls_attention: None,
-            keys: None,
-            patch_text: None,
+            others: BTreeMap::new(),
             source: Arc::new(MemorySource::new(Vec::new(), source.fingerprint())),
             seconds: 0.0,
         };
@@ -129,14 +125,10 @@ impl FeatureCache {
         device: &B::Device,
     ) {
         let features = tower.features(pixel_values(images, device), needs);
-        self.hidden.extend(features.hidden);
-        for (rows, feature) in [
-            (&mut self.cls_attention, features.cls_attention),
-            (&mut self.keys, features.keys),
-            (&mut self.patch_text, features.patch_text),
-        ] {
-            if let Some(feature) = feature {
-                rows.get_or_insert_default().extend(feature);
+        for (name, feature) in features.named() {
+            match name {
+                "hidden" => self.hidden.extend(feature),
+                _ => self.others.entry(name).or_default().extend(feature),
             }
         }
     }
@@ -163,9 +155,7 @@ impl FeatureCache {
 
     /// Bytes of host memory the rows take.
     pub fn bytes(&self) -> usize {
-        let optional = [&self.cls_attention, &self.keys, &self.patch_text];
-        let others: usize =
-            optional.iter().filter_map(|rows| rows.as_ref()).map(|r| r.bytes.len()).sum();
+        let others: usize = self.others.values().map(|rows| rows.bytes.len()).sum();
         self.hidden.bytes.len() + others
     }
 
@@ -185,14 +175,17 @@ impl FeatureCache {
         let rows: Option<Vec<usize>> =
             images.iter().map(|image| self.index.get(&image.key).copied()).collect();
         let rows = rows?;
-        let optional = |wanted: bool, kept: &Option<Rows>| {
-            kept.as_ref().filter(|_| wanted).map(|kept| kept.gather(&rows, device))
+        let other = |wanted: bool, name| {
+            self.others.get(name).filter(|_| wanted).map(|kept| kept.gather(&rows, device))
         };
         Some(VisionFeatures {
             hidden: self.hidden.gather(&rows, device),
-            cls_attention: optional(needs.cls_attention, &self.cls_attention),
-            keys: optional(needs.keys, &self.keys),
-            patch_text: optional(needs.patch_text, &self.patch_text),
+            cls_attention: other(needs.cls_attention, "cls_attention"),
+            keys: other(needs.keys, "keys"),
+            patch_text: other(needs.patch_text, "patch_text"),
+            cls_hidden: other(needs.cls_hidden, "cls_hidden"),
+            last_cls_attention: other(needs.last_layer, "last_cls_attention"),
+            last_keys: other(needs.last_layer, "last_keys"),
         })
     }
 }

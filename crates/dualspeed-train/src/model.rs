@@ -210,7 +210,8 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         let config = &runtime.config;
         let text = text_batch(batch);
         let has_images = !batch.images.is_empty();
-        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone());
+        let mut ctx = StepContext::training(config.seed, *step, batch.sample_ids.clone())
+            .with_prompts(batch.prompts.clone());
         ctx.recompute = runtime.recompute;
         ctx.layouts = layouts(batch);
         // Free on the host; on a GPU it synchronises, so only while a run is young.

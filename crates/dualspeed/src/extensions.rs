@@ -1,7 +1,11 @@
 //! How another crate adds pruners to the whole command line.
 
-use dualspeed_model::Registry;
+use std::sync::Arc;
+
+use dualspeed_model::{PruneError, Registry};
 use dualspeed_ops::Backend;
+
+use crate::tower;
 
 /// Pruners of your own, registered for whichever backend is chosen at run time.
 ///
@@ -15,7 +19,11 @@ pub trait Extensions: 'static {
 
 impl Extensions for () {}
 
-/// The built-in pruners and those of `E`.
-pub fn registry<B: Backend, E: Extensions>() -> Registry<B> {
-    E::pruners(Registry::default())
+/// The built-in pruners and those of `E`; text-guided ones read questions by the embedded tower's names.
+pub fn registry<B: Backend, E: Extensions>(device: &B::Device) -> Registry<B> {
+    let device = device.clone();
+    E::pruners(Registry::default()).with_text_tower(move || match tower::names::<B>(&device) {
+        Ok(names) => Ok(Arc::new(names)),
+        Err(error) => Err(PruneError::Text { problem: format!("{error:#}") }),
+    })
 }

@@ -185,7 +185,7 @@ impl<B: AutodiffBackend> Lab<B> {
             overwrite,
             progress: if self.progress { Progress::Bar } else { Progress::Silent },
             interrupt: self.interrupt.clone(),
-            pruners: registry::<B, E>(),
+            pruners: registry::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
         let outcome = train(job)?;
@@ -193,7 +193,7 @@ impl<B: AutodiffBackend> Lab<B> {
             let run = dir.display().to_string();
             return Err(Interrupted { step: outcome.steps, run }.into());
         }
-        let pruner = registry::<B::InnerBackend, E>().build(&config.pruner())?;
+        let pruner = registry::<B::InnerBackend, E>(&self.device).build(&config.pruner())?;
         let options = EvalOptions { progress: self.progress, ..EvalOptions::default() };
         let score = |cache: &FeatureCache, views: &[EvalView]| {
             let (source, features) = (cache.source(), (!text_only).then_some(cache));

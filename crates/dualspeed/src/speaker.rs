@@ -13,8 +13,7 @@ use dualspeed_data::{
     scene_tokenizer,
 };
 use dualspeed_model::import::{
-    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport,
-    load_extra,
+    Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
 };
 use dualspeed_model::{
     GenerateOptions, Generated, Llama, Llava, LlavaConfig, Needs, Pruner, TileLayout, View,
@@ -230,8 +229,11 @@ impl<B: Backend> Speaker<B> {
             turns: vec![Turn::open(with_images(question)?)],
         };
         let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
-        let options =
-            GenerateOptions { eos_token_ids: self.eos_token_ids.clone(), ..asking.options.clone() };
+        let options = GenerateOptions {
+            eos_token_ids: self.eos_token_ids.clone(),
+            prompt: question.prompt.clone(),
+            ..asking.options.clone()
+        };
         let mut said = Said { tokenizer: &self.tokenizer, ids: Vec::new(), shown: 0, failed: None };
         let mut on_token = |id| said.push(id, each);
         let generated = match &self.model {

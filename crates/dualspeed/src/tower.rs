@@ -1,7 +1,8 @@
 //! The embedded vision tower: a small ViT that names patches, their colours and the picture, trained by
 //! `dualspeed train-tower` on scenes from the embedded drawings.
 
-use dualspeed_model::{TowerConfig, TowerModel, Vit, VitConfig, store};
+use dualspeed_data::Atlas;
+use dualspeed_model::{NameTower, TowerConfig, TowerModel, Vit, VitConfig, store};
 use dualspeed_ops::Backend;
 
 /// Optimiser steps of the embedded weights' training.
@@ -59,4 +60,14 @@ pub fn embedded<B: Backend>(wanted: &VitConfig, device: &B::Device) -> anyhow::R
     let mut tower = embedded_with_heads::<B>(device)?.vision;
     tower.config = have;
     Ok(tower)
+}
+
+/// The embedded tower's text side: the class names it was trained with.
+///
+/// # Errors
+/// If the embedded files do not fit each other, which a test rules out.
+pub fn names<B: Backend>(device: &B::Device) -> anyhow::Result<NameTower<B>> {
+    let classes = Atlas::embedded()?.classes().iter().take(config().num_classes);
+    let vectors = embedded_with_heads::<B>(device)?.text_features();
+    Ok(NameTower::new(classes.map(|class| class.name.clone()), vectors)?)
 }

@@ -13,7 +13,7 @@ use crate::atlas::Atlas;
 use crate::error::DataError;
 use crate::example::{Example, ExampleSource, Modality, QuestionMeta};
 use crate::picture::ImageProcessor;
-use crate::text::{Conversation, Template, TextTokenizer, Turn, encode_training};
+use crate::text::{Conversation, Encoded, Template, TextTokenizer, Turn, encode_training};
 
 /// Increase when the same configuration comes to mean other scenes.
 const GENERATOR_VERSION: u32 = 2;
@@ -97,7 +97,10 @@ impl SceneSource {
             })
             .collect();
         let id = format!("scene-{}-{}-{index}", self.config.split.name(), self.config.seed);
-        Ok(Example { id, input_ids: encoded.input_ids, labels: encoded.labels, images, tilings: Vec::new(), questions })
+        let prompt = conversation.prompt();
+        let Encoded { input_ids, labels, .. } = encoded;
+        let tilings = Vec::new();
+        Ok(Example { id, input_ids, labels, images, tilings, questions, prompt })
     }
 }
 

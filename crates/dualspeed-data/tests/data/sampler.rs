@@ -13,7 +13,9 @@ impl ExampleSource for Mixed {
     }
     fn get(&self, index: usize) -> Result<Example, DataError> {
         let (input_ids, labels) = (vec![7; index + 1], vec![7; index + 1]);
-        Ok(Example { id: index.to_string(), input_ids, labels, images: vec![], tilings: vec![], questions: vec![] })
+        let (id, prompt) = (index.to_string(), String::new());
+        let (images, tilings, questions) = (vec![], vec![], vec![]);
+        Ok(Example { id, input_ids, labels, images, tilings, questions, prompt })
     }
     fn modality(&self, index: usize) -> Modality {
         if index.is_multiple_of(3) { Modality::Text } else { Modality::Image }

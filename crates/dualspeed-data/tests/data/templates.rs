@@ -30,8 +30,24 @@ const DOG: i64 = 21;
 
 fn words() -> TextTokenizer {
     TextTokenizer::from_words([
-        "<|im_start|>", "<|im_end|>", "[", "inst", "]", "[/", "<<", "sys", ">>", "<</", "system",
-        "user", "assistant", "be", "kind", "what", "cat", "dog",
+        "<|im_start|>",
+        "<|im_end|>",
+        "[",
+        "inst",
+        "]",
+        "[/",
+        "<<",
+        "sys",
+        ">>",
+        "<</",
+        "system",
+        "user",
+        "assistant",
+        "be",
+        "kind",
+        "what",
+        "cat",
+        "dog",
     ])
     .unwrap()
 }
@@ -143,11 +159,17 @@ fn prompts_end_where_the_model_speaks() {
     let prompt = |template| encode_prompt(&conversation, template, &words()).unwrap();
     assert_eq!(
         prompt(Template::Chatml),
-        [START, USER, WHAT, END, START, ASSISTANT, CAT, END, START, USER, IMG, DOG, END, START, ASSISTANT]
+        [
+            START, USER, WHAT, END, START, ASSISTANT, CAT, END, START, USER, IMG, DOG, END, START,
+            ASSISTANT
+        ]
     );
     assert_eq!(
         prompt(Template::MistralInstruct),
-        [BOS, OPEN, INST, CLOSE, WHAT, SHUT, INST, CLOSE, CAT, EOS, OPEN, INST, CLOSE, IMG, DOG, SHUT, INST, CLOSE]
+        [
+            BOS, OPEN, INST, CLOSE, WHAT, SHUT, INST, CLOSE, CAT, EOS, OPEN, INST, CLOSE, IMG, DOG,
+            SHUT, INST, CLOSE
+        ]
     );
 }
 

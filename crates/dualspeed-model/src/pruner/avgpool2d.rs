@@ -48,6 +48,9 @@ impl<B: Backend> Pruner<B> for AvgPool2d {
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
         let (images, n) = (visual.images(), visual.tokens());
+        if visual.compacted {
+            return Err(PruneError::NotAGrid { pruner: Pruner::<B>::name(self).to_owned() });
+        }
         let side = n.isqrt();
         let grid = if side * side == n { Self::cells(side, keep) } else { None };
         let Some((rows, columns)) = grid else {

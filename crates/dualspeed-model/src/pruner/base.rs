@@ -1,92 +1,26 @@
-//! The base of all pruners: how many, in which order, with which gradient, and what is an error.
+//! The base of all pruners: in which order, with which gradient, and what is an error.
 
 use burn::tensor::{FloatDType, IndexingUpdateOp};
 use burn::tensor::{Int, Tensor, TensorData};
-use dualspeed_ops::{AutodiffBackend, Backend};
-use serde::{Deserialize, Serialize};
+use dualspeed_ops::Backend;
 
-use super::{Kept, PruneContext, PruneError, Pruner, Stage, VisualTokens};
-use crate::vision::VisionFeatures;
+use super::rows::marks;
+use super::tiles::{keep_all, select_tiles};
+use super::{Kept, KeptTokens, PruneContext, PruneError, Pruner, Stage, VisualTokens};
 
-/// How a fractional number of kept tokens becomes a count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rounding {
-    /// Towards zero, as DualSpeed's published code: `int((1 - p) * n)`, 57 of 576 at p = 0.9.
-    #[default]
-    Trunc,
-    /// To nearest, ties to even, as DivPrune's.
-    HalfEven,
-    /// To nearest, ties up.
-    Round,
-}
-
-/// How many of `n` tokens stay at a pruning ratio; at least one, at most all.
-///
-/// The product is taken in f64 as Python does, so `(1 - 0.9) * 10` truncates to 0 (then raised
-/// to 1) and not to 1.
-pub fn keep_count(n: usize, pruning_ratio: f64, rounding: Rounding) -> usize {
-    let exact = (1.0 - pruning_ratio) * n as f64;
-    let count = match rounding {
-        Rounding::Trunc => exact.trunc(),
-        Rounding::HalfEven => exact.round_ties_even(),
-        Rounding::Round => exact.round(),
-    };
-    (count.max(0.0) as usize).clamp(1, n.max(1))
-}
-
-/// Visual tokens after pruning.
-#[derive(Clone, Debug)]
-pub struct KeptTokens<B: Backend> {
-    /// `[images, keep, d]`.
-    pub tokens: Tensor<B, 3>,
-    /// Whether `tokens` are merged hidden states that the projector has yet to see.
-    pub unprojected: bool,
-    /// Indices of the kept tokens, ascending, `[images, keep]`; none for merges.
-    pub indices: Option<Tensor<B, 2, Int>>,
-}
-
-impl<B: Backend> KeptTokens<B> {
-    /// Tokens kept per image.
-    pub fn keep(&self) -> usize {
-        self.tokens.dims()[1]
-    }
-
-    /// Checks that indices are unique, ascending and in range; reads them back from the device.
-    ///
-    /// # Errors
-    /// [`PruneError::Picks`] for the first image where they are not.
-    pub fn verify(&self, pruner: &str, n: usize) -> Result<(), PruneError> {
-        let Some(indices) = &self.indices else { return Ok(()) };
-        let keep = self.keep();
-        let picks: Vec<i64> = indices.to_data().iter::<i64>().collect();
-        for (image, picks) in picks.chunks(keep.max(1)).enumerate() {
-            let ascending = picks.windows(2).all(|pair| pair[0] < pair[1]);
-            if !ascending || picks.iter().any(|pick| !(0..n as i64).contains(pick)) {
-                let (pruner, picks) = (pruner.to_owned(), picks.to_vec());
-                return Err(PruneError::Picks { pruner, image, picks, tokens: n });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<B: AutodiffBackend> KeptTokens<B> {
-    /// The same tokens on the inner backend, for a forward without gradient.
-    pub fn inner(&self) -> KeptTokens<B::InnerBackend> {
-        KeptTokens {
-            tokens: self.tokens.clone().inner(),
-            unprojected: self.unprojected,
-            indices: self.indices.clone().map(Tensor::inner),
-        }
-    }
-}
-
-/// Runs a pruner: checks the request, hands over f32 features without gradient, sorts the picks
-/// ascending, and gathers (or merges) with gradient.
+/// Runs a pruner: checks the request, takes out padding, hands over f32 features without gradient,
+/// sorts the picks ascending, and gathers (or merges) with gradient.
 ///
 /// Picks are gathered from the projected tokens at either stage, because the projector works token
-/// by token; a merge before the projector is left [unprojected](KeptTokens::unprojected). No value is read back from the device; [`KeptTokens::verify`] does that where wanted.
+/// by token; a merge before the projector is left [unprojected](KeptTokens::unprojected). Merging
+/// weights are constants: the gradient goes through them to the tokens, not into them.
+///
+/// `keep` is a number of tokens per tile. A tile with padding keeps a share of it that is rounded down,
+/// at least one; a pruner of [image scope](super::Scope::Image) chooses as many as all tiles of
+/// an image together would keep.
+///
+/// Nothing is read back from the device, but for the check that features are numbers when
+/// [`PruneContext::verify`] is on (and by pruners that say so). [`KeptTokens::verify`] checks picks.
 ///
 /// # Errors
 /// [`PruneError`] if the request makes no sense, a needed feature is missing, or the decision has
@@ -97,31 +31,123 @@ pub fn select<B: Backend>(
     keep: usize,
     ctx: &PruneContext,
 ) -> Result<KeptTokens<B>, PruneError> {
-    let (images, n) = (visual.images(), visual.tokens());
     check_request(pruner, visual, keep, ctx)?;
-    let kept = pruner.prune(&in_f32(visual.detach()), keep, ctx)?;
-    let shape = |found: &[usize], expected: &[usize]| {
-        if found == expected {
+    if ctx.verify {
+        check_finite(pruner, visual, ctx)?;
+    }
+    if let Some(layer_drop) = pruner.layer_drop(keep) {
+        return Ok(KeptTokens { layer_drop: Some(layer_drop), ..keep_all(visual)? });
+    }
+    if visual.tiles.is_some() {
+        return match pruner.keeps_all() {
+            true => keep_all(visual),
+            false => select_tiles(pruner, visual, keep, ctx),
+        };
+    }
+    let Decided { tokens, lengths, unprojected, indices } = decide(pruner, visual, keep, ctx)?;
+    Ok(KeptTokens { tokens, lengths, unprojected, indices, layer_drop: None })
+}
+
+/// One decision for rows that all have the same number of tokens.
+pub(super) struct Decided<B: Backend> {
+    /// `[rows, most, d]`.
+    pub tokens: Tensor<B, 3>,
+    pub lengths: Vec<usize>,
+    pub unprojected: bool,
+    /// `[rows, most]`.
+    pub indices: Option<Tensor<B, 2, Int>>,
+}
+
+/// Asks the pruner and carries out what it says.
+pub(super) fn decide<B: Backend>(
+    pruner: &dyn Pruner<B>,
+    visual: &VisualTokens<B>,
+    keep: usize,
+    ctx: &PruneContext,
+) -> Result<Decided<B>, PruneError> {
+    let (rows, n) = (visual.rows(), visual.tokens());
+    let unprojected = pruner.stage() == Stage::PreProjector;
+    let class = visual.features.cls_hidden.as_ref();
+    let class = class.filter(|_| unprojected && pruner.needs().cls_hidden);
+    let shape = |found: &[usize], expected: [usize; 3]| {
+        let columns = found.get(2).copied();
+        let fits = columns == Some(n) || (class.is_some() && columns == Some(n + 1));
+        if fits && found[..2] == expected[..2] {
             return Ok(());
         }
         let (found, expected) = (found.to_vec(), expected.to_vec());
         Err(PruneError::Shape { pruner: pruner.name().to_owned(), found, expected })
     };
-    match kept {
+    let (weights, lengths) = match pruner.prune(&visual.detach().in_f32(), keep, ctx)? {
         Kept::Select(picks) => {
-            shape(&picks.dims(), &[images, keep])?;
+            if picks.dims() != [rows, keep] {
+                let (found, expected) = (picks.dims().to_vec(), vec![rows, keep]);
+                let pruner = pruner.name().to_owned();
+                return Err(PruneError::Shape { pruner, found, expected });
+            }
             let indices = ascending(picks, n);
             let tokens = gather(visual.projected.clone(), indices.clone());
-            Ok(KeptTokens { tokens, unprojected: false, indices: Some(indices) })
+            let lengths = vec![keep; rows];
+            return Ok(Decided { tokens, lengths, unprojected: false, indices: Some(indices) });
         }
         Kept::Merge(weights) => {
-            shape(&weights.dims(), &[images, keep, n])?;
-            let unprojected = pruner.stage() == Stage::PreProjector;
-            let source = if unprojected { &visual.features.hidden } else { &visual.projected };
-            let weights = weights.detach().cast(source.dtype());
-            Ok(KeptTokens { tokens: weights.matmul(source.clone()), unprojected, indices: None })
+            shape(&weights.dims(), [rows, keep, n])?;
+            (weights, vec![keep; rows])
         }
+        Kept::Ragged { weights, lengths } => {
+            let most = lengths.iter().copied().max().unwrap_or(0);
+            shape(&weights.dims(), [rows, most, n])?;
+            if lengths.len() != rows || lengths.contains(&0) {
+                let pruner = pruner.name().to_owned();
+                return Err(PruneError::Shape { pruner, found: lengths, expected: vec![rows] });
+            }
+            (weights, lengths)
+        }
+    };
+    let source = match (unprojected, class) {
+        (true, Some(class)) if weights.dims()[2] == n + 1 => {
+            Tensor::cat(vec![visual.features.hidden.clone(), class.clone()], 1)
+        }
+        (true, _) => visual.features.hidden.clone(),
+        (false, _) => visual.projected.clone(),
+    };
+    let weights = weights.detach().cast(source.dtype());
+    Ok(Decided { tokens: weights.matmul(source), lengths, unprojected, indices: None })
+}
+
+/// How much each token of a whole image goes into the kept ones, `[images, n]`: 1 for a token that is
+/// kept as it is; a merged token's unit is shared out over what it is made of. For pictures.
+///
+/// # Errors
+/// As [`select`]; tiles are an error, too.
+pub fn contributions<B: Backend>(
+    pruner: &dyn Pruner<B>,
+    visual: &VisualTokens<B>,
+    keep: usize,
+    ctx: &PruneContext,
+) -> Result<Tensor<B, 2>, PruneError> {
+    check_request(pruner, visual, keep, ctx)?;
+    if visual.tiles.is_some() {
+        let problem = "contributions are of whole images".to_owned();
+        return Err(PruneError::Tiles { problem });
     }
+    let ([rows, n, _], device) = (visual.projected.dims(), visual.projected.device());
+    let weights = match pruner.prune(&visual.detach().in_f32(), keep, ctx)? {
+        Kept::Select(picks) => return Ok(marks(picks, n)),
+        Kept::Merge(weights) => weights,
+        Kept::Ragged { weights, lengths } => {
+            let most = weights.dims()[1];
+            let there: Vec<f32> = lengths
+                .iter()
+                .flat_map(|length| (0..most).map(move |at| if at < *length { 1.0 } else { 0.0 }))
+                .collect();
+            let there = TensorData::new(there, [rows, most, 1]);
+            weights * Tensor::<B, 3>::from_data(there, &device)
+        }
+    };
+    let weights = weights.abs();
+    let shares = weights.clone() / weights.sum_dim(2).clamp_min(1e-12);
+    Ok(shares.narrow(2, 0, n).sum_dim(1).reshape([rows, n]))
 }
 
 fn check_request<B: Backend>(
@@ -144,34 +170,50 @@ fn check_request<B: Backend>(
     if !pruner.keeps_all() && keep == tokens {
         return Err(PruneError::NothingPruned { pruner: name(), keep, tokens });
     }
-    if ctx.images.len() != visual.images() {
-        let (named, images) = (ctx.images.len(), visual.images());
+    if let Some(tiles) = &visual.tiles {
+        tiles.check(visual.rows(), tokens)?;
+    }
+    let images = visual.images();
+    let named = ctx.images.len();
+    if named != images || !(ctx.prompts.is_empty() || ctx.prompts.len() == images) {
         return Err(PruneError::Context { pruner: name(), named, images });
     }
-    let (needs, features) = (pruner.needs(), &visual.features);
-    let missing = [
-        (needs.cls_attention && features.cls_attention.is_none(), "cls_attention"),
-        (needs.keys && features.keys.is_none(), "keys"),
-        (needs.patch_text && features.patch_text.is_none(), "patch_text"),
-    ];
-    match missing.iter().find(|(missing, _)| *missing) {
-        Some((_, feature)) => Err(PruneError::MissingFeature { pruner: name(), feature }),
+    let needs = pruner.needs();
+    let missing = visual
+        .features
+        .missing(needs)
+        .or_else(|| (needs.text && visual.text.is_none()).then_some("text"))
+        .or_else(|| (needs.question && visual.question.is_none()).then_some("question"));
+    match missing {
+        Some(feature) => Err(PruneError::MissingFeature { pruner: name(), feature }),
         None => Ok(()),
     }
 }
 
-/// Scores are made in f32 whatever the activations are: bf16 cosines tie.
-fn in_f32<B: Backend>(visual: VisualTokens<B>) -> VisualTokens<B> {
-    let cast = |x: Tensor<B, 3>| x.cast(FloatDType::F32);
-    VisualTokens {
-        projected: cast(visual.projected),
-        features: VisionFeatures {
-            hidden: cast(visual.features.hidden),
-            cls_attention: visual.features.cls_attention.map(cast),
-            keys: visual.features.keys.map(cast),
-            patch_text: visual.features.patch_text.map(cast),
-        },
-    }
+/// Names the first image with a feature that is not a number; reads one number per image and
+/// feature back.
+fn check_finite<B: Backend>(
+    pruner: &dyn Pruner<B>,
+    visual: &VisualTokens<B>,
+    ctx: &PruneContext,
+) -> Result<(), PruneError> {
+    let mut named = visual.features.named();
+    named.push(("projected", visual.projected.clone()));
+    let rows = visual.rows();
+    let sums: Vec<Tensor<B, 2>> = named
+        .iter()
+        // The magnitude's sum is finite exactly if every entry is; values near the end of the range
+        // are as broken as infinite ones.
+        .map(|(_, x)| x.clone().detach().cast(FloatDType::F32).abs().sum_dim(2).sum_dim(1))
+        .map(|sum| sum.reshape([1, rows]))
+        .collect();
+    let sums: Vec<f32> = Tensor::cat(sums, 0).into_data().iter::<f32>().collect();
+    let Some(first) = sums.iter().position(|sum| !sum.is_finite()) else { return Ok(()) };
+    let row = first % rows;
+    let image = visual.tiles.as_ref().map_or(row, |tiles| tiles.image_of_row()[row]);
+    let (sample, image) = ctx.images[image].clone();
+    let (pruner, feature) = (pruner.name().to_owned(), named[first / rows].0);
+    Err(PruneError::NotFinite { pruner, feature, sample, image })
 }
 
 /// Sorts each row ascending by counting smaller entries: a sort that never leaves the device.
@@ -201,8 +243,9 @@ pub(super) fn row_indices<B: Backend>(
     Tensor::from_data(TensorData::new(row, [images, n]), device)
 }
 
-/// `[images, n, d], [images, keep] -> [images, keep, d]`; the gradient flows to the kept rows.
-fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+/// `[images, n, d], [images, keep] -> [images, keep, d]` for ascending unique indices; the gradient flows
+/// to the kept rows.
+pub(super) fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int>) -> Tensor<B, 3> {
     let [images, n, d] = source.dims();
     let keep = indices.dims()[1];
     if keep == n {

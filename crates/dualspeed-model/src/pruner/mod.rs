@@ -1,61 +1,90 @@
 //! Visual token pruners: the trait users implement, and the base that owns what every pruner would
-//! otherwise get subtly wrong (counts, order, ties, gradients, errors).
+//! otherwise get subtly wrong (counts, order, ties, masks, gradients, errors).
+//!
+//! | module | concept |
+//! |---|---|
+//! | this one | [`Pruner`], what it decides ([`Kept`]) and what it may depend on |
+//! | `tokens` | [`VisualTokens`] in, [`KeptTokens`] out |
+//! | `base`, `tiles` | [`select`]: checks, f32, order, gather; masks and tiles of one image |
+//! | `spec`, `registry` | pruners by name, with options |
+//! | `topk`, `rows` | ranks with a fixed tie rule, and other row arithmetic |
+//! | `layer_drop` | the second extension point: dropping tokens between decoder blocks |
+//! | `error` | [`PruneError`] |
+//!
+//! | pruner | reads | gives |
+//! |---|---|---|
+//! | [`DivPrune`] | projected | selection |
+//! | [`CdPruner`] | projected, patches and question in the text space | selection |
+//! | [`FasterVlm`] | class attention | selection |
+//! | [`VisPruner`] | class attention, hidden | selection |
+//! | [`VisionZip`] | class attention, keys | merge before the projector |
+//! | [`PruMerge`] (`prumerge`, `prumerge+`) | class attention, keys | merge before the projector |
+//! | [`HoloV`] | class attention, projected | selection |
+//! | [`Dart`] | projected, question embeddings | selection |
+//! | [`Trim`] | patches and question in the text space | merge before the projector |
+//! | [`PruneSid`] | class attention, hidden | selection |
+//! | [`PyramidDrop`] | the decoder's own attention | drops inside the decoder |
+//! | [`RandomPruner`], [`UniformPruner`], [`AvgPool2d`], [`NoPruning`] | - | controls |
 
 mod avgpool2d;
 mod base;
+mod cdpruner;
+mod dart;
 mod divprune;
+mod error;
 mod fastervlm;
+mod guided;
+mod holov;
+mod layer_drop;
 mod none;
+mod outliers;
+mod prumerge;
+mod prunesid;
+mod pyramiddrop;
 mod random;
 mod registry;
+mod rows;
+mod spec;
+mod tiles;
+mod tokens;
 mod topk;
+mod trim;
 mod uniform;
+mod visionzip;
+mod vispruner;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
 pub use avgpool2d::AvgPool2d;
-pub use base::{KeptTokens, Rounding, keep_count, select};
+pub use base::{contributions, select};
+pub use cdpruner::CdPruner;
+pub use dart::Dart;
 pub use divprune::DivPrune;
+pub use error::PruneError;
 pub use fastervlm::FasterVlm;
+pub use holov::HoloV;
+pub(crate) use layer_drop::uniform_scores;
+pub use layer_drop::{DropPlan, DropPositions, DropScore, LayerDrop};
 pub use none::NoPruning;
+pub use prumerge::PruMerge;
+pub use prunesid::PruneSid;
+pub use pyramiddrop::PyramidDrop;
 pub use random::RandomPruner;
-pub use registry::{PrunerFactory, PrunerSpec, Registry};
-pub use topk::top_indices;
+pub use registry::{PrunerFactory, Registry};
+pub use spec::{Compat, OptionValue, PrunerSpec, Rounding, Scope, keep_count};
+pub(crate) use tiles::keep_all;
+pub use tokens::{KeptTokens, QuestionTokens, Tiles, VisualTokens};
+pub use topk::{ranks, top_indices};
+pub use trim::Trim;
 pub use uniform::UniformPruner;
+pub use visionzip::VisionZip;
+pub use vispruner::VisPruner;
 
-use crate::vision::{Needs, VisionFeatures};
-
-/// Visual tokens of a batch of images, before pruning.
-#[derive(Clone, Debug)]
-pub struct VisualTokens<B: Backend> {
-    /// Features in the language model's embedding space, `[images, n, d]`, with gradient.
-    pub projected: Tensor<B, 3>,
-    /// The vision tower's output, without gradient.
-    pub features: VisionFeatures<B>,
-}
-
-impl<B: Backend> VisualTokens<B> {
-    /// Number of images.
-    pub fn images(&self) -> usize {
-        self.projected.dims()[0]
-    }
-
-    /// Tokens per image.
-    pub fn tokens(&self) -> usize {
-        self.projected.dims()[1]
-    }
-
-    /// Cut off from any gradient.
-    pub fn detach(&self) -> Self {
-        Self {
-            projected: self.projected.clone().detach(),
-            features: self.features.clone().detach(),
-        }
-    }
-}
+use crate::vision::Needs;
 
 /// Where a pruner's decision is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +100,16 @@ pub enum Stage {
 pub enum Kept<B: Backend> {
     /// Indices of the tokens to keep, `[images, keep]`, in any order, unique in each row.
     Select(Tensor<B, 2, Int>),
-    /// New tokens as weighted sums of the old: `[images, keep, n]`.
+    /// New tokens as weighted sums of the old: `[images, keep, n]`; `[images, keep, n + 1]` where the
+    /// class token is the last of the old ones (before the projector, with [`Needs::cls_hidden`]).
     Merge(Tensor<B, 3>),
+    /// As [`Kept::Merge`] for a method whose count depends on the data.
+    Ragged {
+        /// `[images, most, n]` or `[images, most, n + 1]`; rows from an image's length on are ignored.
+        weights: Tensor<B, 3>,
+        /// Tokens of each image, 1 or more.
+        lengths: Vec<usize>,
+    },
 }
 
 /// What a pruner may depend on besides the tokens.
@@ -84,12 +121,18 @@ pub struct PruneContext {
     pub step: u64,
     /// For each image the id of its sample and its index among the sample's images.
     pub images: Vec<(String, usize)>,
+    /// For each image the question about it (the first human turn), for text-guided pruners; may be
+    /// left empty for the others.
+    pub prompts: Vec<String>,
+    /// Whether features are read back and checked to be numbers.
+    pub verify: bool,
 }
 
 /// A visual token pruner.
 ///
 /// Implementors decide *which*; [`select`] sees to the rest: `visual` arrives in f32 and without
-/// gradient, features named in [`Pruner::needs`] are present, `1 <= keep < n`.
+/// gradient, without padding, one row per image (or tile, see [`Scope`]); features named in
+/// [`Pruner::needs`] are present, `1 <= keep < n`.
 pub trait Pruner<B: Backend>: Debug + Send + Sync {
     /// The name in configurations and tables.
     fn name(&self) -> &str;
@@ -104,9 +147,21 @@ pub trait Pruner<B: Backend>: Debug + Send + Sync {
         Stage::PostProjector
     }
 
+    /// What one decision spans where an image has several tiles.
+    fn scope(&self) -> Scope {
+        Scope::Tile
+    }
+
     /// Whether this pruner may keep every token; only controls do.
     fn keeps_all(&self) -> bool {
         false
+    }
+
+    /// For pruners that work inside the decoder: what is dropped there so that `keep` visual tokens of
+    /// each image are left at the end. [`Pruner::prune`] is then not called.
+    fn layer_drop(&self, keep: usize) -> Option<Arc<dyn LayerDrop>> {
+        let _ = keep;
+        None
     }
 
     /// Decides which `keep` of the `n` tokens of each image stay.
@@ -119,124 +174,4 @@ pub trait Pruner<B: Backend>: Debug + Send + Sync {
         keep: usize,
         ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError>;
-}
-
-/// A pruner that cannot do what it is asked, or did not.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum PruneError {
-    /// Nothing would be kept.
-    #[error("{pruner}: keep = 0; keep at least one of the {tokens} visual tokens")]
-    KeepZero {
-        /// Name of the pruner.
-        pruner: String,
-        /// Tokens per image.
-        tokens: usize,
-    },
-    /// More would be kept than there are.
-    #[error("{pruner}: keep = {keep} but an image has only {tokens} visual tokens")]
-    KeepTooMany {
-        /// Name of the pruner.
-        pruner: String,
-        /// Tokens asked for.
-        keep: usize,
-        /// Tokens per image.
-        tokens: usize,
-    },
-    /// All would be kept: a pruned run that prunes nothing is a mistake.
-    #[error(
-        "{pruner}: keep = {keep} of {tokens} prunes nothing; lower keep, or use View::Full or \
-         the pruner `none`"
-    )]
-    NothingPruned {
-        /// Name of the pruner.
-        pruner: String,
-        /// Tokens asked for.
-        keep: usize,
-        /// Tokens per image.
-        tokens: usize,
-    },
-    /// A control that keeps everything was asked to keep less.
-    #[error(
-        "{pruner} keeps all {tokens} visual tokens and cannot keep {keep}; pick another pruner"
-    )]
-    CannotPrune {
-        /// Name of the pruner.
-        pruner: String,
-        /// Tokens asked for.
-        keep: usize,
-        /// Tokens per image.
-        tokens: usize,
-    },
-    /// A needed feature is not there.
-    #[error("{pruner} needs {feature}, which these features lack; compute them with its needs()")]
-    MissingFeature {
-        /// Name of the pruner.
-        pruner: String,
-        /// Name of the feature.
-        feature: &'static str,
-    },
-    /// The decision has the wrong shape.
-    #[error("{pruner} returned shape {found:?}, expected {expected:?}")]
-    Shape {
-        /// Name of the pruner.
-        pruner: String,
-        /// Shape returned.
-        found: Vec<usize>,
-        /// Shape wanted.
-        expected: Vec<usize>,
-    },
-    /// The decision names a token twice or one that does not exist.
-    #[error(
-        "{pruner} picked {picks:?} of {tokens} tokens for image {image}: indices must be unique \
-         and in range; are the features NaN?"
-    )]
-    Picks {
-        /// Name of the pruner.
-        pruner: String,
-        /// Index of the image.
-        image: usize,
-        /// The indices returned.
-        picks: Vec<i64>,
-        /// Tokens per image.
-        tokens: usize,
-    },
-    /// The context does not name every image.
-    #[error("{pruner}: the context names {named} image(s) but there are {images}")]
-    Context {
-        /// Name of the pruner.
-        pruner: String,
-        /// Images in the context.
-        named: usize,
-        /// Images in the batch.
-        images: usize,
-    },
-    /// Pooling cannot make that many tokens.
-    #[error(
-        "{pruner} cannot make {keep} cells of {tokens} tokens; the nearest count it can make is \
-         {nearest}"
-    )]
-    NoGrid {
-        /// Name of the pruner.
-        pruner: String,
-        /// Tokens asked for.
-        keep: usize,
-        /// Tokens per image.
-        tokens: usize,
-        /// The nearest feasible count.
-        nearest: usize,
-    },
-    /// No pruner of that name.
-    #[error("unknown pruner `{name}`{}; known: {}", hint(.nearest), .known.join(", "))]
-    Unknown {
-        /// The name asked for.
-        name: String,
-        /// The most similar known name.
-        nearest: Option<String>,
-        /// All known names.
-        known: Vec<String>,
-    },
-}
-
-fn hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map_or_else(String::new, |name| format!(" (did you mean `{name}`?)"))
 }

@@ -3,17 +3,35 @@
 use burn::tensor::{Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::{Kept, PruneContext, PruneError, Pruner, VisualTokens};
+use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::rng::{SplitMix, hash_str};
 
 /// Uniformly random tokens: a pure function of (seed, step, sample id, image index), so neither
 /// the batch's composition nor earlier draws matter.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RandomPruner;
+pub struct RandomPruner {
+    /// What one decision spans.
+    pub scope: Scope,
+}
+
+impl RandomPruner {
+    /// From a specification; no options.
+    ///
+    /// # Errors
+    /// [`PruneError`] if the specification asks for what there is not.
+    pub fn from_spec(spec: &PrunerSpec) -> Result<Self, PruneError> {
+        spec.expect_options(&[])?;
+        Ok(Self { scope: spec.scope })
+    }
+}
 
 impl<B: Backend> Pruner<B> for RandomPruner {
     fn name(&self) -> &str {
         "random"
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope
     }
 
     fn prune(

@@ -5,49 +5,28 @@ use std::fmt;
 use std::sync::Arc;
 
 use dualspeed_ops::Backend;
-use serde::{Deserialize, Serialize};
 
+use super::error::nearest;
+use super::guided::Guided;
 use super::{
-    AvgPool2d, DivPrune, FasterVlm, NoPruning, PruneError, Pruner, RandomPruner, Rounding,
-    UniformPruner, keep_count,
+    AvgPool2d, CdPruner, Dart, DivPrune, FasterVlm, HoloV, NoPruning, PruMerge, PruneError,
+    PruneSid, Pruner, PrunerSpec, PyramidDrop, RandomPruner, Trim, UniformPruner, VisPruner,
+    VisionZip,
 };
-
-/// A pruner as configurations name it; backend-free, so that anything may hold it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PrunerSpec {
-    /// Name in the registry.
-    pub name: String,
-    /// How a fractional number of kept tokens becomes a count.
-    pub rounding: Rounding,
-}
-
-impl Default for PrunerSpec {
-    fn default() -> Self {
-        Self::new("divprune")
-    }
-}
-
-impl PrunerSpec {
-    /// The pruner of that name with the published rounding.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), rounding: Rounding::default() }
-    }
-
-    /// How many of `n` tokens stay at a pruning ratio.
-    pub fn keep_count(&self, n: usize, pruning_ratio: f64) -> usize {
-        keep_count(n, pruning_ratio, self.rounding)
-    }
-}
+use crate::text_tower::TextTower;
 
 /// Makes a pruner from its specification.
 pub type PrunerFactory<B> =
     Arc<dyn Fn(&PrunerSpec) -> Result<Box<dyn Pruner<B>>, PruneError> + Send + Sync>;
 
+/// Makes the text tower that text-guided pruners ask.
+type TextTowerFactory<B> = Arc<dyn Fn() -> Result<Arc<dyn TextTower<B>>, PruneError> + Send + Sync>;
+
 /// Factories by name. A value, not global state: add your own with [`Registry::with`].
 #[derive(Clone)]
 pub struct Registry<B: Backend> {
     factories: BTreeMap<String, PrunerFactory<B>>,
+    text_tower: Option<TextTowerFactory<B>>,
 }
 
 impl<B: Backend> Default for Registry<B> {
@@ -65,13 +44,23 @@ impl<B: Backend> fmt::Debug for Registry<B> {
 impl<B: Backend> Registry<B> {
     /// The pruners of this crate: one line each.
     pub fn builtin() -> Self {
-        Self { factories: BTreeMap::new() }
-            .with("none", |_| Ok(Box::new(NoPruning)))
-            .with("random", |_| Ok(Box::new(RandomPruner)))
-            .with("uniform", |_| Ok(Box::new(UniformPruner)))
-            .with("avgpool2d", |_| Ok(Box::new(AvgPool2d)))
-            .with("divprune", |_| Ok(Box::new(DivPrune)))
-            .with("fastervlm", |_| Ok(Box::new(FasterVlm)))
+        Self { factories: BTreeMap::new(), text_tower: None }
+            .with("none", |spec| spec.expect_options(&[]).map(|()| Box::new(NoPruning) as _))
+            .with("random", |spec| Ok(Box::new(RandomPruner::from_spec(spec)?)))
+            .with("uniform", |spec| Ok(Box::new(UniformPruner::from_spec(spec)?)))
+            .with("avgpool2d", |spec| spec.expect_options(&[]).map(|()| Box::new(AvgPool2d) as _))
+            .with("divprune", |spec| Ok(Box::new(DivPrune::from_spec(spec)?)))
+            .with("cdpruner", |spec| Ok(Box::new(CdPruner::from_spec(spec)?)))
+            .with("fastervlm", |spec| Ok(Box::new(FasterVlm::from_spec(spec)?)))
+            .with("vispruner", |spec| Ok(Box::new(VisPruner::from_spec(spec)?)))
+            .with("visionzip", |spec| Ok(Box::new(VisionZip::from_spec(spec)?)))
+            .with("prumerge", |spec| Ok(Box::new(PruMerge::from_spec(spec, false)?)))
+            .with("prumerge+", |spec| Ok(Box::new(PruMerge::from_spec(spec, true)?)))
+            .with("holov", |spec| Ok(Box::new(HoloV::from_spec(spec)?)))
+            .with("dart", |spec| Ok(Box::new(Dart::from_spec(spec)?)))
+            .with("trim", |spec| Ok(Box::new(Trim::from_spec(spec)?)))
+            .with("prunesid", |spec| Ok(Box::new(PruneSid::from_spec(spec)?)))
+            .with("pyramiddrop", |spec| Ok(Box::new(PyramidDrop::from_spec(spec)?)))
     }
 
     /// Adds or replaces a pruner.
@@ -84,28 +73,36 @@ impl<B: Backend> Registry<B> {
         self
     }
 
+    /// Says where text-guided pruners ([`Needs::text`](crate::Needs)) get their questions' vectors
+    /// from; called when such a pruner is built.
+    pub fn with_text_tower(
+        mut self,
+        tower: impl Fn() -> Result<Arc<dyn TextTower<B>>, PruneError> + Send + Sync + 'static,
+    ) -> Self {
+        self.text_tower = Some(Arc::new(tower));
+        self
+    }
+
     /// Known names, sorted.
     pub fn names(&self) -> Vec<String> {
         self.factories.keys().cloned().collect()
     }
 
-    /// Builds a pruner.
+    /// Builds a pruner. A text-guided one asks the registry's text tower, where there is one; else the
+    /// caller sets [`VisualTokens::text`](super::VisualTokens).
     ///
     /// # Errors
     /// [`PruneError::Unknown`] with the nearest known name, or what the factory says.
     pub fn build(&self, spec: &PrunerSpec) -> Result<Box<dyn Pruner<B>>, PruneError> {
-        match self.factories.get(&spec.name) {
-            Some(factory) => factory(spec),
-            None => {
-                let known = self.names();
-                let similarity = |name: &String| strsim::jaro_winkler(name, &spec.name);
-                let nearest = known
-                    .iter()
-                    .filter(|name| similarity(name) > 0.7)
-                    .max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
-                    .cloned();
-                Err(PruneError::Unknown { name: spec.name.clone(), nearest, known })
-            }
+        let Some(factory) = self.factories.get(&spec.name) else {
+            let known = self.names();
+            let nearest = nearest(&spec.name, known.iter().map(String::as_str));
+            return Err(PruneError::Unknown { name: spec.name.clone(), nearest, known });
+        };
+        let pruner = factory(spec)?;
+        match &self.text_tower {
+            Some(tower) if pruner.needs().text => Ok(Box::new(Guided::new(pruner, tower()?))),
+            _ => Ok(pruner),
         }
     }
 }

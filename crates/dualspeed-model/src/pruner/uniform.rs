@@ -3,15 +3,33 @@
 use burn::tensor::{Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::{Kept, PruneContext, PruneError, Pruner, VisualTokens};
+use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 
 /// Token `floor((i + 1/2) n / keep)` for `i = 0..keep`: evenly spaced in raster order.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct UniformPruner;
+pub struct UniformPruner {
+    /// What one decision spans.
+    pub scope: Scope,
+}
+
+impl UniformPruner {
+    /// From a specification; no options.
+    ///
+    /// # Errors
+    /// [`PruneError`] if the specification asks for what there is not.
+    pub fn from_spec(spec: &PrunerSpec) -> Result<Self, PruneError> {
+        spec.expect_options(&[])?;
+        Ok(Self { scope: spec.scope })
+    }
+}
 
 impl<B: Backend> Pruner<B> for UniformPruner {
     fn name(&self) -> &str {
         "uniform"
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope
     }
 
     fn prune(

@@ -125,13 +125,11 @@ fn micro_batches_add_up_to_the_whole_batch() {
             labels: batch.labels[samples].to_vec(),
         };
         let visual = encode(&model, 3);
-        let visual =
-            VisualTokens {
-                projected: visual.projected.narrow(0, images.start, images.len()),
-                features: dualspeed_model::VisionFeatures::from_hidden(
-                    visual.features.hidden.narrow(0, images.start, images.len()),
-                ),
-            };
+        let hidden = visual.features.hidden.narrow(0, images.start, images.len());
+        let visual = VisualTokens::new(
+            visual.projected.narrow(0, images.start, images.len()),
+            dualspeed_model::VisionFeatures::from_hidden(hidden),
+        );
         let loss = slow_sums(&model, &visual, &part).loss(tokens, tokens, 1.0);
         for (sum, grad) in sum.iter_mut().zip(values(&weight.grad(&loss.backward()).unwrap())) {
             *sum += grad;

@@ -60,7 +60,14 @@ pub fn random<T: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tenso
 }
 
 pub fn encode<T: Backend>(model: &Llava<T>, images: usize) -> VisualTokens<T> {
-    let needs = dualspeed_model::Needs { cls_attention: true, keys: true, patch_text: true };
+    let needs = dualspeed_model::Needs {
+        cls_attention: true,
+        keys: true,
+        patch_text: true,
+        cls_hidden: true,
+        last_layer: true,
+        ..Default::default()
+    };
     model.encode(VisionInput::Pixels(random([images, 3, 16, 16], 9)), needs).expect("encode")
 }
 

@@ -67,7 +67,7 @@ fn naive(
 
 #[test]
 fn features_equal_a_naive_tower_with_whole_attention_maps() {
-    let needs = Needs { cls_attention: true, keys: true, patch_text: true };
+    let needs = Needs { cls_attention: true, keys: true, patch_text: true, ..Needs::default() };
     for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
         for feature in [SelectFeature::Patch, SelectFeature::ClsPatch] {
             let mut config = config().vision;
@@ -101,7 +101,7 @@ fn features_equal_a_naive_tower_with_whole_attention_maps() {
                 let unit = projected / length;
                 assert_close(&own(features.patch_text.clone().unwrap()), &values(&unit), 1e-4);
             }
-            let plain = vit.features(pixels, Needs::default());
+            let plain = vit.features(pixels.clone(), Needs::default());
             assert!(
                 plain.cls_attention.is_none() && plain.keys.is_none() && plain.patch_text.is_none()
             );
@@ -171,4 +171,32 @@ fn weights_survive_the_disk_in_both_precisions() {
     let cut = &bytes[..bytes.len() / 2];
     assert!(store::from_bytes::<B, _>(other(), cut, "cut").is_err());
     assert!(store::from_bytes::<B, _>(other(), b"", "empty").is_err());
+}
+
+/// What PruMerge's published variant reads: the class token's attention and the keys of the last layer,
+/// heads not split; and the class token where it is asked for. Whatever layer is selected.
+#[test]
+fn the_last_layer_is_shown_whatever_is_selected() {
+    let needs = Needs { cls_hidden: true, last_layer: true, ..Needs::default() };
+    for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
+        let mut config = config().vision;
+        config.mm_vision_select_layer = select;
+        let model: TowerModel<B> = TowerConfig { vision: config, num_classes: 3, num_colours: 2 }
+            .init(&device::<B>(), 3)
+            .unwrap();
+        let vit = &model.vision;
+        let pixels = random::<B, 4>([1, 3, 16, 16], 8);
+        let features = vit.features(pixels.clone(), needs);
+        let one: Tensor<B, 3> = pixels.squeeze_dim(0);
+        let class = naive(vit, one.clone(), layers).0.narrow(0, 0, 1);
+        assert_close(&values(&features.cls_hidden.unwrap()), &values(&class), 1e-4);
+
+        let last = &vit.encoder.layers[2];
+        let normed = norm(&last.layer_norm1, &naive(vit, one, 2).0);
+        let q = linear(&last.self_attn.q_proj, &normed).narrow(0, 0, 1);
+        let k = linear(&last.self_attn.k_proj, &normed); // [17, 16]
+        let row = softmax(q.matmul(k.clone().transpose()) / 4.0, 1).narrow(1, 1, 16);
+        assert_close(&values(&features.last_cls_attention.unwrap()), &values(&row), 1e-5);
+        assert_close(&values(&features.last_keys.unwrap()), &values(&k.narrow(0, 1, 16)), 1e-4);
+    }
 }

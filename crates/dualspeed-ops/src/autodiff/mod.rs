@@ -148,4 +148,8 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         B::fused_farthest_points(features.primitive, keep)
     }
+
+    fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        B::fused_greedy_map(features.primitive, keep)
+    }
 }

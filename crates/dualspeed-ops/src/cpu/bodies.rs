@@ -9,7 +9,7 @@ use super::linear::{
 };
 use super::norm::{self, Norm};
 use super::view::{Host, View, views};
-use super::{activation, attention, losses, points, rope};
+use super::{activation, attention, greedy_map, losses, points, rope};
 use crate::plain;
 use crate::types::*;
 
@@ -398,17 +398,30 @@ pub(super) fn token_losses_backward<B: Host>(
 }
 
 pub(super) fn farthest_points<B: Host>(features: FloatTensor<B>, keep: usize) -> IntTensor<B> {
-    let device = B::float_device(&features);
-    let picks = B::view(&features).map(|view| {
-        let shape = [view.shape[0], view.shape[1], view.shape[2]];
-        (points::farthest_points(&view.contiguous(), shape, keep), shape[0])
-    });
-    match picks {
-        Some((picks, b)) => {
-            let dtype = get_device_settings::<B>(&device).int_dtype;
-            let data = TensorData::new(picks, [b, keep]).convert_dtype(dtype.into());
-            B::int_from_data(data, &device)
-        }
+    match picks::<B>(&features, keep, points::farthest_points) {
+        Some(picks) => picks,
         None => plain::farthest_points::<B>(features, keep),
     }
+}
+
+pub(super) fn greedy_map<B: Host>(features: FloatTensor<B>, keep: usize) -> IntTensor<B> {
+    match picks::<B>(&features, keep, greedy_map::greedy_map) {
+        Some(picks) => picks,
+        None => plain::greedy_map::<B>(features, keep),
+    }
+}
+
+/// `[b, keep]` indices that `kernel` picks from `[b, n, d]`.
+fn picks<B: Host>(
+    features: &FloatTensor<B>,
+    keep: usize,
+    kernel: fn(&[f32], [usize; 3], usize) -> Vec<i64>,
+) -> Option<IntTensor<B>> {
+    let view = B::view(features)?;
+    let shape = [view.shape[0], view.shape[1], view.shape[2]];
+    let device = B::float_device(features);
+    let dtype = get_device_settings::<B>(&device).int_dtype;
+    let picks = kernel(&view.contiguous(), shape, keep);
+    let data = TensorData::new(picks, [shape[0], keep]).convert_dtype(dtype.into());
+    Some(B::int_from_data(data, &device))
 }

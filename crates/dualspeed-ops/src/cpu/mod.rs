@@ -8,6 +8,7 @@ mod activation;
 mod attention;
 mod bodies;
 mod gemm;
+mod greedy_map;
 mod linear;
 mod losses;
 mod norm;
@@ -135,6 +136,10 @@ macro_rules! fused_methods {
                 needs: [bool; 2],
             ) -> TokenLossesGrads<Self>;
             fused_farthest_points => farthest_points(
+                features: FloatTensor<Self>,
+                keep: usize,
+            ) -> IntTensor<Self>;
+            fused_greedy_map => greedy_map(
                 features: FloatTensor<Self>,
                 keep: usize,
             ) -> IntTensor<Self>;

@@ -5,6 +5,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod greedy_map;
 mod linear;
 mod losses;
 mod norm;
@@ -14,6 +15,7 @@ mod rope;
 pub use activation::*;
 pub use adamw::*;
 pub use attention::*;
+pub use greedy_map::*;
 pub use linear::*;
 pub use losses::*;
 pub use norm::*;

@@ -44,7 +44,7 @@ pub fn farthest_points<B: Backend>(features: FloatTensor<B>, keep: usize) -> Int
 }
 
 /// Lowest index of the largest entry per row, `[b, n]` -> `[b, 1]`; a backend's own arg max may break ties otherwise.
-fn first_argmax<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2, Int> {
+pub(super) fn first_argmax<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2, Int> {
     let [b, n] = x.dims();
     let largest = x.clone().max_dim(1).expand([b, n]);
     let index = Tensor::<B, 1, Int>::arange(0..n as i64, &x.device()).reshape([1, n]);

@@ -68,6 +68,7 @@ impl ExampleSource for Synthetic {
             images: (0..self.tiles).map(image).collect(),
             tilings: Vec::new(),
             questions: Vec::new(),
+            prompt: String::new(),
         })
     }
 

@@ -90,10 +90,10 @@ fn speak<B: Backend, E: Extensions>(
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };
     let spec = match &args.pruner {
-        Some(name) => Some(PrunerSpec { name: name.clone(), ..PrunerSpec::default() }),
+        Some(name) => Some(name.parse()?),
         None => trained_with.or_else(|| args.keep.map(|_| PrunerSpec::default())),
     };
-    let pruner = spec.map(|spec| registry::<B, E>().build(&spec)).transpose()?;
+    let pruner = spec.map(|spec| registry::<B, E>(device).build(&spec)).transpose()?;
     let asking = Asking {
         view: match args.keep {
             Some(keep) => {
@@ -109,6 +109,7 @@ fn speak<B: Backend, E: Extensions>(
             eos_token_ids: Vec::new(),
             seed: args.seed,
             layouts: Vec::new(),
+            prompt: String::new(),
         },
     };
     match &args.batch {

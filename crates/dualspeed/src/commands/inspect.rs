@@ -171,11 +171,12 @@ fn print(report: &Report) {
     for (part, count) in trainable {
         println!("  {part:<16} {:>14}", grouped(*count));
     }
-    println!("memory, estimated for a batch of {} with {} tokens each", memory.batch, memory.sequence);
-    let mut rows = vec![
-        ("weights", memory.weights),
-        ("generating: keys and values", memory.key_value_cache),
-    ];
+    println!(
+        "memory, estimated for a batch of {} with {} tokens each",
+        memory.batch, memory.sequence
+    );
+    let mut rows =
+        vec![("weights", memory.weights), ("generating: keys and values", memory.key_value_cache)];
     if let Some(training) = &memory.training {
         rows.extend([
             ("training: weights, states", training.frozen + training.trained),

@@ -56,7 +56,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         overwrite: args.overwrite,
         progress: progress(cli, args),
         interrupt: interrupt_flag()?,
-        pruners: registry::<B, E>(),
+        pruners: registry::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     })?;
     if outcome.interrupted {

@@ -12,6 +12,7 @@ use dualspeed_model::{Needs, PrunerSpec};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::TrainConfig;
 
+use crate::commands::prune::{Eye, Question, kept_patches};
 use crate::extensions::{Extensions, registry};
 use crate::lab::{Lab, RunResult};
 use crate::report::strip;
@@ -121,7 +122,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     let mut pictures = Vec::new();
     for seed in 0..options.seeds {
         let base = config(seed, &[], &options.overrides)?;
-        let pruners = registry::<B, E>();
+        let pruners = registry::<B, E>(device);
         let needs = pruners.build(&base.pruner())?.needs()
             | Needs { cls_attention: true, ..Needs::default() };
         let n = base.model.vision.num_tokens();
@@ -213,7 +214,6 @@ fn kept_tokens<B: AutodiffBackend, E: Extensions>(
         (0..PICTURES).map(|index| dualspeed_data::render(&source.scene(index))).collect();
     let grid = config.model.vision.grid();
     let keep = config.keep_count(config.model.vision.num_tokens());
-    let everything: Vec<usize> = (0..grid * grid).collect();
     let mut rows = vec![
         originals
             .iter()
@@ -223,16 +223,21 @@ fn kept_tokens<B: AutodiffBackend, E: Extensions>(
             .collect::<Vec<_>>(),
     ];
     for name in shown_pruners(config) {
-        let pruner = registry::<B::InnerBackend, E>().build(&PrunerSpec::new(name))?;
+        let pruner = registry::<B::InnerBackend, E>(device).build(&PrunerSpec::new(name))?;
+        // What drops tokens inside the decoder has nothing to show before it.
+        if pruner.layer_drop(keep).is_some() {
+            continue;
+        }
         let row = originals.iter().map(|picture| {
-            let kept = crate::commands::prune::kept_patches(
+            let (shares, _) = kept_patches(
                 &*pruner,
-                crate::commands::prune::Eye::Model(&model),
+                &Eye::Model(&model),
                 &source.processor().process(picture),
-                keep,
+                &Question::default(),
+                (keep, config.seed),
                 device,
             )?;
-            Ok(strip::dimmed(picture, grid, kept.as_deref().unwrap_or(&everything), SIDE))
+            Ok(strip::shaded(picture, grid, &shares, SIDE))
         });
         rows.push(row.collect::<anyhow::Result<Vec<_>>>()?);
     }

@@ -1,5 +1,6 @@
 //! Pictures of what a pruner keeps: pruned patches dimmed, kept ones as they are.
 
+use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage, imageops};
 
 /// `picture` scaled to `side` x `side` pixels with the patches not in `kept` dimmed.
@@ -15,6 +16,63 @@ pub fn dimmed(picture: &RgbImage, grid: usize, kept: &[usize], side: u32) -> Rgb
             pixel.0 = pixel.0.map(|c| ((u32::from(c) + 2 * grey) / 12 + 168) as u8);
         } else if edge(x, side, grid) || edge(y, side, grid) {
             *pixel = Rgb(pixel.0.map(|c| c / 2));
+        }
+    }
+    out
+}
+
+/// `picture` scaled to `side` x `side` pixels.
+pub fn scaled(picture: &RgbImage, side: u32) -> RgbImage {
+    imageops::resize(picture, side, side, imageops::FilterType::CatmullRom)
+}
+
+/// As [`dimmed`] with a share for each patch: 0 fades, 1 stays and is outlined, what is between fades
+/// in part. Shares of merged patches are small, so that their root is shown.
+pub fn shaded(picture: &RgbImage, grid: usize, shares: &[f32], side: u32) -> RgbImage {
+    let bright = scaled(picture, side);
+    let mut out = dimmed(picture, grid, &[], side);
+    let grid = grid.max(1) as u32;
+    for (x, y, pixel) in out.enumerate_pixels_mut() {
+        let (column, row) = (x * grid / side, y * grid / side);
+        let share = shares.get((row * grid + column) as usize).copied().unwrap_or(0.0);
+        let share = share.clamp(0.0, 1.0);
+        let whole = bright.get_pixel(x, y).0;
+        if share >= 1.0 {
+            let border = edge(x, side, grid) || edge(y, side, grid);
+            *pixel = Rgb(if border { whole.map(|c| c / 2) } else { whole });
+        } else {
+            for (c, whole) in pixel.0.iter_mut().zip(whole) {
+                let (from, to) = (f32::from(*c), f32::from(whole));
+                *c = (from + (to - from) * share.sqrt()) as u8;
+            }
+        }
+    }
+    out
+}
+
+/// A picture with a line of text above it, cut where the picture ends.
+pub fn labelled(picture: &RgbImage, text: &str) -> RgbImage {
+    const SCALE: u32 = 2;
+    const HEIGHT: u32 = 8 * SCALE + 8;
+    let (width, height) = picture.dimensions();
+    let mut out = RgbImage::from_pixel(width, height + HEIGHT, Rgb([255, 255, 255]));
+    imageops::replace(&mut out, picture, 0, i64::from(HEIGHT));
+    // Long labels in small print rather than cut.
+    let long = text.chars().count() as u32 * 8 * SCALE > width;
+    let scale = if long { 1 } else { SCALE };
+    let top = (HEIGHT - 8 * scale) / 2;
+    for (place, letter) in text.chars().enumerate() {
+        let glyph = font8x8::BASIC_FONTS.get(letter).unwrap_or_default();
+        for (row, bits) in glyph.iter().enumerate() {
+            for column in (0..8).filter(|column| bits & (1 << column) != 0) {
+                for (dx, dy) in (0..scale * scale).map(|at| (at % scale, at / scale)) {
+                    let x = (place as u32 * 8 + column) * scale + dx;
+                    let y = top + row as u32 * scale + dy;
+                    if x < width && y < HEIGHT {
+                        out.put_pixel(x, y, Rgb([20, 20, 20]));
+                    }
+                }
+            }
         }
     }
     out
@@ -62,6 +120,19 @@ mod tests {
         let out = dimmed(&black, 2, &[3], 32);
         assert_eq!(out.get_pixel(24, 24), &Rgb([0, 0, 0]));
         assert_eq!(out.get_pixel(4, 4), &Rgb([168, 168, 168]));
+    }
+
+    #[test]
+    fn shares_fade_in_part_and_labels_leave_ink() {
+        let black = RgbImage::from_pixel(16, 16, Rgb([0, 0, 0]));
+        let out = shaded(&black, 2, &[0.0, 0.25, 0.0, 1.0], 32);
+        assert_eq!(out.get_pixel(4, 4), &Rgb([168, 168, 168]));
+        assert_eq!(out.get_pixel(24, 4), &Rgb([84, 84, 84]));
+        assert_eq!(out.get_pixel(24, 24), &Rgb([0, 0, 0]));
+        let white = RgbImage::from_pixel(64, 10, Rgb([255, 255, 255]));
+        let out = labelled(&white, "T");
+        let ink = out.pixels().filter(|pixel| pixel.0[0] < 128).count();
+        assert!(ink > 16 && out.height() > white.height(), "{ink}");
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! `dualspeed eval`: a run's model on its held-out data, in three views.
+//! `dualspeed eval`: a run's model on its held-out data, in three views, or with one pruner after another.
+
+mod pruners;
 
 use std::sync::Arc;
 
@@ -31,7 +33,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
                 args.run.display()
             ),
         };
-    let source = match args.limit {
+    let source: Arc<dyn ExampleSource> = match args.limit {
         Some(limit) if limit < source.len() => {
             let examples =
                 (0..limit).map(|index| source.get(index)).collect::<Result<Vec<_>, _>>()?;
@@ -41,7 +43,12 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         _ => source,
     };
     let model: Llava<B::InnerBackend> = run::load(&args.run, device)?;
-    let pruner = registry::<B::InnerBackend, E>().build(&config.pruner())?;
+    let registry = registry::<B::InnerBackend, E>(device);
+    if !args.pruner.is_empty() {
+        pruners::run(cli, args, &config, &model, source, &registry, device)?;
+        return Ok(Outcome::Done);
+    }
+    let pruner = registry.build(&config.pruner())?;
     let text_only = config.data.train.scene_config().is_some_and(|scenes| scenes.text_only);
     let views = match text_only {
         true => vec![EvalView::new("full", View::Full)],

@@ -1,0 +1,209 @@
+//! PruMerge and PruMerge+: attended tokens, each with its nearest neighbours added.
+
+use burn::tensor::{Int, Tensor};
+use dualspeed_ops::Backend;
+
+use super::outliers::outlier_counts;
+use super::rows::{attention, constant, feature, marked, marks, one_hot, others, take, unit};
+use super::topk::{ranks, top_indices};
+use super::{
+    Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
+};
+use crate::vision::Needs;
+
+/// The tokens with the most class attention; each adds the attention-weighted sum of its 32 nearest
+/// tokens by key cosine; one more token stands for all that were not selected. PruMerge+ adds evenly
+/// spaced tokens, three for each attended one.
+///
+/// Source: Shang et al., LLaVA-PruMerge, arXiv 2403.15388 (written from the description). Reads: class
+/// attention and keys. Before the projector. Options: `adaptive` (false): the number of attended
+/// tokens is that of the outliers of class attention (above `Q3 + 1.5 IQR`) instead of following
+/// `keep`, which takes one read of the scores; `neighbours` (32). Cost: one product of keys, and
+/// `s n` ranks. With a fixed `keep`, one token is the extra one and of the others a quarter ("+") or
+/// all are attended ones. Selected tokens come in raster order, the extra one last.
+///
+/// Departures: attention and keys are those of the layer whose output is used, averaged over heads,
+/// so that no further layer is computed; the extra token is the attention-weighted *mean*; outliers are
+/// counted per image; "+" spaces its tokens evenly among those not attended. `compat = "official"`
+/// uses full-width products of the tower's last layer, the plain weighted sum for the extra token,
+/// is adaptive by default, counts outliers over the whole batch, and takes every `int(step / 3)`-th
+/// token for "+", `step = int(1 / share of attended tokens)`, where those are not attended already.
+#[derive(Clone, Copy, Debug)]
+pub struct PruMerge {
+    /// Whether evenly spaced tokens are added.
+    pub plus: bool,
+    /// Whether the number of attended tokens follows the data.
+    pub adaptive: bool,
+    /// Neighbours that are added to each selected token.
+    pub neighbours: usize,
+    /// Which layer is read, how the extra token is weighted, how counts are made.
+    pub compat: Compat,
+    /// What one decision spans.
+    pub scope: Scope,
+}
+
+impl PruMerge {
+    /// From a specification; options `adaptive`, `neighbours`.
+    ///
+    /// # Errors
+    /// [`PruneError`] if the specification asks for what there is not.
+    pub fn from_spec(spec: &PrunerSpec, plus: bool) -> Result<Self, PruneError> {
+        spec.expect_options(&["adaptive", "neighbours"])?;
+        let adaptive = spec.flag("adaptive", spec.compat == Compat::Official)?;
+        let neighbours = spec.count("neighbours")?.unwrap_or(32);
+        Ok(Self { plus, adaptive, neighbours, compat: spec.compat, scope: spec.scope })
+    }
+
+    fn known_as(&self) -> &'static str {
+        if self.plus { "prumerge+" } else { "prumerge" }
+    }
+
+    /// Attention `[b, n]` and keys `[b, n, d]` of the layer that is read.
+    fn guides<B: Backend>(
+        &self,
+        visual: &VisualTokens<B>,
+    ) -> Result<(Tensor<B, 2>, Tensor<B, 3>), PruneError> {
+        let (name, features) = (self.known_as(), &visual.features);
+        Ok(match self.compat {
+            Compat::Sane => (attention(visual, name)?, feature(&features.keys, name, "keys")?),
+            Compat::Official => {
+                let scores = feature(&features.last_cls_attention, name, "last_cls_attention")?;
+                let [b, _, n] = scores.dims();
+                (scores.reshape([b, n]), feature(&features.last_keys, name, "last_keys")?)
+            }
+        })
+    }
+
+    /// Attended and evenly spaced tokens where `keep` is given: with the extra token `keep` in all.
+    fn fixed(&self, keep: usize) -> (usize, usize) {
+        let selected = (keep - 1).max(1);
+        match self.plus {
+            true => (selected.div_ceil(4), selected - selected.div_ceil(4)),
+            false => (selected, 0),
+        }
+    }
+
+    /// `attended` tokens by attention and evenly spaced ones, ascending, `[b, attended + spaced]`.
+    fn selected<B: Backend>(
+        &self,
+        scores: Tensor<B, 2>,
+        attended: usize,
+        spaced: usize,
+    ) -> Tensor<B, 2, Int> {
+        let ([b, n], device) = (scores.dims(), scores.device());
+        let mut chosen = marks::<B>(top_indices(scores.clone(), attended), n);
+        if spaced > 0 {
+            let rest = others::<B>(top_indices(scores, attended), n); // [b, r]
+            let r = n - attended;
+            let places: Vec<usize> = (0..spaced).map(|i| (2 * i + 1) * r / (2 * spaced)).collect();
+            let more = rest.gather(1, constant::<B>(b, &places, &device));
+            chosen = chosen + marks::<B>(more, n);
+        }
+        marked(chosen, attended + spaced)
+    }
+
+    /// Weights of the new tokens: `selected` `[b, s]` -> `[b, s (+ 1), n]`.
+    fn weights<B: Backend>(
+        &self,
+        selected: Tensor<B, 2, Int>,
+        scores: Tensor<B, 2>,
+        keys: Tensor<B, 3>,
+        extra: bool,
+    ) -> Tensor<B, 3> {
+        let ([b, n], s) = (scores.dims(), selected.dims()[1]);
+        let keys = unit(keys);
+        let own = one_hot::<B>(selected.clone(), n); // [b, s, n]
+        let similarity = take(keys.clone(), selected.clone()).matmul(keys.swap_dims(1, 2));
+        let apart = similarity - own.clone().mul_scalar(4.0); // never its own neighbour
+        let neighbours = self.neighbours.min(n - 1) as i64;
+        let near = ranks(apart.reshape([b * s, n])).lower_elem(neighbours).float();
+        let wide = scores.clone().unsqueeze_dim::<3>(1).expand([b, s, n]);
+        let tokens = near.reshape([b, s, n]) * wide + own;
+        if !extra {
+            return tokens;
+        }
+        let rest = scores * marks::<B>(selected, n).neg().add_scalar(1.0); // [b, n]
+        let rest = match self.compat {
+            Compat::Official => rest,
+            Compat::Sane => rest.clone() / rest.sum_dim(1).clamp_min(1e-12),
+        };
+        Tensor::cat(vec![tokens, rest.unsqueeze_dim(1)], 1)
+    }
+
+    /// The published selection of one image's "+": attended tokens and a grid over the others.
+    fn published_plus(&self, top: &[i64], n: usize) -> Vec<usize> {
+        let step = (n / top.len().max(1)).max(1);
+        let grid = (0..n.saturating_sub(1)).step_by((step / 3).max(1));
+        let mut chosen: Vec<usize> = top.iter().map(|index| *index as usize).chain(grid).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+}
+
+impl<B: Backend> Pruner<B> for PruMerge {
+    fn name(&self) -> &str {
+        self.known_as()
+    }
+
+    fn needs(&self) -> Needs {
+        match self.compat {
+            Compat::Sane => Needs { cls_attention: true, keys: true, ..Needs::default() },
+            Compat::Official => Needs { last_layer: true, ..Needs::default() },
+        }
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::PreProjector
+    }
+
+    fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    fn prune(
+        &self,
+        visual: &VisualTokens<B>,
+        keep: usize,
+        _ctx: &PruneContext,
+    ) -> Result<Kept<B>, PruneError> {
+        let (scores, keys) = self.guides(visual)?;
+        let ([b, n], device) = (scores.dims(), scores.device());
+        if !self.adaptive {
+            let (attended, spaced) = self.fixed(keep);
+            let selected = self.selected(scores.clone(), attended, spaced);
+            return Ok(Kept::Merge(self.weights(selected, scores, keys, keep > 1)));
+        }
+        let counts = outlier_counts(scores.clone(), self.compat == Compat::Official);
+        let mut rows = Vec::with_capacity(b);
+        for (image, attended) in counts.into_iter().enumerate() {
+            let scores = scores.clone().narrow(0, image, 1);
+            let selected = match (self.plus, self.compat) {
+                (true, Compat::Official) => {
+                    let top = top_indices(scores.clone(), attended).into_data();
+                    let top: Vec<i64> = top.iter::<i64>().collect();
+                    constant::<B>(1, &self.published_plus(&top, n), &device)
+                }
+                (true, Compat::Sane) => {
+                    let spaced = (3 * attended).min(n - attended);
+                    self.selected(scores.clone(), attended, spaced)
+                }
+                (false, _) => self.selected(scores.clone(), attended, 0),
+            };
+            rows.push(self.weights(selected, scores, keys.clone().narrow(0, image, 1), true));
+        }
+        let lengths: Vec<usize> = rows.iter().map(|row| row.dims()[1]).collect();
+        let most = lengths.iter().copied().max().unwrap_or(0);
+        let padded = rows.into_iter().map(|row| {
+            let missing = most - row.dims()[1];
+            match missing {
+                0 => row,
+                _ => {
+                    let zeros = Tensor::zeros([1, missing, n], (&device, row.dtype()));
+                    Tensor::cat(vec![row, zeros], 1)
+                }
+            }
+        });
+        Ok(Kept::Ragged { weights: Tensor::cat(padded.collect(), 0), lengths })
+    }
+}

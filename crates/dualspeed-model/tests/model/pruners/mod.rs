@@ -1,0 +1,9 @@
+//! Pruners: the base, every method against a restatement in plain loops, what holds for all.
+
+mod base;
+mod cases;
+mod layers;
+mod properties;
+mod reference;
+mod reference_merges;
+mod tiles;
