@@ -64,7 +64,7 @@ impl Heads {
     fn aligned(self, element: Element) -> Self {
         let lane = 16 / element.bytes();
         let start = self.tensor.handle.offset_start.unwrap_or(0);
-        let fits = self.strides.iter().all(|stride| stride % lane == 0) && start % 16 == 0;
+        let fits = self.strides.iter().all(|stride| stride % lane == 0) && start.is_multiple_of(16);
         if fits {
             return self;
         }

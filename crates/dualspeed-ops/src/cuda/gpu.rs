@@ -76,6 +76,13 @@ pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Resu
     Ok(value)
 }
 
+/// The first failure on the device's thread that no operation has reported yet. Calls return before their work is done: a
+/// training loop asks once a step.
+pub fn take_failure() -> Option<String> {
+    let error = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    error.map(|error| error.to_string())
+}
+
 /// Turns a status of the driver into a result.
 pub(super) fn check(call: &'static str, code: driver::CUresult) -> Result<(), CudaError> {
     match code {

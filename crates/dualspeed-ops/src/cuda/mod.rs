@@ -35,6 +35,7 @@ use cubecl::cuda::CudaRuntime;
 
 pub use blas::allow_tf32;
 pub use burn_cuda::{Cuda, CudaDevice};
+pub use gpu::take_failure;
 pub use ready::is_fast;
 
 use crate::backend;
