@@ -121,7 +121,8 @@ impl TileLayout {
 }
 
 /// The rows of the table of kept tokens that make each image, newlines being the row after the last. Picks are read back
-/// from the device: where a row of patches ends depends on them.
+/// from the device: where a row of patches ends depends on them. Merged tokens, which stand nowhere, follow each other
+/// without newlines.
 pub(crate) fn image_rows<B: Backend>(
     layouts: &[TileLayout],
     kept: &KeptTokens<B>,
@@ -129,40 +130,49 @@ pub(crate) fn image_rows<B: Backend>(
 ) -> Vec<ImageRows> {
     let [images, most, _] = kept.tokens.dims();
     let picks = picks(kept);
-    let image = |(image, layout): (usize, &TileLayout)| {
-        let start = image * most;
-        let tokens = &picks[start..start + kept.lengths[image]];
-        let (rows, places) = layout
-            .arrange(tokens, newline)
-            .into_iter()
-            .map(|(slot, place)| match slot {
-                Slot::Kept(at) => (start + at, place),
-                Slot::Newline => (images * most, place),
-            })
-            .unzip();
-        ImageRows { rows, places, full: layout.full_length() }
+    let rows_of = |(image, layout): (usize, &TileLayout)| {
+        let (start, length) = (image * most, kept.lengths[image]);
+        let tokens: Vec<usize> = match &picks {
+            Some(picks) => picks[start..start + length].to_vec(),
+            None => {
+                let valid = layout.valid().concat();
+                (0..valid.len()).filter(|token| valid[*token]).collect()
+            }
+        };
+        let full = layout.full_length();
+        if tokens.len() != length {
+            return ImageRows { full, ..ImageRows::consecutive(start, length) };
+        }
+        let slots = layout.arrange(&tokens, newline);
+        let row = |slot: &(Slot, usize)| match slot.0 {
+            Slot::Kept(at) => start + at,
+            Slot::Newline => images * most,
+        };
+        let places = slots.iter().map(|(_, place)| *place).collect();
+        ImageRows { rows: slots.iter().map(row).collect(), places, full }
     };
-    layouts.iter().enumerate().map(image).collect()
+    layouts.iter().enumerate().map(rows_of).collect()
 }
 
 /// The rows of images of one tile each, with the places the tokens had before pruning.
 pub(crate) fn single_rows<B: Backend>(kept: &KeptTokens<B>, full: usize) -> Vec<ImageRows> {
-    let [_, most, _] = kept.tokens.dims();
+    let most = kept.keep();
     let picks = picks(kept);
-    let image = |(image, length): (usize, &usize)| {
-        let rows = image * most..image * most + length;
-        ImageRows { rows: rows.clone().collect(), places: picks[rows].to_vec(), full }
+    let rows_of = |(image, length): (usize, &usize)| {
+        let own = image * most..image * most + length;
+        let places = match &picks {
+            Some(picks) => picks[own.clone()].to_vec(),
+            None => (0..*length).collect(),
+        };
+        ImageRows { rows: own.collect(), places, full: full.max(*length) }
     };
-    kept.lengths.iter().enumerate().map(image).collect()
+    kept.lengths.iter().enumerate().map(rows_of).collect()
 }
 
-/// Index of every kept token in its image; merged and unpruned tokens count up.
-fn picks<B: Backend>(kept: &KeptTokens<B>) -> Vec<usize> {
-    let [rows, keep, _] = kept.tokens.dims();
-    match &kept.indices {
-        Some(indices) => indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect(),
-        None => (0..rows * keep).map(|row| row % keep.max(1)).collect(),
-    }
+/// Where every kept token stood in its image; `None` for merged and unpruned tokens.
+fn picks<B: Backend>(kept: &KeptTokens<B>) -> Option<Vec<usize>> {
+    let indices = kept.indices.as_ref()?;
+    Some(indices.to_data().iter::<i64>().map(|pick| pick.max(0) as usize).collect())
 }
 
 #[cfg(test)]

@@ -67,14 +67,14 @@ impl StepContext {
         Self { seed, sample_ids, verify_picks: true, ..Self::default() }
     }
 
-    /// The same with the first human turn of each sample.
-    pub fn with_prompts(self, prompts: Vec<String>) -> Self {
-        Self { prompts, ..self }
-    }
-
     /// The same with images of several tiles.
     pub fn with_layouts(self, layouts: Vec<TileLayout>) -> Self {
         Self { layouts, ..self }
+    }
+
+    /// The same with the first human turn of each sample.
+    pub fn with_prompts(self, prompts: Vec<String>) -> Self {
+        Self { prompts, ..self }
     }
 
     /// The pruners' view of this context, for a batch with that many images per sample.

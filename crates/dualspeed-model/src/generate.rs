@@ -28,10 +28,10 @@ pub struct GenerateOptions {
     pub eos_token_ids: Vec<i64>,
     /// Seed of the sampling.
     pub seed: u64,
-    /// The question, for text-guided pruners.
-    pub prompt: String,
     /// How the tiles of the prompt's images lie; empty where each is one tile.
     pub layouts: Vec<TileLayout>,
+    /// The question, for text-guided pruners.
+    pub prompt: String,
 }
 
 impl Default for GenerateOptions {
@@ -42,8 +42,8 @@ impl Default for GenerateOptions {
             top_p: 1.0,
             eos_token_ids: Vec::new(),
             seed: 0,
-            prompt: String::new(),
             layouts: Vec::new(),
+            prompt: String::new(),
         }
     }
 }
@@ -148,8 +148,8 @@ impl<B: Backend> Llava<B> {
         let (ids, labels) = ([input_ids.to_vec()], [vec![IGNORE_INDEX; input_ids.len()]]);
         let batch = TextBatch { input_ids: &ids, labels: &labels };
         let ctx = StepContext::inference(options.seed, vec!["prompt".to_owned()])
-            .with_prompts(vec![options.prompt.clone()])
-            .with_layouts(options.layouts.clone());
+            .with_layouts(options.layouts.clone())
+            .with_prompts(vec![options.prompt.clone()]);
         let kept = self.prune(batch, visual, view, pruner, &ctx)?;
         // Never cut: an answer to half a prompt would look like an answer.
         let plan = self.plan(batch, kept.as_ref(), view, None, &options.layouts)?;

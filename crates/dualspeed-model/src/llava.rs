@@ -259,17 +259,10 @@ impl<B: Backend> Llava<B> {
         ctx: &StepContext,
     ) -> Result<Option<KeptTokens<B>>, ModelError> {
         let Some(visual) = visual else { return Ok(None) };
-        let tiled = match ctx.layouts.is_empty() {
-            true => None,
-            false => Some(self.tiled(visual, &ctx.layouts)?),
-        };
+        let tiled = self.tiled(visual, &ctx.layouts)?;
         let visual = tiled.as_ref().unwrap_or(visual);
         let View::Pruned { keep, .. } = view else {
-            let mut all = keep_all(visual)?;
-            if ctx.layouts.is_empty() {
-                all.indices = None;
-            }
-            return Ok(Some(all));
+            return Ok(Some(KeptTokens { indices: None, ..keep_all(visual)? }));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
         let images = batch.images_per_sample();
@@ -298,6 +291,28 @@ impl<B: Backend> Llava<B> {
             kept.unprojected = false;
         }
         Ok(Some(kept))
+    }
+
+    /// Visual tokens as tiles of images, with masks over what shows only canvas; `None` where each row is an image.
+    fn tiled(
+        &self,
+        visual: &VisualTokens<B>,
+        layouts: &[TileLayout],
+    ) -> Result<Option<VisualTokens<B>>, ModelError> {
+        if layouts.is_empty() {
+            return Ok(None);
+        }
+        let (tiles, tokens) = (visual.rows(), visual.tokens());
+        let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
+        let expected = layouts.iter().map(TileLayout::tiles).sum();
+        if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
+            return Err(ModelError::Tiles { tiles, tokens, expected });
+        }
+        let tiles = Tiles {
+            per_image: layouts.iter().map(TileLayout::tiles).collect(),
+            valid: Some(layouts.iter().flat_map(TileLayout::valid).collect()),
+        };
+        Ok(Some(VisualTokens { tiles: Some(tiles), ..visual.clone() }))
     }
 
     /// Embeddings of each image's question: the tokens of its sample between the first image and the
@@ -332,23 +347,6 @@ impl<B: Backend> Llava<B> {
         QuestionTokens { embeds, lengths }
     }
 
-    /// The same tokens as images of several tiles.
-    fn tiled(
-        &self,
-        visual: &VisualTokens<B>,
-        layouts: &[TileLayout],
-    ) -> Result<VisualTokens<B>, ModelError> {
-        let (tiles, tokens) = (visual.rows(), visual.tokens());
-        let fits = |layout: &TileLayout| layout.is_valid() && layout.tile_tokens() == tokens;
-        let expected = layouts.iter().map(TileLayout::tiles).sum();
-        if self.image_newline.is_none() || tiles != expected || !layouts.iter().all(fits) {
-            return Err(ModelError::Tiles { tiles, tokens, expected });
-        }
-        let per_image = layouts.iter().map(TileLayout::tiles).collect();
-        let valid = Some(layouts.iter().flat_map(TileLayout::valid).collect());
-        Ok(VisualTokens { tiles: Some(Tiles { per_image, valid }), ..visual.clone() })
-    }
-
     /// Lays out a batch of text and kept visual tokens.
     pub(crate) fn plan(
         &self,
@@ -358,7 +356,7 @@ impl<B: Backend> Llava<B> {
         max_length: Option<usize>,
         layouts: &[TileLayout],
     ) -> Result<SplicePlan, ModelError> {
-        let keep = kept.map_or(0, KeptTokens::keep);
+        let (images, keep) = kept.map_or((0, 0), |kept| (kept.tokens.dims()[0], kept.keep()));
         if view.isolator() && self.mode_isolator.is_none() {
             return Err(ModelError::NoIsolator);
         }
@@ -369,8 +367,8 @@ impl<B: Backend> Llava<B> {
             max_length,
         };
         let policy = self.config.visual_positions;
-        let lengths = kept.map_or(&[][..], |kept| &kept.lengths);
         let rows = match kept {
+            None => Vec::new(),
             Some(kept) if !layouts.is_empty() => {
                 let newline = self.config.anyres.as_ref().map(|anyres| anyres.newline);
                 anyres::image_rows(layouts, kept, newline.unwrap_or_default())
@@ -378,15 +376,13 @@ impl<B: Backend> Llava<B> {
             Some(kept) if policy == PositionPolicy::Original => {
                 anyres::single_rows(kept, self.config.vision.num_tokens())
             }
-            _ => lengths
-                .iter()
-                .enumerate()
-                .map(|(image, length)| ImageRows::consecutive(image * keep, *length))
-                .collect(),
+            Some(kept) => {
+                let lengths = kept.lengths.iter().enumerate();
+                lengths.map(|(image, n)| ImageRows::consecutive(image * keep, *n)).collect()
+            }
         };
         // The newline stands behind the tokens.
-        let newline = usize::from(kept.is_some() && self.image_newline.is_some());
-        let table = lengths.len() * keep + newline;
+        let table = images * keep + usize::from(kept.is_some() && self.image_newline.is_some());
         Ok(SplicePlan::with_rows(batch, &rows, table, policy, options)?)
     }
 

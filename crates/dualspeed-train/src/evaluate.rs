@@ -130,8 +130,8 @@ pub fn evaluate<B: Backend>(
             false => Some(model.encode(vision_input(features, &batch, needs, device)?, needs)?),
         };
         let ctx = StepContext::inference(options.seed, batch.sample_ids.clone())
-            .with_prompts(batch.prompts.clone())
-            .with_layouts(layouts(&batch));
+            .with_layouts(layouts(&batch))
+            .with_prompts(batch.prompts.clone());
         for (view, tally) in views.iter().zip(&mut tallies) {
             let clock = Instant::now();
             let text = text_batch(&batch);

@@ -59,7 +59,10 @@ pub fn config(dir: &Path) -> anyhow::Result<TrainConfig> {
         "{} is no run directory: it has no config.toml (quickstart's runs are in runs/quickstart/seed-0/)",
         dir.display()
     );
-    Ok(TrainConfig::load(&path, &[])?)
+    let mut config = TrainConfig::load(&path, &[])?;
+    // TOML has no way to say that something is absent; the checkpoint does.
+    adopt(&mut config)?;
+    Ok(config)
 }
 
 /// Whether a directory holds a published checkpoint, not a run.

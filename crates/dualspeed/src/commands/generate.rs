@@ -108,8 +108,8 @@ fn speak<B: Backend, E: Extensions>(
             top_p: args.top_p,
             eos_token_ids: Vec::new(),
             seed: args.seed,
-            prompt: String::new(),
             layouts: Vec::new(),
+            prompt: String::new(),
         },
     };
     match &args.batch {
