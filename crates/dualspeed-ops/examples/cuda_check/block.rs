@@ -64,9 +64,9 @@ impl Case for Block {
         };
         let (mut weight_at, mut adapter_at) = (0, 0);
         let take = |from: &Flat<B>, at: &mut usize, shape: [usize; 2], scale: f64| {
-            let start = *at;
-            *at += shape[0] * shape[1];
-            let part: Tensor<A<B>, 2> = from.clone().slice([start..*at]).reshape(shape);
+            let (start, len) = (*at, shape[0] * shape[1]);
+            *at += len;
+            let part: Tensor<A<B>, 2> = from.clone().narrow(0, start, len).reshape(shape);
             primitive(part.mul_scalar(scale))
         };
         let mut layers = LAYERS.iter().map(|(d_in, d_out)| BlockLinear {
@@ -78,12 +78,12 @@ impl Case for Block {
         });
         let mut next = || layers.next().unwrap_or_else(|| unreachable!("seven layers"));
         let params = BlockParams {
-            input_layernorm: primitive(x[1].clone().slice([0..D])),
+            input_layernorm: primitive(x[1].clone().narrow(0, 0, D)),
             q_proj: next(),
             k_proj: next(),
             v_proj: next(),
             o_proj: next(),
-            post_attention_layernorm: primitive(x[1].clone().slice([D..2 * D])),
+            post_attention_layernorm: primitive(x[1].clone().narrow(0, D, D)),
             gate_proj: next(),
             up_proj: next(),
             down_proj: next(),

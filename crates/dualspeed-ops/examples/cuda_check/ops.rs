@@ -35,7 +35,7 @@ impl View {
         let x = x.clone();
         match self {
             Whole => x.reshape([b, s, d]),
-            Offset => x.slice([1..b * s * d + 1]).reshape([b, s, d]),
+            Offset => x.narrow(0, 1, b * s * d).reshape([b, s, d]),
             Columns => x.reshape([b, s, d + 3]).slice([0..b, 0..s, 2..d + 2]),
             Permuted => x.reshape([s, b, d]).swap_dims(0, 1),
         }
