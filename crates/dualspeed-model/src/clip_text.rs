@@ -126,7 +126,8 @@ impl ClipTextConfig {
         let (d, eps) = (self.hidden_size, self.layer_norm_eps);
         let layer = |index: usize| {
             let at = init.at("encoder.layers").at(index);
-            let linear = |name: &str, d_in, d_out| Linear::init(&at.at(name), d_in, d_out, true, 1.0);
+            let linear =
+                |name: &str, d_in, d_out| Linear::init(&at.at(name), d_in, d_out, true, 1.0);
             VitLayer {
                 self_attn: VitAttention {
                     q_proj: linear("self_attn.q_proj", d, d),
@@ -146,7 +147,12 @@ impl ClipTextConfig {
         ClipText {
             embeddings: ClipTextEmbeddings {
                 token_embedding: Embedding::init(&tokens, self.vocab_size, d, 0.02),
-                position_embedding: Embedding::init(&positions, self.max_position_embeddings, d, 0.01),
+                position_embedding: Embedding::init(
+                    &positions,
+                    self.max_position_embeddings,
+                    d,
+                    0.01,
+                ),
             },
             encoder: ClipTextEncoder { layers: (0..self.num_hidden_layers).map(layer).collect() },
             final_layer_norm: LayerNorm::init(&init.at("final_layer_norm"), d, eps),
@@ -179,9 +185,9 @@ impl<B: Backend> ClipText<B> {
             if key.ends_with("position_ids") {
                 return None;
             }
-            let own = key.strip_prefix("text_model.").or_else(|| {
-                key.starts_with("text_projection.").then_some(key)
-            })?;
+            let own = key
+                .strip_prefix("text_model.")
+                .or_else(|| key.starts_with("text_projection.").then_some(key))?;
             Some(format!("clip_text.{own}"))
         })?;
         let model = config.init::<B>(&Init::new(0, device).at("clip_text").frozen());

@@ -107,11 +107,16 @@ impl<B: Backend> ConvBn<B> {
         let weight = self.weight.val();
         let kernel = weight.dims()[3];
         let padding = |side: usize| {
-            let total = ((side.div_ceil(self.stride) - 1) * self.stride + kernel).saturating_sub(side);
+            let total =
+                ((side.div_ceil(self.stride) - 1) * self.stride + kernel).saturating_sub(side);
             (total / 2, total - total / 2)
         };
         let ((top, bottom), (left, right)) = (padding(height), padding(width));
-        let x = if top + bottom + left + right > 0 { x.pad((left, right, top, bottom), 0.0) } else { x };
+        let x = if top + bottom + left + right > 0 {
+            x.pad((left, right, top, bottom), 0.0)
+        } else {
+            x
+        };
         let options = ConvOptions::new([self.stride; 2], [0; 2], [1; 2], self.groups);
         conv2d(x, weight, Some(self.bias.val()), options)
     }
@@ -141,7 +146,8 @@ impl<B: Backend> EfficientNet<B> {
         device: &B::Device,
     ) -> Result<Self, ImportError> {
         if image_size == 0 || !image_size.is_multiple_of(STRIDE) {
-            let problem = format!("images of {image_size} pixels; the side must be a multiple of {STRIDE}");
+            let problem =
+                format!("images of {image_size} pixels; the side must be a multiple of {STRIDE}");
             return Err(ImportError::malformed(source.path(), problem));
         }
         let names = ("_conv_stem", "_bn0");
@@ -178,7 +184,12 @@ impl<B: Backend> EfficientNet<B> {
         };
         Ok(InvertedResidual {
             expand,
-            depthwise: read("_depthwise_conv", "_bn1", [inner, 1, kernel, kernel], (stride, inner))?,
+            depthwise: read(
+                "_depthwise_conv",
+                "_bn1",
+                [inner, 1, kernel, kernel],
+                (stride, inner),
+            )?,
             project: read("_project_conv", "_bn2", [out, inner, 1, 1], (1, 1))?,
             residual: stride == 1 && channels == out,
         })

@@ -405,7 +405,8 @@ impl<B: Backend> Llava<B> {
                 Some(newline) => {
                     let dtype = tokens.dtype();
                     let newline = newline.val().unsqueeze::<2>(); // [1, d]
-                    let newline = if newline.dtype() == dtype { newline } else { newline.cast(dtype) };
+                    let newline =
+                        if newline.dtype() == dtype { newline } else { newline.cast(dtype) };
                     Tensor::cat(vec![tokens, newline], 0)
                 }
                 None => tokens,

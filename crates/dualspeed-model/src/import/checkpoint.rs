@@ -196,8 +196,7 @@ impl Checkpoint {
             let infos = self.weights.tensors().values().filter(|info| info.dtype == name);
             infos.map(|info| info.shape.iter().product::<usize>()).sum::<usize>()
         };
-        let types =
-            [(FloatType::F32, "F32"), (FloatType::F16, "F16"), (FloatType::Bf16, "BF16")];
+        let types = [(FloatType::F32, "F32"), (FloatType::F16, "F16"), (FloatType::Bf16, "BF16")];
         let commonest = types.into_iter().max_by_key(|(_, name)| count(name));
         commonest.map_or(FloatType::F32, |(dtype, _)| dtype)
     }

@@ -64,7 +64,9 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
             tied = text.bool("tie_word_embeddings")?.or(tied);
             Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
         }
-        "llava" | "llava_llama" | "llava_mistral" => Architecture::Llava(Box::new(original(&json)?)),
+        "llava" | "llava_llama" | "llava_mistral" => {
+            Architecture::Llava(Box::new(original(&json)?))
+        }
         "llama" | "mistral" => Architecture::Llama(llama(&json, model_type)?),
         "clip_vision_model" => Architecture::Clip(vit(&json)?),
         "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
@@ -95,7 +97,9 @@ pub fn read_clip_text_config(path: &Path) -> Result<ClipTextConfig, ImportError>
     let own = match json.str("model_type")?.unwrap_or_default() {
         "clip" => json.object("text_config")?,
         "clip_text_model" => json,
-        other => return Err(json.refuse("model_type", other, "known are clip and clip_text_model")),
+        other => {
+            return Err(json.refuse("model_type", other, "known are clip and clip_text_model"));
+        }
     };
     let config = ClipTextConfig {
         vocab_size: own.size("vocab_size", 49_408)?,
@@ -130,7 +134,11 @@ fn hidden_act(json: &Json<'_>) -> Result<HiddenAct, ImportError> {
 fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
     json.require("projector_hidden_act", "gelu", "the projector's activation is GELU")?;
     if json.bool("multimodal_projector_bias")? == Some(false) {
-        return Err(json.refuse("multimodal_projector_bias", "false", "projectors have biases here"));
+        return Err(json.refuse(
+            "multimodal_projector_bias",
+            "false",
+            "projectors have biases here",
+        ));
     }
     let text = json.object("text_config")?;
     let text_type = text.str("model_type")?.unwrap_or("llama");
@@ -212,9 +220,11 @@ fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportErr
 
 fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
     match json.get(field) {
-        Some(Value::Array(layers)) => {
-            Err(json.refuse(field, &format!("{layers:?}"), "one layer can be selected, not several"))
-        }
+        Some(Value::Array(layers)) => Err(json.refuse(
+            field,
+            &format!("{layers:?}"),
+            "one layer can be selected, not several",
+        )),
         _ => Ok(json.int(field)?.unwrap_or(-2)),
     }
 }
@@ -279,7 +289,9 @@ fn rope_scaling(rope: &Json<'_>) -> Result<Option<RopeScaling>, ImportError> {
             original_max_position_embeddings: rope
                 .size("original_max_position_embeddings", 8192)?,
         }),
-        other => return Err(rope.refuse("rope_type", other, "known are default, linear and llama3")),
+        other => {
+            return Err(rope.refuse("rope_type", other, "known are default, linear and llama3"));
+        }
     })
 }
 
