@@ -46,23 +46,32 @@ struct Bench {
 }
 
 impl Bench {
-    /// `flops`: of one call, 0 where memory is what counts.
+    /// `flops`: of one call, 0 where memory is what counts. Calls are sent eight at a time, as a decoder block sends its
+    /// operations.
     fn time<R>(&self, name: &str, flops: f64, mut call: impl FnMut() -> R) {
+        self.measure(name, flops, |calls| {
+            for start in (0..calls).step_by(8) {
+                B::batched(|| (start..calls.min(start + 8)).for_each(|_| drop(call())));
+            }
+        });
+    }
+
+    /// For calls that are more than operations of ours.
+    fn time_apart<R>(&self, name: &str, flops: f64, mut call: impl FnMut() -> R) {
+        self.measure(name, flops, |calls| (0..calls).for_each(|_| drop(call())));
+    }
+
+    fn measure(&self, name: &str, flops: f64, mut run: impl FnMut(usize)) {
         if !name.contains(&self.filter) {
             return;
         }
-        let first = Instant::now();
-        drop(call());
-        sync();
-        let first = first.elapsed().as_secs_f64() * 1e3;
         let mut block = |calls: usize| {
             let start = Instant::now();
-            for _ in 0..calls {
-                drop(call());
-            }
+            run(calls);
             sync();
             start.elapsed().as_secs_f64() * 1e3 / calls as f64
         };
+        let first = block(1);
         let estimate = block(3).max(1e-3);
         let calls = ((20.0 / estimate) as usize).clamp(1, 400);
         block(calls); // warm-up
@@ -314,31 +323,35 @@ fn block(bench: &Bench) {
         let flops = 2.0 * weights * (b * t) as f64;
         let forward =
             || dualspeed_ops::decoder_block(x.clone(), params.map(|param| param.clone()), &ctx);
-        bench.time(&format!("block b{b} t{t} lora {keep:?} forward"), flops, forward);
-        bench.time(&format!("block b{b} t{t} lora {keep:?} forward+backward"), 2.0 * flops, || {
-            forward().sum().backward()
-        });
+        bench.time_apart(&format!("block b{b} t{t} lora {keep:?} forward"), flops, forward);
+        bench.time_apart(
+            &format!("block b{b} t{t} lora {keep:?} forward+backward"),
+            2.0 * flops,
+            || forward().sum().backward(),
+        );
     }
 }
 
 /// Burn's own bodies on a few of the shapes.
 fn stock(bench: &Bench) {
     let (x, w) = (random([11_264, 4096], BF16), random([4096, 11_008], BF16));
-    bench.time("product 11264x4096x11008", 2.0 * 11_264.0 * 4096.0 * 11_008.0, || {
+    bench.time_apart("product 11264x4096x11008", 2.0 * 11_264.0 * 4096.0 * 11_008.0, || {
         plain::linear::<B>(x.clone(), w.clone(), None)
     });
     let (x, weight) = (random([11_264, 4096], BF16), random([4096], BF16));
-    bench.time("rms_norm 11264x4096 forward", 0.0, || {
+    bench.time_apart("rms_norm 11264x4096 forward", 0.0, || {
         plain::rms_norm::<B>(x.clone(), weight.clone(), 1e-5)
     });
     let (gate, up) = (random([11_264, 11_008], BF16), random([11_264, 11_008], BF16));
-    bench.time("swiglu 11264x11008 forward", 0.0, || plain::swiglu::<B>(gate.clone(), up.clone()));
+    bench.time_apart("swiglu 11264x11008 forward", 0.0, || {
+        plain::swiglu::<B>(gate.clone(), up.clone())
+    });
     let [q, k, v] = [(); 3].map(|()| heads([16, 32, 256, 128]));
-    bench.time("attention b16 h32 t256 d128 forward", 0.0, || {
+    bench.time_apart("attention b16 h32 t256 d128 forward", 0.0, || {
         plain::attention::<B>(q.clone(), k.clone(), v.clone(), &AttentionSpec::causal())
     });
     let features = random([16, 576, 4096], BF16);
-    bench.time("divprune 16x576x4096 -> 57", 0.0, || {
+    bench.time_apart("divprune 16x576x4096 -> 57", 0.0, || {
         plain::farthest_points::<B>(features.clone(), 57)
     });
 }

@@ -17,6 +17,12 @@ use crate::types::*;
 /// order of the tensor arguments; the others stay `None` and cost nothing. The prefix keeps the names apart from
 /// those of Burn's own traits.
 pub trait Backend: BurnBackend {
+    /// Runs `f`, which may call operations of this trait and change shapes, but must not call other operations of Burn on
+    /// their results: a backend may hold the launches back until the end and send them as one.
+    fn batched<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
     /// Bytes of free memory on a device, where the backend can tell.
     fn free_memory(_device: &Self::Device) -> Option<u64> {
         None
@@ -159,6 +165,11 @@ pub trait Backend: BurnBackend {
         needs: [bool; 3],
     ) -> NormGrads<Self> {
         plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs)
+    }
+
+    /// `x * y`, elementwise: what dropout does to an input.
+    fn fused_multiply(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_mul(x, y)
     }
 
     /// `x Phi(x)`, the erf form.

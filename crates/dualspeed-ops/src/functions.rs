@@ -102,7 +102,7 @@ pub fn rope<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 3>, sin: Tensor<B, 3>) -
 /// `q` `[b, hq, sq, d]`, `k` and `v` `[b, hkv, sk, d]` with `hq` a multiple of `hkv` -> `[b, hq, sq, d]`.
 ///
 /// # Panics
-/// When `hq` is no multiple of `hkv`, or `key_lengths` has not `b` entries.
+/// When `hq` is no multiple of `hkv`, `key_lengths` has not `b` entries, or `segments` do not fill one row.
 pub fn attention<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -117,6 +117,15 @@ pub fn attention<B: Backend>(
     if let Some(lengths) = &spec.key_lengths {
         let rows = lengths.len();
         assert_eq!(rows, batch, "attention: {rows} key lengths for a batch of {batch}");
+    }
+    if let Some(segments) = &spec.segments {
+        let (total, [_, _, length, _], [_, _, keys, _]) =
+            (segments.iter().sum::<usize>(), q.dims(), k.dims());
+        assert!(
+            batch == 1 && total == length && total == keys && spec.key_lengths.is_none(),
+            "attention: segments of {total} positions for a batch of {batch} x {length} queries and {keys} keys; one row, as \
+             long as its segments, and no key lengths are needed"
+        );
     }
     wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), spec).output)
 }

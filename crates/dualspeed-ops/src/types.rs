@@ -19,15 +19,23 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// Per batch row, how many leading keys are real; the rest is right padding. `None`: all of them.
     pub key_lengths: Option<Vec<usize>>,
+    /// Lengths of sequences packed back to back in a single batch row (`b = 1`, `sq = sk` their sum): a query sees keys of
+    /// its own sequence only. Excludes `key_lengths`.
+    pub segments: Option<Vec<usize>>,
 }
 
 impl AttentionSpec {
     /// Causal attention without padding.
     pub fn causal() -> Self {
-        Self { causal: true, key_lengths: None }
+        Self { causal: true, ..Self::default() }
     }
 
-    /// How many leading keys query `i` of batch row `row` sees.
+    /// Causal attention within each of the sequences packed into one row.
+    pub fn packed(lengths: Vec<usize>) -> Self {
+        Self { causal: true, segments: Some(lengths), ..Self::default() }
+    }
+
+    /// How many leading keys query `i` of batch row `row` sees; segments apart.
     pub fn visible_keys(&self, row: usize, i: usize, sq: usize, sk: usize) -> usize {
         let length = match &self.key_lengths {
             Some(lengths) => lengths.get(row).map_or(sk, |length| (*length).min(sk)),

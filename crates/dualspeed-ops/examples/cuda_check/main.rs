@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         case::check(&mut report, &case);
     }
     separate::farthest_points(&mut report);
+    separate::greedy_map(&mut report);
     separate::adamw(&mut report);
     separate::distilled_head(&mut report);
     separate::dropout(&mut report);

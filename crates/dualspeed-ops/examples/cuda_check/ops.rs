@@ -67,6 +67,8 @@ pub enum Op {
         lengths: bool,
         permuted: bool,
     },
+    /// Query and key heads, head dim, lengths of the packed sequences.
+    Packed(usize, usize, usize, Vec<usize>),
     /// Rows, width, vocabulary, teacher.
     Losses(usize, usize, usize, bool),
 }
@@ -127,6 +129,9 @@ pub fn all() -> Vec<Op> {
         lengths: false,
         permuted: true,
     });
+    for (hq, hkv, d) in [(4, 4, 128), (4, 2, 64), (2, 1, 80), (2, 2, 40)] {
+        ops.push(Op::Packed(hq, hkv, d, vec![1, 130, 64, 7, 200, 33]));
+    }
     for teacher in [false, true] {
         ops.push(Op::Losses(5, 8, 11, teacher));
         ops.push(Op::Losses(70, 96, 1003, teacher));
@@ -158,12 +163,20 @@ impl Case for Op {
             Self::Attention { b, hq, hkv, sq, sk, d, causal, lengths, permuted } => format!(
                 "attention b{b} h{hq}/{hkv} {sq}x{sk} d{d} causal {causal} lengths {lengths} permuted {permuted}"
             ),
+            Self::Packed(hq, hkv, d, lengths) => {
+                format!("attention packed h{hq}/{hkv} d{d} {lengths:?}")
+            }
             Self::Losses(n, d, v, t) => format!("token_losses {n} x {d} x {v} teacher {t}"),
         }
     }
 
     fn inputs(&self) -> Vec<(usize, bool)> {
+        if let Self::Packed(hq, hkv, d, lengths) = self {
+            let total = lengths.iter().sum::<usize>() * d;
+            return vec![(hq * total, true), (hkv * total, true), (hkv * total, true)];
+        }
         match *self {
+            Self::Packed(..) => Vec::new(),
             Self::Linear(s, v, out, bias, _) => {
                 let mut inputs = vec![(v.len(s), true), (s[2] * out, false)];
                 inputs.extend(bias.then_some((out, false)));
@@ -198,7 +211,19 @@ impl Case for Op {
 
     fn run<B: Backend>(&self, slow: bool, x: &[Flat<B>]) -> Flat<B> {
         type A<B> = Autodiff<B>;
+        if let Self::Packed(hq, hkv, d, lengths) = self {
+            let total = lengths.iter().sum();
+            let [q, k, v] = [(0, *hq), (1, *hkv), (2, *hkv)]
+                .map(|(i, h): (usize, usize)| heads(&x[i], [1, h, total, *d], true));
+            let spec = AttentionSpec::packed(lengths.clone());
+            return flat::<A<B>, 4>(either!(
+                slow,
+                plain::attention::<A<B>>(primitive(q), primitive(k), primitive(v), &spec).output,
+                dualspeed_ops::attention(q, k, v, &spec)
+            ));
+        }
         match *self {
+            Self::Packed(..) => x[0].clone(),
             Self::Linear(s, view, out, bias, transposed) => {
                 let input = view.of(&x[0], s);
                 let weight = match transposed {

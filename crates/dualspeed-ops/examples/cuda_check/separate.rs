@@ -70,6 +70,54 @@ fn shortfall(rows: &[f64], n: usize, d: usize, picks: &[usize]) -> f64 {
     worst
 }
 
+/// Picks of the greedy MAP: each gains as much as any other would, up to the rounding of f32.
+pub fn greedy_map(report: &mut Report) {
+    for (b, n, d, keep) in [(1, 3, 5, 2), (3, 100, 64, 20), (2, 577, 130, 58), (2, 33, 50, 33)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let name = format!("greedy_map {b}x{n}x{d} -> {keep}, {dtype:?}");
+            if !report.wants(&name) {
+                continue;
+            }
+            let features = values(b * n * d, dtype, report.seed());
+            let picks =
+                dualspeed_ops::greedy_map(tensor::<B, 3>(&features, [b, n, d], dtype), keep);
+            let picks: Vec<usize> = picks.into_data().iter::<i64>().map(|i| i as usize).collect();
+            let worst = (0..b).map(|image| {
+                let rows = &features[image * n * d..(image + 1) * n * d];
+                lost_gain(rows, n, d, &picks[image * keep..(image + 1) * keep])
+            });
+            report.line(&name, &[worst.fold(0.0, f64::max)], 1e-4, "");
+        }
+    }
+}
+
+/// By how much a pick gained less than the best row, relative to the largest diagonal entry.
+fn lost_gain(rows: &[f64], n: usize, d: usize, picks: &[usize]) -> f64 {
+    let product =
+        |i: usize, j: usize| -> f64 { (0..d).map(|k| rows[i * d + k] * rows[j * d + k]).sum() };
+    let diagonal: Vec<f64> = (0..n).map(|i| product(i, i)).collect();
+    let largest = diagonal.iter().copied().fold(1e-30, f64::max);
+    let (mut residual, mut factors) = (diagonal, Vec::<Vec<f64>>::new());
+    let mut worst = 0.0_f64;
+    for (step, pick) in picks.iter().enumerate() {
+        if *pick >= n || picks[..step].contains(pick) {
+            return f64::INFINITY;
+        }
+        let best = (0..n).filter(|i| !picks[..step].contains(i)).map(|i| residual[i]);
+        worst = worst.max((best.fold(f64::MIN, f64::max) - residual[*pick]) / largest);
+        let root = residual[*pick].max(1e-12).sqrt();
+        let factor: Vec<f64> = (0..n)
+            .map(|i| {
+                let known: f64 = factors.iter().map(|f| f[*pick] * f[i]).sum();
+                (product(*pick, i) - known) / root
+            })
+            .collect();
+        residual.iter_mut().zip(&factor).for_each(|(r, f)| *r -= f * f);
+        factors.push(factor);
+    }
+    worst
+}
+
 const LENGTHS: [usize; 6] = [1, 7, 8192, 8193, 100_000, 3];
 
 fn adamw_run<T: Backend>(

@@ -34,7 +34,7 @@ impl<B: Backend> Backward<B, PARENTS> for DecoderBlock {
         let mut parents = ops.parents.into_iter().map(|parent| parent.map(|node| node.id));
         let x = parents.next().flatten();
         let (grad_x, param_grads) =
-            block::backward(saved, &params, &ctx, grad, x.is_some(), &needs);
+            B::batched(|| block::backward(saved, &params, &ctx, grad, x.is_some(), &needs));
         register::<B>(grads, x, grad_x);
         for (parent, grad) in parents.zip(param_grads.slots()) {
             register::<B>(grads, parent, grad.flatten());
@@ -50,7 +50,7 @@ pub(super) fn decoder_block<B: Backend, C: CheckpointStrategy>(
     let inner = params.map(|param| param.primitive.clone());
     let needs = params.map(|param| param.is_tracked());
     let ctx = inner_context(ctx);
-    let (output, saved) = block::forward(x.primitive.clone(), &inner, &ctx);
+    let (output, saved) = B::batched(|| block::forward(x.primitive.clone(), &inner, &ctx));
     if !x.is_tracked() && !needs.slots().contains(&Some(true)) {
         return constant::<B, C>(output);
     }

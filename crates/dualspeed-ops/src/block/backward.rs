@@ -152,7 +152,7 @@ impl<B: Backend> BlockContext<B> {
         let mask = self.mask(index, &input);
         let hidden = low_rank.unwrap_or_else(|| {
             let masked = match &mask {
-                Some(mask) => B::float_mul(input.clone(), mask.clone()),
+                Some(mask) => B::fused_multiply(input.clone(), mask.clone()),
                 None => input.clone(),
             };
             B::fused_linear(masked, a.clone(), None)

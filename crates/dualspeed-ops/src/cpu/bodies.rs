@@ -294,7 +294,9 @@ pub(super) fn attention<B: Host>(
     v: FloatTensor<B>,
     spec: &AttentionSpec,
 ) -> AttentionOutput<B> {
-    let Some(views) = views::<B, 3>([&q, &k, &v]) else {
+    // Packed sequences are the plain body's.
+    let views = views::<B, 3>([&q, &k, &v]).filter(|_| spec.segments.is_none());
+    let Some(views) = views else {
         return plain::attention::<B>(q, k, v, spec);
     };
     let [q, k, v] = views.map(View::into_heads);
@@ -315,8 +317,8 @@ pub(super) fn attention_backward<B: Host>(
     needs: [bool; 3],
 ) -> AttentionGrads<B> {
     let tensors = [&q, &k, &v, &forward.output, &grad];
-    let (Some(views), Some(logsumexp)) = (views::<B, 5>(tensors), B::view(&forward.logsumexp))
-    else {
+    let views = views::<B, 5>(tensors).filter(|_| spec.segments.is_none());
+    let (Some(views), Some(logsumexp)) = (views, B::view(&forward.logsumexp)) else {
         return plain::attention_backward::<B>(q, k, v, spec, forward, grad, needs);
     };
     let [q, k, v, output, grad] = views.map(View::into_heads);

@@ -2,9 +2,9 @@
 
 use burn::tensor::DType;
 
-use super::gpu::submit_all;
+use super::gpu::{flush, submit_all};
 use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Tensor, cast, contiguous, dims, empty, reshaped, served};
+use super::tensor::{Tensor, cast, contiguous, copied, dims, empty, reshaped, served};
 use crate::Backend;
 use crate::types::*;
 
@@ -22,7 +22,7 @@ const ENTRY: usize = 48;
 /// A tensor that may be written: without gaps, and nobody else's.
 fn own(tensor: Tensor) -> Tensor {
     let tensor = contiguous(tensor);
-    if tensor.can_mut() { tensor } else { contiguous(tensor.copy()) }
+    if tensor.can_mut() { tensor } else { copied(&tensor) }
 }
 
 /// Sizes and constants of one tensor.
@@ -119,6 +119,7 @@ pub(super) fn adamw<B: Backend<FloatTensorPrimitive = Tensor>>(
         }
         Ok(())
     });
+    flush();
     let norm = B::float_slice(norm, &[burn::tensor::Slice::from(0..1)]);
     Ok(AdamWOutput { updated, norm: reshaped(contiguous(norm), &[1]) })
 }

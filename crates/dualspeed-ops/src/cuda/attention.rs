@@ -6,7 +6,7 @@ use super::elementwise::{empty_heads, heads};
 use super::error::CudaError;
 use super::gpu::{Gpu, submit};
 use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Element, Tensor, cast, contiguous, dims, empty, served};
+use super::tensor::{Element, Tensor, cast, contiguous, copied, dims, empty, served};
 use crate::Backend;
 use crate::types::*;
 
@@ -35,6 +35,19 @@ const HOPPER_DIMS: [usize; 2] = [64, 128];
 /// The widest head of the other kernels.
 const MAX_DIM: usize = 256;
 
+/// The source for a head dim and the options it is compiled with.
+fn module(arch: &str, d: usize) -> (&'static Source, String) {
+    match arch == "sm_90a" && HOPPER_DIMS.contains(&d) {
+        true => (&HOPPER, format!("-DHEAD_DIM={d} -DWGMMA")),
+        false => (&FLASH, format!("-DHEAD_DIM={d}")),
+    }
+}
+
+/// Those for the head dims of the decoder and of the vision tower.
+pub(super) fn modules(arch: &str) -> Vec<(&'static Source, String)> {
+    [128, 64].map(|d| module(arch, d)).to_vec()
+}
+
 /// `[b, h, s, d]` with any strides between rows of `d`.
 struct Heads {
     tensor: Tensor,
@@ -51,14 +64,12 @@ impl Heads {
     fn aligned(self, element: Element) -> Self {
         let lane = 16 / element.bytes();
         let start = self.tensor.handle.offset_start.unwrap_or(0);
-        let fits = self.strides.iter().all(|stride| stride % lane == 0) && start % 16 == 0;
+        let fits = self.strides.iter().all(|stride| stride % lane == 0) && start.is_multiple_of(16);
         if fits {
             return self;
         }
         // A slice without gaps may still start anywhere: only a copy into new memory starts where it must.
-        let mut copy = self.tensor.copy();
-        copy = contiguous(copy);
-        Self::new(copy)
+        Self::new(copied(&self.tensor))
     }
 
     fn arg(&self) -> Arg {
@@ -78,6 +89,8 @@ struct Problem {
     d: usize,
     causal: bool,
     flash: bool,
+    /// How many sequences are packed into the one row, and the longest of them.
+    packed: Option<(usize, usize)>,
 }
 
 impl Problem {
@@ -88,7 +101,13 @@ impl Problem {
         let fits = b <= 65_535 && hq <= 65_535 && d <= MAX_DIM;
         let flash = element != Element::F32 && FLASH_DIMS.contains(&d);
         let causal = spec.causal;
-        (same && fits).then_some(Self { element, b, hq, hkv, sq, sk, d, causal, flash })
+        let packed = match &spec.segments {
+            Some(lengths) => {
+                Some((lengths.len(), lengths.iter().copied().max().filter(|max| *max > 0)?))
+            }
+            None => None,
+        };
+        (same && fits).then_some(Self { element, b, hq, hkv, sq, sk, d, causal, flash, packed })
     }
 
     fn heads(&self, tensor: Tensor) -> Heads {
@@ -96,19 +115,27 @@ impl Problem {
         if self.flash { heads.aligned(self.element) } else { heads }
     }
 
-    /// `struct Shape` of the kernels.
-    fn shape(&self, key_lengths: u64) -> Arg {
+    /// `struct Shape` of the kernels; `lengths` is the address of [`device_lengths`].
+    fn shape(&self, lengths: u64) -> Arg {
         let pair = |low: usize, high: u32| low as u64 & 0xFFFF_FFFF | u64::from(high) << 32;
         let scale = (1.0 / (self.d as f64).sqrt()) as f32;
+        let (b, sq, sk) = match self.packed {
+            Some((sequences, longest)) => (sequences, longest, longest),
+            None => (self.b, self.sq, self.sk),
+        };
+        let (key_lengths, starts, row) = match self.packed {
+            Some(_) => (0, lengths, 0),
+            None => (lengths, 0, self.hq * self.sq),
+        };
         Arg::Struct(vec![
-            pair(self.b, self.hq as u32),
-            pair(self.hkv, self.sq as u32),
-            pair(self.sk, u32::from(self.causal)),
+            pair(b, self.hq as u32),
+            pair(self.hkv, sq as u32),
+            pair(sk, u32::from(self.causal)),
             pair(scale.to_bits() as usize, 0),
             key_lengths,
-            0,
-            0,
-            (self.hq * self.sq) as u64,
+            starts,
+            starts,
+            row as u64,
             self.sq as u64,
         ])
     }
@@ -123,16 +150,17 @@ impl Problem {
         mut args: Vec<Arg>,
     ) -> Result<(), CudaError> {
         let suffix = self.element.suffix();
+        let (len, rows_of_grid) = match self.packed {
+            Some((sequences, longest)) => (longest, sequences),
+            None => (len, self.b),
+        };
         if !self.flash {
             args.push(Arg::Int(self.d));
-            let grid = Grid { blocks: [len.div_ceil(8), heads, self.b], threads: 256, shared: 0 };
+            let grid =
+                Grid { blocks: [len.div_ceil(8), heads, rows_of_grid], threads: 256, shared: 0 };
             return gpu.launch(&ANY, "", &format!("attention_any_{name}_{suffix}"), grid, &args);
         }
-        let hopper = gpu.kernels.arch() == "sm_90a" && HOPPER_DIMS.contains(&self.d);
-        let (source, defines) = match hopper {
-            true => (&HOPPER, format!("-DHEAD_DIM={} -DWGMMA", self.d)),
-            false => (&FLASH, format!("-DHEAD_DIM={}", self.d)),
-        };
+        let (source, defines) = module(gpu.kernels.arch(), self.d);
         let [rows, threads, shared] = match part {
             Some(part) => {
                 let config = gpu.kernels.constant(source, &defines, "attention_config")?;
@@ -140,7 +168,8 @@ impl Problem {
             }
             None => [8, 256, 0],
         };
-        let grid = Grid { blocks: [len.div_ceil(rows.max(1)), heads, self.b], threads, shared };
+        let grid =
+            Grid { blocks: [len.div_ceil(rows.max(1)), heads, rows_of_grid], threads, shared };
         gpu.launch(source, &defines, &format!("attention_{name}_{suffix}"), grid, &args)
     }
 }
@@ -149,13 +178,22 @@ fn shape4(tensor: &Tensor) -> Option<[usize; 4]> {
     dims(tensor).try_into().ok()
 }
 
-/// Key lengths as the kernels read them.
-fn key_lengths(like: &Tensor, spec: &AttentionSpec) -> Option<Tensor> {
-    let lengths = spec.key_lengths.as_ref()?;
-    let bytes: Vec<u8> = lengths.iter().flat_map(|length| (*length as i32).to_le_bytes()).collect();
+/// Key lengths, or the starts of packed sequences, as the kernels read them.
+fn device_lengths(like: &Tensor, spec: &AttentionSpec) -> Option<Tensor> {
+    let numbers: Vec<usize> = match (&spec.segments, &spec.key_lengths) {
+        (Some(segments), _) => std::iter::once(0)
+            .chain(segments.iter().scan(0, |end, length| {
+                *end += length;
+                Some(*end)
+            }))
+            .collect(),
+        (None, Some(lengths)) => lengths.clone(),
+        (None, None) => return None,
+    };
+    let bytes: Vec<u8> = numbers.iter().flat_map(|n| (*n as i32).to_le_bytes()).collect();
     let handle = like.client.create_from_slice(&bytes);
     let (client, device) = (like.client.clone(), like.device.clone());
-    Some(Tensor::new_contiguous(client, device, [lengths.len()].into(), handle, DType::I32))
+    Some(Tensor::new_contiguous(client, device, [numbers.len()].into(), handle, DType::I32))
 }
 
 pub(super) fn attention<B: Backend<FloatTensorPrimitive = Tensor>>(
@@ -163,7 +201,7 @@ pub(super) fn attention<B: Backend<FloatTensorPrimitive = Tensor>>(
     spec: &AttentionSpec,
 ) -> Option<AttentionOutput<B>> {
     let p = Problem::new(q, k, v, spec)?;
-    let lengths = key_lengths(q, spec);
+    let lengths = device_lengths(q, spec);
     let output = empty_heads(q, [p.b, p.hq, p.sq, p.d], q.dtype);
     let logsumexp = empty(q, &[p.b, p.hq, p.sq], DType::F32);
     let [q, k, v] = [q, k, v].map(|tensor| p.heads(tensor.clone()));
@@ -196,7 +234,7 @@ pub(super) fn attention_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     [needs_q, needs_k, needs_v]: [bool; 3],
 ) -> Option<AttentionGrads<B>> {
     let p = Problem::new(q, k, v, spec)?;
-    let lengths = key_lengths(q, spec);
+    let lengths = device_lengths(q, spec);
     let dq = needs_q.then(|| empty_heads(q, [p.b, p.hq, p.sq, p.d], q.dtype));
     // One kernel writes both.
     let keys = needs_k || needs_v;

@@ -212,6 +212,9 @@ pub(super) fn convert(x: &Tensor, from: Element, to: Element) -> Tensor {
 /// `x * y`, elementwise.
 pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Option<Tensor> {
     let element = served(&[x, y])?;
+    if dims(x) != dims(y) {
+        return None;
+    }
     let (x, y) = (contiguous(x.clone()), contiguous(cast(y.clone(), element.dtype())));
     let (out, n) = (empty_like(&x), dims(&x).iter().product::<usize>());
     submit([Some(&x), Some(&y), Some(&out)], move |gpu, [x, y, out]| {
@@ -287,7 +290,7 @@ pub(super) fn swiglu_backward(
 pub(super) fn empty_heads(like: &Tensor, shape: [usize; 4], dtype: DType) -> Tensor {
     let steps = strides(like);
     let [b, h, s, d] = shape;
-    if steps.len() == 4 && steps[1] < steps[2] {
+    if steps.len() == 4 && steps[1] <= steps[2] {
         let mut tensor = empty(like, &[b, s, h, d], dtype);
         tensor.meta.swap(1, 2);
         return tensor;

@@ -17,6 +17,9 @@ pub(super) enum CudaError {
     /// NVRTC could not compile a kernel.
     #[error("NVRTC cannot compile {kernel} for {arch}: {log}")]
     Compile { kernel: String, arch: String, log: String },
+    /// A job panicked.
+    #[error("panic on the device's thread: {0}")]
+    Panic(String),
     /// A tensor has no memory.
     #[error("no device memory for an operand: {0}; use a smaller batch or recompute activations")]
     Memory(String),

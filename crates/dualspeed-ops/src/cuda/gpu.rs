@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
@@ -48,6 +49,7 @@ static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
 
 /// Bytes that nobody has taken, without what CubeCL keeps for itself.
 pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
+    flush();
     let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
         // A server call makes the context current.
         let usage = server.memory_usage(StreamId::current()).ok()?;
@@ -72,6 +74,13 @@ pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Resu
         check("cuDeviceGetAttribute", driver::cuDeviceGetAttribute(&mut value, what, handle))?;
     }
     Ok(value)
+}
+
+/// The first failure on the device's thread that no operation has reported yet. Calls return before their work is done: a
+/// training loop asks once a step.
+pub fn take_failure() -> Option<String> {
+    let error = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    error.map(|error| error.to_string())
 }
 
 /// Turns a status of the driver into a result.
@@ -105,16 +114,91 @@ pub(super) fn submit_all(
     operands: &[&Tensor],
     job: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send + 'static,
 ) {
+    let Some(device) = operands.first().map(|operand| operand.device.clone()) else { return };
+    // Bindings keep the memory without making it look shared to Burn's in-place operations.
+    let operands = operands.iter().map(|operand| operand.handle.clone().binding()).collect();
+    let work = Work { operands, job: Box::new(job) };
+    let elsewhere = BATCH.with_borrow(|batch| batch.device.as_ref().is_some_and(|d| *d != device));
+    if elsewhere {
+        flush();
+    }
+    let now = BATCH.with_borrow_mut(|batch| {
+        if batch.depth == 0 {
+            return Some(work);
+        }
+        batch.device = Some(device.clone());
+        batch.work.push(work);
+        None
+    });
+    if let Some(work) = now {
+        send(&device, vec![work]);
+    }
+}
+
+/// A job and the memory it works on.
+struct Work {
+    operands: Vec<Binding>,
+    job: Box<dyn FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send>,
+}
+
+/// Jobs of this thread that wait to be sent together.
+#[derive(Default)]
+struct Batch {
+    depth: usize,
+    device: Option<CudaDevice>,
+    work: Vec<Work>,
+}
+
+thread_local! {
+    static BATCH: RefCell<Batch> = RefCell::default();
+}
+
+/// Sends the jobs of `f` as one: they follow each other on our stream without a detour through CubeCL's. Whoever launches
+/// one of Burn's own kernels on the way calls [`flush`] first.
+pub(super) fn batched<R>(f: impl FnOnce() -> R) -> R {
+    /// Sends what is there, after a panic too.
+    struct Guard;
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let outermost = BATCH.with_borrow_mut(|batch| {
+                batch.depth -= 1;
+                batch.depth == 0
+            });
+            if outermost && !std::thread::panicking() {
+                flush();
+            }
+        }
+    }
+
+    BATCH.with_borrow_mut(|batch| batch.depth += 1);
+    let _guard = Guard;
+    f()
+}
+
+/// Sends the jobs that wait.
+pub(super) fn flush() {
+    let (device, work) =
+        BATCH.with_borrow_mut(|batch| (batch.device.take(), std::mem::take(&mut batch.work)));
+    if let Some(device) = device {
+        send(&device, work);
+    }
+}
+
+fn send(device: &CudaDevice, work: Vec<Work>) {
     if let Some(error) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take() {
         panic!("an earlier operation failed: {error}");
     }
-    let Some(device) = operands.first().map(|operand| operand.device.clone()) else { return };
-    // Bindings keep the memory without making it look shared to Burn's in-place operations.
-    let bindings: Vec<Binding> =
-        operands.iter().map(|operand| operand.handle.clone().binding()).collect();
     let (index, stream) = (device.index, StreamId::current());
     DeviceHandle::<Server>::new(device.to_id()).submit(move |server| {
-        if let Err(error) = run(server, index, stream, bindings, job) {
+        let run = AssertUnwindSafe(|| run(server, index, stream, work));
+        // CubeCL would log a panic and go on as if the work had been done.
+        let result = catch_unwind(run).unwrap_or_else(|panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(CudaError::Panic(message.unwrap_or("no message").to_string()))
+        });
+        if let Err(error) = result {
             FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
     });
@@ -124,27 +208,28 @@ fn run(
     server: &mut Server,
     index: usize,
     stream: StreamId,
-    operands: Vec<Binding>,
-    job: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError>,
+    work: Vec<Work>,
 ) -> Result<(), CudaError> {
-    let mut addresses = Vec::with_capacity(operands.len());
     // Keeps the memory from being given to somebody else before our launches are queued.
-    let mut resources = Vec::with_capacity(operands.len());
-    for operand in operands {
-        let resource = server
-            .get_resource(operand, stream)
-            .map_err(|error| CudaError::Memory(format!("{error:?}")))?;
-        addresses.push(resource.resource().ptr);
-        resources.push(resource);
+    let mut resources = Vec::new();
+    let mut jobs = Vec::with_capacity(work.len());
+    for Work { operands, job } in work {
+        let mut addresses = Vec::with_capacity(operands.len());
+        for operand in operands {
+            let resource = server
+                .get_resource(operand, stream)
+                .map_err(|error| CudaError::Memory(format!("{error:?}")))?;
+            addresses.push(resource.resource().ptr);
+            resources.push(resource);
+        }
+        jobs.push((addresses, job));
     }
     GPUS.with_borrow_mut(|gpus| {
         if let std::collections::hash_map::Entry::Vacant(slot) = gpus.entry(index) {
             slot.insert(Gpu::new(index)?);
         }
-        match gpus.get_mut(&index) {
-            Some(gpu) => gpu.in_order(|gpu| job(gpu, &addresses)),
-            None => Ok(()),
-        }
+        let Some(gpu) = gpus.get_mut(&index) else { return Ok(()) };
+        gpu.in_order(|gpu| jobs.into_iter().try_for_each(|(addresses, job)| job(gpu, &addresses)))
     })
 }
 
@@ -163,7 +248,13 @@ impl Gpu {
         }
         type A = driver::CUdevice_attribute;
         let count = attribute(index, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let (blas, kernels, multiprocessors) = (Blas::new()?, Kernels::new(index)?, count as usize);
+        let mut kernels = Kernels::new(index)?;
+        kernels.compile_ahead(super::attention::modules(kernels.arch()));
+        kernels.compile_ahead(vec![
+            (&super::elementwise::ELEMENTWISE, String::new()),
+            (&super::losses::LOSSES, String::new()),
+        ]);
+        let (blas, multiprocessors) = (Blas::new()?, count as usize);
         Ok(Self { context, stream, before, after, blas, kernels, multiprocessors })
     }
 

@@ -6,6 +6,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::fs;
 use std::path::PathBuf;
 use std::ptr::null_mut;
+use std::thread::JoinHandle;
 
 use cudarc::driver::sys as driver;
 use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
@@ -64,12 +65,16 @@ impl Arg {
     }
 }
 
+/// Modules that are being compiled ahead of their first use.
+type Ahead = HashMap<(&'static str, String), JoinHandle<Result<Vec<u8>, CudaError>>>;
+
 /// Compiled modules of one device.
 pub(super) struct Kernels {
     arch: String,
     modules: HashMap<(&'static str, String), driver::CUmodule>,
     functions: HashMap<(&'static str, String, String), driver::CUfunction>,
     constants: HashMap<(&'static str, String), [i32; 12]>,
+    ahead: Ahead,
 }
 
 impl Kernels {
@@ -85,6 +90,7 @@ impl Kernels {
             modules: HashMap::new(),
             functions: HashMap::new(),
             constants: HashMap::new(),
+            ahead: HashMap::new(),
         })
     }
 
@@ -93,12 +99,29 @@ impl Kernels {
         &self.arch
     }
 
+    /// Starts compiling modules that a training step will want, side by side: the first step then waits for the slowest
+    /// of them, not for their sum. Those that are on disk cost nothing.
+    pub(super) fn compile_ahead(&mut self, modules: Vec<(&'static Source, String)>) {
+        for (source, defines) in modules {
+            let (arch, options) = (self.arch.clone(), defines.clone());
+            let job = move || cubin(source, &options, &arch);
+            let thread = std::thread::Builder::new().name(format!("nvrtc {}", source.name));
+            // Without a thread it is compiled when it is wanted.
+            if let Ok(handle) = thread.spawn(job) {
+                self.ahead.insert((source.name, defines), handle);
+            }
+        }
+    }
+
     fn module(&mut self, source: &Source, defines: &str) -> Result<driver::CUmodule, CudaError> {
         let key = (source.name, defines.to_string());
         if let Some(module) = self.modules.get(&key) {
             return Ok(*module);
         }
-        let image = cubin(source, defines, &self.arch)?;
+        let image = match self.ahead.remove(&key).map(JoinHandle::join) {
+            Some(Ok(image)) => image?,
+            _ => cubin(source, defines, &self.arch)?,
+        };
         let mut module = null_mut();
         // SAFETY: the image is a whole cubin; the context is current.
         let code = unsafe { driver::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
@@ -183,7 +206,8 @@ fn cubin(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaErro
     let image = compile(source, defines, arch)?;
     if let Some(file) = file {
         // A cache that cannot be written costs time only. Renamed into place, so that no reader sees half a file.
-        let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
+        let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
+        let temporary = file.with_extension(unique);
         let written = file.parent().map_or(Ok(()), fs::create_dir_all);
         if written.and_then(|()| fs::write(&temporary, &image)).is_ok() {
             let _ = fs::rename(&temporary, &file);

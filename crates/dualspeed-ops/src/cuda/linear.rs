@@ -8,7 +8,7 @@ use burn::tensor::DType;
 
 use super::blas::{Layout, Operands, Product};
 use super::elementwise::{bias_gradient, multiply};
-use super::gpu::submit;
+use super::gpu::{flush, submit};
 use super::tensor::{
     Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
 };
@@ -133,7 +133,10 @@ fn sum_target(like: &Tensor, sum: &Option<Tensor>, shape: &[usize], element: Ele
 /// The input where dropout has been at it: one elementwise product.
 fn masked<B: Backend<FloatTensorPrimitive = Tensor>>(x: &Tensor, mask: &Option<Tensor>) -> Tensor {
     let Some(mask) = mask else { return x.clone() };
-    multiply(x, mask).unwrap_or_else(|| B::float_mul(x.clone(), cast(mask.clone(), x.dtype)))
+    multiply(x, mask).unwrap_or_else(|| {
+        flush();
+        B::float_mul(x.clone(), cast(mask.clone(), x.dtype))
+    })
 }
 
 pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
@@ -174,10 +177,11 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
             Some(&y),
         ],
         move |gpu, [x, dropped, weight, a, b, add, hidden, y]| {
-            gpu.product(dense, Operands { add, ..Operands::new(x, weight, y) }, 1.0, beta)?;
             gpu.product(down, Operands::new(dropped, a, hidden), 1.0, 0.0)?;
-            // Onto the dense product: no second output of its size.
-            gpu.product(up, Operands::new(hidden, b, y), scale as f32, 1.0)
+            // The large product comes last: it reads what is there while it computes, which costs no pass over memory.
+            let operands = Operands { add, ..Operands::new(hidden, b, y) };
+            gpu.product(up, operands, scale as f32, beta)?;
+            gpu.product(dense, Operands::new(x, weight, y), 1.0, 1.0)
         },
     );
     Some(LoraLinearOutput { output: y, hidden })
@@ -209,33 +213,46 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     let x = match (needs_x, &saved.weight, &grad_hidden) {
         (true, Some(weight), Some(hidden)) => {
             let weight = weight_operand(weight.clone(), element);
-            let sum = addend(sum.take(), element, &with_last(&shape, k));
-            let beta = if sum.is_some() { 1.0 } else { 0.0 };
-            let dx = sum_target(&g.0, &sum, &with_last(&shape, k), element);
-            let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
+            let shape = with_last(&shape, k);
+            let sum = addend(sum.take(), element, &shape);
             let low_rank = Product::new([m, k, rank], hidden.1, a.1.t(), element);
-            let masks = saved.dropout_mask.is_some();
+            let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
+            // The low-rank part first (and masked, where it was), the large product on top.
+            let (first, around) = match &saved.dropout_mask {
+                None => (Some(low_rank), sum),
+                Some(mask) => {
+                    let low = empty(&g.0, &shape, dtype);
+                    submit([&hidden.0, &a.0, &low].map(Some), move |gpu, [hidden, a, low]| {
+                        gpu.product(low_rank, Operands::new(hidden, a, low), 1.0, 0.0)
+                    });
+                    let low = masked::<B>(&low, &Some(shaped::<B>(mask, &shape)));
+                    (None, Some(sum_of::<B>(sum, low)))
+                }
+            };
+            let beta = if around.is_some() { 1.0 } else { 0.0 };
+            let dx = sum_target(&g.0, &around, &shape, element);
             submit(
-                [Some(&g.0), Some(&weight.0), Some(&hidden.0), Some(&a.0), sum.as_ref(), Some(&dx)],
-                move |gpu, [g, weight, hidden, a, add, dx]| {
-                    let operands = Operands { add, ..Operands::new(g, weight, dx) };
-                    gpu.product(dense, operands, 1.0, beta)?;
-                    if masks {
-                        return Ok(());
+                [
+                    Some(&g.0),
+                    Some(&weight.0),
+                    Some(&hidden.0),
+                    Some(&a.0),
+                    around.as_ref(),
+                    Some(&dx),
+                ],
+                move |gpu, [g, weight, hidden, a, add, dx]| match first {
+                    Some(low_rank) => {
+                        let operands = Operands { add, ..Operands::new(hidden, a, dx) };
+                        gpu.product(low_rank, operands, 1.0, beta)?;
+                        gpu.product(dense, Operands::new(g, weight, dx), 1.0, 1.0)
                     }
-                    gpu.product(low_rank, Operands::new(hidden, a, dx), 1.0, 1.0)
+                    None => {
+                        let operands = Operands { add, ..Operands::new(g, weight, dx) };
+                        gpu.product(dense, operands, 1.0, beta)
+                    }
                 },
             );
-            Some(match &saved.dropout_mask {
-                None => dx,
-                Some(_) => {
-                    let a = (a.0.clone(), a.1.t());
-                    let shape = with_last(&shape, k);
-                    let low = product([m, k, rank], hidden, &a, element, dtype, &shape, 1.0);
-                    let mask = saved.dropout_mask.as_ref().map(|mask| shaped::<B>(mask, &shape));
-                    B::float_add(dx, masked::<B>(&low, &mask))
-                }
-            })
+            Some(dx)
         }
         _ => None,
     };
@@ -262,6 +279,12 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         _ => None,
     };
     Some(LoraLinearGrads { x, weight, a: grad_a, b: grad_b })
+}
+
+fn sum_of<B: Backend<FloatTensorPrimitive = Tensor>>(sum: Option<Tensor>, term: Tensor) -> Tensor {
+    let Some(sum) = sum else { return term };
+    flush();
+    B::float_add(sum, term)
 }
 
 fn shaped<B: Backend<FloatTensorPrimitive = Tensor>>(tensor: &Tensor, shape: &[usize]) -> Tensor {

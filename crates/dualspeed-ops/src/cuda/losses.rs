@@ -10,7 +10,7 @@ use super::tensor::{Element, Rows, Tensor, cast, contiguous, dims, empty, matrix
 use crate::Backend;
 use crate::types::*;
 
-static LOSSES: Source = Source {
+pub(super) static LOSSES: Source = Source {
     name: "losses",
     text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/losses.cu")),
 };

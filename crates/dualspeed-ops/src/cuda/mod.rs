@@ -35,12 +35,30 @@ use cubecl::cuda::CudaRuntime;
 
 pub use blas::allow_tf32;
 pub use burn_cuda::{Cuda, CudaDevice};
+pub use gpu::take_failure;
 pub use ready::is_fast;
 
 use crate::backend;
 use crate::dropout::{self, DropoutKeys};
 use crate::types::*;
 use crate::{Backend, plain};
+
+/// Runs a plain body, after what waits to be sent: its kernels are Burn's own.
+fn slow<T>(body: impl FnOnce() -> T) -> T {
+    gpu::flush();
+    body()
+}
+
+/// The plain body where the fast one does not serve.
+trait OrSlow<T> {
+    fn or_slow(self, body: impl FnOnce() -> T) -> T;
+}
+
+impl<T> OrSlow<T> for Option<T> {
+    fn or_slow(self, body: impl FnOnce() -> T) -> T {
+        self.unwrap_or_else(|| slow(body))
+    }
+}
 
 /// burn-cuda without fusion: its alias is this backend then.
 impl<F, I, T> Backend for CubeBackend<CudaRuntime, F, I, T>
@@ -49,6 +67,10 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn batched<R>(f: impl FnOnce() -> R) -> R {
+        gpu::batched(f)
+    }
+
     fn free_memory(device: &Self::Device) -> Option<u64> {
         gpu::free_memory(device)
     }
@@ -61,7 +83,7 @@ where
         dtype: DType,
     ) -> FloatTensor<Self> {
         dropout_mask::dropout_mask(&keys.on_device, place, p, d, dtype)
-            .unwrap_or_else(|| dropout::mask::<Self>(keys, place, p, d, dtype))
+            .or_slow(|| dropout::mask::<Self>(keys, place, p, d, dtype))
     }
 
     fn fused_linear_add(
@@ -70,7 +92,7 @@ where
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::linear(x.clone(), weight.clone(), None, Some(residual.clone()))
-            .unwrap_or_else(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
+            .or_slow(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
     }
 
     fn fused_lora_linear_add(
@@ -83,13 +105,11 @@ where
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
         let (ab, around) = ([&a, &b], Some(residual.clone()));
-        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout_mask, around).unwrap_or_else(
-            || {
-                let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask);
-                let output = Self::float_add(residual, out.output);
-                LoraLinearOutput { output, hidden: out.hidden }
-            },
-        )
+        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout_mask, around).or_slow(|| {
+            let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask);
+            let output = Self::float_add(residual, out.output);
+            LoraLinearOutput { output, hidden: out.hidden }
+        })
     }
 
     fn fused_linear_backward_add(
@@ -97,7 +117,7 @@ where
         grad: FloatTensor<Self>,
         mut sum: Option<FloatTensor<Self>>,
     ) -> LinearGrads<Self> {
-        linear::linear_backward::<Self>(&saved, &grad, &mut sum).unwrap_or_else(|| {
+        linear::linear_backward::<Self>(&saved, &grad, &mut sum).or_slow(|| {
             let out = plain::linear_backward::<Self>(saved, grad);
             LinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
         })
@@ -109,7 +129,7 @@ where
         needs: [bool; 4],
         mut sum: Option<FloatTensor<Self>>,
     ) -> LoraLinearGrads<Self> {
-        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut sum).unwrap_or_else(|| {
+        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut sum).or_slow(|| {
             let out = plain::lora_linear_backward::<Self>(saved, grad, needs);
             LoraLinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
         })
@@ -128,6 +148,7 @@ where
         match elementwise::norm_backward(x_, weight_, eps, grad_, around_, false, needs_) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => {
+                gpu::flush();
                 let out = plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs);
                 NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
             }
@@ -140,7 +161,7 @@ where
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         linear::linear(x.clone(), weight.clone(), bias.clone(), None)
-            .unwrap_or_else(|| plain::linear::<Self>(x, weight, bias))
+            .or_slow(|| plain::linear::<Self>(x, weight, bias))
     }
 
     fn fused_linear_backward(
@@ -148,7 +169,7 @@ where
         grad: FloatTensor<Self>,
     ) -> LinearGrads<Self> {
         linear::linear_backward::<Self>(&saved, &grad, &mut None)
-            .unwrap_or_else(|| plain::linear_backward::<Self>(saved, grad))
+            .or_slow(|| plain::linear_backward::<Self>(saved, grad))
     }
 
     fn fused_lora_linear(
@@ -160,7 +181,7 @@ where
         dropout_mask: Option<FloatTensor<Self>>,
     ) -> LoraLinearOutput<Self> {
         linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask, None)
-            .unwrap_or_else(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask))
+            .or_slow(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask))
     }
 
     fn fused_lora_linear_backward(
@@ -169,7 +190,7 @@ where
         needs: [bool; 4],
     ) -> LoraLinearGrads<Self> {
         linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut None)
-            .unwrap_or_else(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
+            .or_slow(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
     }
 
     fn fused_rms_norm(
@@ -178,7 +199,7 @@ where
         eps: f64,
     ) -> FloatTensor<Self> {
         elementwise::norm(x.clone(), weight.clone(), None, eps)
-            .unwrap_or_else(|| plain::rms_norm::<Self>(x, weight, eps))
+            .or_slow(|| plain::rms_norm::<Self>(x, weight, eps))
     }
 
     fn fused_rms_norm_backward(
@@ -192,7 +213,7 @@ where
         let needs_ = [needs[0], needs[1], false];
         match elementwise::norm_backward(x_, weight_, eps, grad_, None, false, needs_) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
-            None => plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs),
+            None => slow(|| plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs)),
         }
     }
 
@@ -203,7 +224,7 @@ where
         eps: f64,
     ) -> FloatTensor<Self> {
         elementwise::norm(x.clone(), weight.clone(), Some(bias.clone()), eps)
-            .unwrap_or_else(|| plain::layer_norm::<Self>(x, weight, bias, eps))
+            .or_slow(|| plain::layer_norm::<Self>(x, weight, bias, eps))
     }
 
     fn fused_layer_norm_backward(
@@ -216,22 +237,26 @@ where
         let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
         match elementwise::norm_backward(x_, weight_, eps, grad_, None, true, needs) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
-            None => plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs),
+            None => slow(|| plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs)),
         }
     }
 
+    fn fused_multiply(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        elementwise::multiply(&x, &y).or_slow(|| Self::float_mul(x, y))
+    }
+
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::activation("gelu", x.clone(), None).unwrap_or_else(|| plain::gelu::<Self>(x))
+        elementwise::activation("gelu", x.clone(), None).or_slow(|| plain::gelu::<Self>(x))
     }
 
     fn fused_gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         elementwise::activation("gelu", x.clone(), Some(grad.clone()))
-            .unwrap_or_else(|| plain::gelu_backward::<Self>(x, grad))
+            .or_slow(|| plain::gelu_backward::<Self>(x, grad))
     }
 
     fn fused_quick_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         elementwise::activation("quick_gelu", x.clone(), None)
-            .unwrap_or_else(|| plain::quick_gelu::<Self>(x))
+            .or_slow(|| plain::quick_gelu::<Self>(x))
     }
 
     fn fused_quick_gelu_backward(
@@ -239,12 +264,11 @@ where
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         elementwise::activation("quick_gelu", x.clone(), Some(grad.clone()))
-            .unwrap_or_else(|| plain::quick_gelu_backward::<Self>(x, grad))
+            .or_slow(|| plain::quick_gelu_backward::<Self>(x, grad))
     }
 
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::swiglu(gate.clone(), up.clone())
-            .unwrap_or_else(|| plain::swiglu::<Self>(gate, up))
+        elementwise::swiglu(gate.clone(), up.clone()).or_slow(|| plain::swiglu::<Self>(gate, up))
     }
 
     fn fused_swiglu_backward(
@@ -256,7 +280,7 @@ where
         let (gate_, up_, grad_) = (gate.clone(), up.clone(), grad.clone());
         match elementwise::swiglu_backward(gate_, up_, grad_, needs) {
             Some([gate, up]) => SwigluGrads { gate, up },
-            None => plain::swiglu_backward::<Self>(gate, up, grad, needs),
+            None => slow(|| plain::swiglu_backward::<Self>(gate, up, grad, needs)),
         }
     }
 
@@ -266,7 +290,7 @@ where
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         elementwise::rope(x.clone(), cos.clone(), sin.clone(), 1.0)
-            .unwrap_or_else(|| plain::rope::<Self>(x, cos, sin))
+            .or_slow(|| plain::rope::<Self>(x, cos, sin))
     }
 
     fn fused_rope_backward(
@@ -275,7 +299,7 @@ where
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0)
-            .unwrap_or_else(|| plain::rope::<Self>(grad, cos, Self::float_neg(sin)))
+            .or_slow(|| plain::rope::<Self>(grad, cos, Self::float_neg(sin)))
     }
 
     fn fused_attention(
@@ -285,7 +309,7 @@ where
         spec: &AttentionSpec,
     ) -> AttentionOutput<Self> {
         attention::attention::<Self>([&q, &k, &v], spec)
-            .unwrap_or_else(|| plain::attention::<Self>(q, k, v, spec))
+            .or_slow(|| plain::attention::<Self>(q, k, v, spec))
     }
 
     fn fused_attention_backward(
@@ -298,9 +322,7 @@ where
         needs: [bool; 3],
     ) -> AttentionGrads<Self> {
         attention::attention_backward::<Self>([&q, &k, &v], spec, &forward, &grad, needs)
-            .unwrap_or_else(|| {
-                plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs)
-            })
+            .or_slow(|| plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs))
     }
 
     fn fused_token_losses(
@@ -311,7 +333,7 @@ where
         tau: f64,
     ) -> FloatTensor<Self> {
         losses::token_losses(&hidden, &lm_head, &targets, teacher.as_ref(), tau)
-            .unwrap_or_else(|| plain::token_losses::<Self>(hidden, lm_head, targets, teacher, tau))
+            .or_slow(|| plain::token_losses::<Self>(hidden, lm_head, targets, teacher, tau))
     }
 
     fn fused_token_losses_backward(
@@ -327,7 +349,7 @@ where
         losses::token_losses_backward::<Self>(
             &hidden, &lm_head, &targets, teacher_, tau, &grad, needs,
         )
-        .unwrap_or_else(|| {
+        .or_slow(|| {
             plain::token_losses_backward::<Self>(
                 hidden, lm_head, targets, teacher, tau, grad, needs,
             )
@@ -336,11 +358,18 @@ where
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
         points::farthest_points(&features, keep, <I as Element>::dtype())
-            .unwrap_or_else(|| plain::farthest_points::<Self>(features, keep))
+            .or_slow(|| plain::farthest_points::<Self>(features, keep))
+    }
+
+    fn fused_greedy_map(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {
+        points::greedy_map(&features, keep, <I as Element>::dtype())
+            .or_slow(|| plain::greedy_map::<Self>(features, keep))
     }
 
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
-        adamw::adamw::<Self>(tensors, config)
-            .unwrap_or_else(|tensors| plain::adamw::<Self>(tensors, config))
+        adamw::adamw::<Self>(tensors, config).unwrap_or_else(|tensors| {
+            gpu::flush();
+            plain::adamw::<Self>(tensors, config)
+        })
     }
 }

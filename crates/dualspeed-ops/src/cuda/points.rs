@@ -1,4 +1,4 @@
-//! Max-min diverse selection: similarities by one batched product, all picks of the batch in one kernel.
+//! Diverse selection, max-min and by greedy MAP: similarities by one batched product, all picks of the batch in one kernel.
 
 use burn::tensor::DType;
 
@@ -70,6 +70,45 @@ pub(super) fn farthest_points(features: &Tensor, keep: usize, indices: DType) ->
             args.extend([Int(keep), Int(wide)]);
             let threads = n.next_multiple_of(32).min(1024);
             gpu.launch(&POINTS, "", "farthest_picks", Grid::new(b, threads), &args)
+        },
+    );
+    Some(picks)
+}
+
+/// Most picks of [`greedy_map`]: what one block keeps in shared memory.
+const MAX_PICKS: usize = 8192;
+
+/// Greedy MAP of a determinantal point process; `indices` is the type of the result.
+pub(super) fn greedy_map(features: &Tensor, keep: usize, indices: DType) -> Option<Tensor> {
+    let element = served(&[features])?;
+    let [b, n, d]: [usize; 3] = dims(features).try_into().ok()?;
+    let wide = match indices {
+        DType::I64 => 1,
+        DType::I32 => 0,
+        _ => return None,
+    };
+    if keep == 0 || keep > n.min(MAX_PICKS) || n > MAX_ROWS || b > 65_535 {
+        return None;
+    }
+    let features = contiguous(features.clone());
+    let picks = empty(&features, &[b, keep], indices);
+    let gram = empty(&features, &[b, n, n], DType::F32);
+    let factors = empty(&features, &[b, keep, n], DType::F32);
+    let rows = Layout::rows(d);
+    let plan = Product {
+        batch: Some(Batch { count: b, a: n * d, b: n * d, c: n * n }),
+        exact: true,
+        ..Product::new([n, n, d], rows, rows.t(), element).into(Element::F32)
+    };
+    submit(
+        [Some(&features), Some(&gram), Some(&factors), Some(&picks)],
+        move |gpu, [features, gram, factors, picks]| {
+            gpu.product(plan, Operands::new(features, features, gram), 1.0, 0.0)?;
+            let mut args = [gram, factors, picks].map(Arg::Address).to_vec();
+            args.extend([b, n, keep, wide].map(Arg::Int));
+            let threads = n.next_multiple_of(32).min(1024);
+            let grid = Grid { blocks: [b, 1, 1], threads, shared: keep * 4 };
+            gpu.launch(&POINTS, "", "greedy_map", grid, &args)
         },
     );
     Some(picks)

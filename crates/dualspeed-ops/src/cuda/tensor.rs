@@ -8,6 +8,7 @@ use cubecl::cuda::CudaRuntime;
 
 use super::blas::Layout;
 use super::elementwise;
+use super::gpu::flush;
 use super::ready::is_fast;
 
 /// Burn's tensor on the device.
@@ -95,7 +96,17 @@ pub(super) fn strides(tensor: &Tensor) -> Vec<usize> {
 
 /// Without gaps and in row-major order; copies only where it is not.
 pub(super) fn contiguous(tensor: Tensor) -> Tensor {
+    if tensor.is_contiguous() {
+        return tensor;
+    }
+    flush();
     into_contiguous(tensor)
+}
+
+/// New memory with the same values.
+pub(super) fn copied(tensor: &Tensor) -> Tensor {
+    flush();
+    into_contiguous(tensor.copy())
 }
 
 /// In another element type; copies only where it differs.
@@ -109,6 +120,7 @@ pub(super) fn cast(tensor: Tensor, dtype: DType) -> Tensor {
     {
         return elementwise::convert(&tensor, from, to);
     }
+    flush();
     cast_kernel(tensor, dtype)
 }
 

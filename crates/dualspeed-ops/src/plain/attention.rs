@@ -125,8 +125,16 @@ fn hidden_keys<B: Backend>(
         let lengths = lengths.reshape([b, 1, 1, 1]).expand([b, 1, 1, sk]);
         key.expand([b, 1, 1, sk]).greater_equal(lengths).expand(shape)
     });
-    match (future, padding) {
-        (Some(future), Some(padding)) => Some(future.bool_or(padding)),
-        (future, padding) => future.or(padding),
-    }
+    let foreign = spec.segments.as_ref().map(|lengths| {
+        let of_position: Vec<i64> = lengths
+            .iter()
+            .enumerate()
+            .flat_map(|(segment, length)| std::iter::repeat_n(segment as i64, *length))
+            .collect();
+        let data = TensorData::new(of_position, [sk]);
+        let segment = Tensor::<B, 1, Int>::from_data(data, device);
+        let of_query = segment.clone().reshape([1, 1, sq, 1]).expand([1, 1, sq, sk]);
+        segment.reshape([1, 1, 1, sk]).expand([1, 1, sq, sk]).not_equal(of_query).expand(shape)
+    });
+    [future, padding, foreign].into_iter().flatten().reduce(Tensor::bool_or)
 }

@@ -65,7 +65,7 @@ fn rotary<B: Backend>(dtype: DType) -> [Tensor<B, 3>; 2] {
 }
 
 fn spec() -> AttentionSpec {
-    AttentionSpec { causal: true, key_lengths: Some(vec![5, 4]) }
+    AttentionSpec { causal: true, key_lengths: Some(vec![5, 4]), ..AttentionSpec::default() }
 }
 
 fn keys<B: Backend>() -> DropoutKeys<B> {

@@ -114,7 +114,7 @@ fn rotary_embedding() {
 #[test]
 fn grouped_causal_attention() {
     for (causal, key_lengths) in [(false, None), (true, None), (true, Some(vec![3, 5]))] {
-        let spec = AttentionSpec { causal, key_lengths };
+        let spec = AttentionSpec { causal, key_lengths, ..AttentionSpec::default() };
         check("attention", &[2 * 4 * 3 * 6, 2 * 2 * 5 * 6, 2 * 2 * 5 * 6], &|x| {
             flat(attention(
                 x[0].clone().reshape([2, 4, 3, 6]),

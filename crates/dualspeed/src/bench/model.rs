@@ -1,6 +1,8 @@
 //! Models of published shapes with random weights made on the device.
 
-use burn::module::{Module, ModuleMapper, Param};
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Distribution, Tensor};
 use clap::ValueEnum;
 use dualspeed_model::{Dtype, LlamaConfig, Llava, LlavaConfig, LoraConfig, VitConfig};
@@ -75,11 +77,15 @@ pub fn random<B: AutodiffBackend>(
 ) -> anyhow::Result<Llava<B>> {
     B::seed(device, config.seed);
     let model = apply_stage(config.model.init::<B>(device, config.seed)?, config)?;
-    Ok(model.map(&mut Draw { dtype: config.model.dtype }))
+    // Asking a parameter itself would draw its initial values, on the host.
+    let trained = model.param_groups().into_iter().filter(|param| param.trainable);
+    let trained = trained.map(|param| param.id).collect();
+    Ok(model.map(&mut Draw { dtype: config.model.dtype, trained }))
 }
 
 struct Draw {
     dtype: Dtype,
+    trained: HashSet<ParamId>,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Draw {
@@ -88,7 +94,7 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Draw {
         if D == 1 {
             return param;
         }
-        let (device, trained) = (param.lazy_device(), param.is_require_grad());
+        let (device, trained) = (param.lazy_device(), self.trained.contains(&param.id));
         let normal = Distribution::Normal(0.0, 0.02);
         let drawn = Tensor::<B, D>::random(param.lazy_shape(), normal, &device);
         let drawn = match trained {

@@ -146,7 +146,11 @@ pub fn run<B: AutodiffBackend>(
         config.model.text.vocab_size,
         config.model.vision.image_size,
     ));
+    let phase = Instant::now();
     let model = random::<B>(&config, device)?;
+    B::sync(device)?;
+    tracing::info!(seconds = phase.elapsed().as_secs_f64(), "weights drawn");
+    let phase = Instant::now();
     let features = match case.tower {
         true => None,
         false => {
@@ -155,6 +159,7 @@ pub fn run<B: AutodiffBackend>(
             Some(FeatureCache::compute(tower, &source, Needs::default(), 16, device, false)?)
         }
     };
+    tracing::info!(seconds = phase.elapsed().as_secs_f64(), "tower features made");
     let dir = tempfile::tempdir()?;
     let begin = Instant::now();
     let outcome = train(TrainJob {
