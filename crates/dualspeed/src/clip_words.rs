@@ -5,7 +5,6 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use dualspeed_data::TextTokenizer;
 use dualspeed_model::clip_text::ClipText;
-use dualspeed_model::import::source::WeightSource;
 use dualspeed_model::import::{LoadOptions, open_weights, read_clip_text_config};
 use dualspeed_model::{Frozen, Llava, PruneError, TextFeatures, TextTower};
 use dualspeed_ops::Backend;

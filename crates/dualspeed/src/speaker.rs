@@ -141,7 +141,7 @@ impl<B: Backend> Speaker<B> {
         let (model, report) = checkpoint.load::<B>(&options.load, device)?;
         let mut model = match model {
             AnyModel::Llava(model) => Model::Llava(model),
-            AnyModel::Llama(model) => Model::Llama(Box::new(model)),
+            AnyModel::Llama(model) => Model::Llama(model),
             AnyModel::Clip(_) => {
                 anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
             }
