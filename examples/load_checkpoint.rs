@@ -6,7 +6,9 @@ use burn_flex::Flex;
 use dualspeed::model::import::{Checkpoint, LoadOptions};
 
 fn main() -> anyhow::Result<()> {
-    let Some(dir) = std::env::args().nth(1) else { anyhow::bail!("give the checkpoint's directory") };
+    let Some(dir) = std::env::args().nth(1) else {
+        anyhow::bail!("give the checkpoint's directory")
+    };
     let options = LoadOptions::default();
     let checkpoint = Checkpoint::open(dir.as_ref(), &options)?;
     let (_model, report) = checkpoint.load::<Flex>(&options, &Default::default())?;
@@ -18,6 +20,9 @@ fn main() -> anyhow::Result<()> {
         report.gigabytes_per_second()
     );
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().filter(|line| line.starts_with("VmHWM")).for_each(|line| println!("peak memory {line}"));
+    status
+        .lines()
+        .filter(|line| line.starts_with("VmHWM"))
+        .for_each(|line| println!("peak memory {line}"));
     Ok(())
 }

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dualspeed::data::{FitMode, ImageProcessor, LlavaJson, LlavaJsonConfig, Template, TextTokenizer};
+use dualspeed::data::{
+    FitMode, ImageProcessor, LlavaJson, LlavaJsonConfig, Template, TextTokenizer,
+};
 use dualspeed::model::import::gguf::Gguf;
 use dualspeed::model::import::pickle::PickleWeights;
 use dualspeed::model::import::safetensors::{SafetensorsWeights, parse_index};
@@ -27,22 +29,78 @@ const LARGEST_CORPUS: usize = 400_000;
 
 /// Numbers at which parsers break.
 const INTERESTING: [u64; 12] = [
-    0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 40, i64::MAX as u64, u64::MAX,
+    0,
+    1,
+    0x7f,
+    0x80,
+    0xff,
+    0x7fff,
+    0xffff,
+    0x7fff_ffff,
+    0xffff_ffff,
+    1 << 40,
+    i64::MAX as u64,
+    u64::MAX,
 ];
 
 /// Tokens that mutations put in.
 fn dictionary(target: &str) -> &'static [&'static [u8]] {
     match target {
-        "gguf" => &[b"GGUF", b"general.alignment", b"llama.block_count", b"token_embd.weight", b"blk.0.attn_q.weight"],
-        "pickle" => &[
-            b"(", b")", b"]", b"}", b"t", b"R", b"b", b"u", b"s", b"Q", b".", b"h\x00", b"q\x00", b"\x85", b"\x86", b"\x87",
-            b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n", b"cos\nsystem\n",
+        "gguf" => &[
+            b"GGUF",
+            b"general.alignment",
+            b"llama.block_count",
+            b"token_embd.weight",
+            b"blk.0.attn_q.weight",
         ],
-        "safetensors" => &[b"\"dtype\"", b"\"F32\"", b"\"BF16\"", b"\"I4\"", b"\"shape\"", b"\"data_offsets\"", b"__metadata__", b"[0,4]"],
-        "index" => &[b"\"weight_map\"", b"../", b"/etc/passwd", b"\\\\", b"null", b"{}", b".safetensors\""],
+        "pickle" => &[
+            b"(",
+            b")",
+            b"]",
+            b"}",
+            b"t",
+            b"R",
+            b"b",
+            b"u",
+            b"s",
+            b"Q",
+            b".",
+            b"h\x00",
+            b"q\x00",
+            b"\x85",
+            b"\x86",
+            b"\x87",
+            b"ctorch._utils\n_rebuild_tensor_v2\n",
+            b"ctorch\nFloatStorage\n",
+            b"ccollections\nOrderedDict\n",
+            b"cos\nsystem\n",
+        ],
+        "safetensors" => &[
+            b"\"dtype\"",
+            b"\"F32\"",
+            b"\"BF16\"",
+            b"\"I4\"",
+            b"\"shape\"",
+            b"\"data_offsets\"",
+            b"__metadata__",
+            b"[0,4]",
+        ],
+        "index" => {
+            &[b"\"weight_map\"", b"../", b"/etc/passwd", b"\\\\", b"null", b"{}", b".safetensors\""]
+        }
         _ => &[
-            b"\"conversations\"", b"\"from\"", b"\"human\"", b"\"gpt\"", b"<image>", b"\"image\"", b"\"id\"", b"null", b"[]",
-            b"\\ud800", b"1e999", b"\n",
+            b"\"conversations\"",
+            b"\"from\"",
+            b"\"human\"",
+            b"\"gpt\"",
+            b"<image>",
+            b"\"image\"",
+            b"\"id\"",
+            b"null",
+            b"[]",
+            b"\\ud800",
+            b"1e999",
+            b"\n",
         ],
     }
 }
@@ -70,16 +128,19 @@ impl Subject {
                 Ok(gguf) => {
                     let vocabulary = gguf.vocabulary().is_some();
                     match gguf.into_checkpoint() {
-                        Ok(checkpoint) => format!("{vocabulary} {}", read_all(checkpoint.weights())),
+                        Ok(checkpoint) => {
+                            format!("{vocabulary} {}", read_all(checkpoint.weights()))
+                        }
                         Err(error) => error.to_string(),
                     }
                 }
                 Err(error) => error.to_string(),
             },
-            "pickle" => PickleWeights::open(&self.file).map_or_else(|e| e.to_string(), |w| read_all(&w)),
-            "safetensors" => {
-                SafetensorsWeights::open(&self.file).map_or_else(|e| e.to_string(), |w| read_all(&w))
+            "pickle" => {
+                PickleWeights::open(&self.file).map_or_else(|e| e.to_string(), |w| read_all(&w))
             }
+            "safetensors" => SafetensorsWeights::open(&self.file)
+                .map_or_else(|e| e.to_string(), |w| read_all(&w)),
             _ => {
                 let config = LlavaJsonConfig {
                     image_root: self.file.with_file_name("images"),
@@ -120,7 +181,8 @@ fn signature(outcome: &str) -> String {
     let quote = |c: char| matches!(c, '"' | '`' | '\'');
     let head = outcome.split(quote).next().unwrap_or_default();
     let tail = outcome.rsplit(quote).next().filter(|tail| tail.len() < outcome.len());
-    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).take(100).collect::<String>();
+    let words =
+        |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).take(100).collect::<String>();
     format!("{}..{}", words(head), words(tail.unwrap_or_default()))
 }
 
@@ -188,7 +250,9 @@ fn main() -> std::io::Result<()> {
     let target = arguments.first().cloned().unwrap_or_default();
     let dir = Path::new("fuzz/corpus").join(&target);
     if target.is_empty() || !dir.is_dir() {
-        eprintln!("which of gguf, pickle, safetensors, index, conversation? (run it from the repository root)");
+        eprintln!(
+            "which of gguf, pickle, safetensors, index, conversation? (run it from the repository root)"
+        );
         std::process::exit(2);
     }
     let scratch = std::env::temp_dir().join(format!("dualspeed-fuzz-{}", std::process::id()));
@@ -197,7 +261,8 @@ fn main() -> std::io::Result<()> {
     let tokenizer = Arc::new(words.map_err(std::io::Error::other)?);
     let subject = Subject { target: target.clone(), file: scratch.join("input"), tokenizer };
     let mut kept: Vec<Vec<u8>> = corpus(&dir)?.into_values().collect();
-    let mut seen: BTreeSet<String> = kept.iter().map(|input| signature(&subject.run(input))).collect();
+    let mut seen: BTreeSet<String> =
+        kept.iter().map(|input| signature(&subject.run(input))).collect();
     println!("{target}: {} inputs, {} outcomes", kept.len(), seen.len());
     // The panic's own message would come millions of times; it is printed once, with the input.
     std::panic::set_hook(Box::new(|info| eprintln!("panic: {info}")));
@@ -210,7 +275,8 @@ fn main() -> std::io::Result<()> {
         let other = kept.get(pick(&mut rng)).cloned().unwrap_or_default();
         mutate(&mut input, &other, dictionary(&target), &mut rng);
         let start = Instant::now();
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| subject.run(&input)));
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| subject.run(&input)));
         slowest = slowest.max(start.elapsed());
         runs += 1;
         let Ok(outcome) = outcome else {

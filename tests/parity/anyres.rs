@@ -45,11 +45,8 @@ fn logits_and_text_are_those_of_transformers() {
         let reference = expected.tensor::<2>(&format!("logits.{index}"));
         assert_close(&format!("next {index}"), logits, reference);
         let greedy = ids(&expected.ints["cases"][index]["greedy"]);
-        let options = GenerateOptions {
-            max_new_tokens: greedy.len(),
-            layouts,
-            ..GenerateOptions::default()
-        };
+        let options =
+            GenerateOptions { max_new_tokens: greedy.len(), layouts, ..GenerateOptions::default() };
         let found = model.generate(&input_ids, Some(&visual), &View::Full, None, &options).unwrap();
         assert_eq!(found, greedy);
     }

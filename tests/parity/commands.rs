@@ -62,6 +62,14 @@ fn one_question_many_questions_and_json() {
     let pruned: Value =
         serde_json::from_str(&ok(&[&ask[..], &limit, &keep, &["--json"]].concat())).unwrap();
     assert_ne!(pruned["log_probs"], json["log_probs"]);
+
+    // By the question, in the space of the CLIP that the tower is from.
+    let clip = fixture("clip").display().to_string();
+    let guided = ["--keep", "4", "--pruner", "cdpruner", "--clip", &clip];
+    let guided: Value =
+        serde_json::from_str(&ok(&[&ask[..], &limit, &guided, &["--json"]].concat())).unwrap();
+    assert_eq!(guided["ids"].as_array().unwrap().len(), 6);
+    assert_ne!(guided["log_probs"], json["log_probs"]);
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl Copy {
         let options = LoadOptions::default();
         let loaded = Checkpoint::open(self.dir.path(), &options)
             .and_then(|checkpoint| checkpoint.load::<B>(&options, &Default::default()));
-        loaded.err().expect("it loads").to_string()
+        loaded.expect_err("it loads").to_string()
     }
 
     /// Rewrites the weights with some of them changed.

@@ -10,7 +10,7 @@ use crate::support::{B, Expected, assert_close, fixture, ids};
 fn decoder(gguf: Gguf) -> Llama<B> {
     let checkpoint = gguf.into_checkpoint().unwrap();
     match checkpoint.load::<B>(&LoadOptions::default(), &Default::default()).unwrap().0 {
-        AnyModel::Llama(model) => model,
+        AnyModel::Llama(model) => *model,
         other => panic!("a {other:?}"),
     }
 }

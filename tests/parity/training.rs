@@ -14,7 +14,8 @@ fn data(dir: &Path) {
         .enumerate()
         .map(|(index, (height, width))| {
             let name = format!("{index}.png");
-            let shade = |x: u32, y: u32| image::Rgb([(x * 3) as u8, (y * 5) as u8, index as u8 * 60]);
+            let shade =
+                |x: u32, y: u32| image::Rgb([(x * 3) as u8, (y * 5) as u8, index as u8 * 60]);
             image::RgbImage::from_fn(width, height, shade).save(dir.join(&name)).unwrap();
             let turns = json!([
                 { "from": "human", "value": "<image>\nwhat is" },
@@ -50,7 +51,10 @@ fn llava_next_trains_fast_and_slow() {
     let dir = tempfile::tempdir().unwrap();
     let records = train(dir.path(), "llava_next", "[model.anyres]\nnewline = \"survivors\"\n");
     let text = serde_json::to_string(&records).unwrap();
-    assert!(records.len() >= 8 && !text.contains("null,\"loss\"") && !text.contains("NaN"), "{text}");
+    assert!(
+        records.len() >= 8 && !text.contains("null,\"loss\"") && !text.contains("NaN"),
+        "{text}"
+    );
     assert!(text.contains("fast") && text.contains("slow"), "{text}");
 
     let (run, out) = (dir.path().join("run"), dir.path().join("hf"));
@@ -66,6 +70,13 @@ fn llava_next_trains_fast_and_slow() {
     let exported = ask(&["--model", &out]);
     assert_eq!(exported["ids"], trained["ids"]);
     assert_eq!(exported["prompt_ids"], trained["prompt_ids"]);
-    let fresh = ask(&["--model", &fixture("llava_next").display().to_string(), "--part", &format!("{out}/mode_isolator.safetensors"), "--template", "vicuna_v1"]);
+    let fresh = ask(&[
+        "--model",
+        &fixture("llava_next").display().to_string(),
+        "--part",
+        &format!("{out}/mode_isolator.safetensors"),
+        "--template",
+        "vicuna_v1",
+    ]);
     assert_ne!(fresh["log_probs"], trained["log_probs"], "training changed nothing");
 }

@@ -39,8 +39,8 @@ pub use example::{Example, ExampleSource, HostImage, Modality, QuestionKind, Que
 pub use llava_json::{LlavaJson, LlavaJsonConfig};
 pub use memory::MemorySource;
 pub use picture::{
-    FitMode, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig, TiledImage, decode_image,
-    load_image, preprocess_bytes, preprocess_image, read_processor,
+    FitMode, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig, TiledImage,
+    decode_image, load_image, preprocess_bytes, preprocess_image, read_processor,
 };
 pub use sampler::{BatchSampler, Grouping};
 pub use scene::{

@@ -3,7 +3,7 @@
 //! Only what is asked for is computed: the layers up to the selected hidden state, and of the
 //! attention map only the class token's row.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use dualspeed_ops::{AttentionSpec, Backend};
@@ -11,6 +11,7 @@ use dualspeed_ops::{AttentionSpec, Backend};
 use crate::config::{HiddenAct, SelectFeature, VitConfig};
 use crate::init::Init;
 use crate::layers::{Embedding, LayerNorm, Linear, merge_heads, split_heads};
+use crate::rng::hash_str;
 use crate::stages::cast;
 use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
 
@@ -251,6 +252,14 @@ impl<B: Backend> Vit<B> {
         let shape = [images, rows / images, d];
         let last = x.reshape(shape);
         VitHidden { selected: selected.map_or_else(|| last.clone(), |x| x.reshape(shape)), last }
+    }
+
+    /// Puts another projection `[d, p]` into the space shared with text.
+    pub fn set_visual_projection(&mut self, weight: Tensor<B, 2>) {
+        self.config.projection_dim = Some(weight.dims()[1]);
+        let id = ParamId::from(hash_str("vision_tower.visual_projection.weight"));
+        let weight = Param::initialized(id, weight.set_require_grad(false));
+        self.visual_projection = Some(Linear { weight, bias: None });
     }
 
     /// Into the space shared with text, unit length: `[.., d] -> [.., p]`.

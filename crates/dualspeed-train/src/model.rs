@@ -10,8 +10,8 @@ use burn_train::metric::{Adaptor, ItemLazy};
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use dualspeed_data::{HostBatch, IMAGE_TOKEN_INDEX, Tiling};
 use dualspeed_model::{
-    Llava, Needs, Pruner, Recompute, StepContext, TextBatch, TileLayout, View, VisionInput, fast_loss,
-    slow_loss,
+    Llava, Needs, Pruner, Recompute, StepContext, TextBatch, TileLayout, View, VisionInput,
+    fast_loss, slow_loss,
 };
 use dualspeed_ops::{AutodiffBackend, Backend};
 
@@ -316,8 +316,7 @@ impl<B: Backend> DualSpeedModel<B> {
                 Some(self.llava.encode(input, needs)?)
             }
         };
-        let ctx =
-            StepContext::inference(0, batch.sample_ids.clone()).with_layouts(layouts(batch));
+        let ctx = StepContext::inference(0, batch.sample_ids.clone()).with_layouts(layouts(batch));
         let text = text_batch(batch);
         let forward = self.llava.forward(text, visual.as_ref(), &View::Full, None, &ctx)?;
         let losses = fast_loss(&self.llava, &forward);

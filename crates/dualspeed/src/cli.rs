@@ -147,6 +147,9 @@ pub struct SourceArgs {
     /// The vision tower's own checkpoint, where the model's directory names it only.
     #[arg(long, value_name = "DIR")]
     pub vision_tower: Option<PathBuf>,
+    /// The CLIP checkpoint that the vision tower is from, for pruners that read the question (cdpruner, trim).
+    #[arg(long, value_name = "DIR")]
+    pub clip: Option<PathBuf>,
     /// What weights become; by default they keep the precision of the file if the backend has it.
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     pub dtype: Option<String>,
@@ -184,6 +187,7 @@ impl SourceArgs {
             },
             adapter: self.adapter.clone(),
             extras: self.part.clone(),
+            clip: self.clip.clone(),
             template: named("template", self.template.as_ref())?,
             system: self.system.clone(),
             fit: named("fit", self.fit.as_ref())?,

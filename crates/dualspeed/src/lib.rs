@@ -15,6 +15,7 @@
 //! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
 //! | [`bench`] | times of whole training steps |
+//! | [`clip_words`] | CLIP's text tower and projection for text-guided pruners |
 //! | [`extensions`] | pruners of another crate, known to every command |
 //! | [`tower`] | the embedded vision tower and how it is trained |
 //! | [`lab`] | data sets, tower features and one training-and-evaluation, as quickstart and ablations need it |
@@ -32,6 +33,7 @@ pub mod assets;
 pub mod backend;
 pub mod bench;
 pub mod cli;
+pub mod clip_words;
 mod commands;
 pub mod extensions;
 pub mod lab;

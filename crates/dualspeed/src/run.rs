@@ -76,7 +76,9 @@ pub fn is_checkpoint(dir: &Path) -> bool {
 /// # Errors
 /// If the checkpoint cannot be read or is no LLaVA.
 pub fn adopt(config: &mut TrainConfig) -> anyhow::Result<()> {
-    let Some(dir) = config.init_from.clone().filter(|dir| is_checkpoint(dir)) else { return Ok(()) };
+    let Some(dir) = config.init_from.clone().filter(|dir| is_checkpoint(dir)) else {
+        return Ok(());
+    };
     let checkpoint = Checkpoint::open(&dir, &LoadOptions::default())?;
     let Architecture::Llava(theirs) = &checkpoint.config.architecture else {
         anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, ImageProcessor, SpecialTokens, Template,
-    TextTokenizer, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image, read_processor,
-    scene_tokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, SpecialTokens, Template, TextTokenizer,
+    TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
+    read_processor, scene_tokenizer,
 };
 use dualspeed_model::import::{
     Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
@@ -22,6 +22,7 @@ use dualspeed_model::{
 use dualspeed_ops::Backend;
 use dualspeed_train::features::pixel_values;
 
+use crate::clip_words::with_projection;
 use crate::run;
 
 /// Vision and language, or language alone.
@@ -61,6 +62,8 @@ pub struct SpeakerOptions {
     pub adapter: Option<PathBuf>,
     /// Files of single parts to put on it: `mm_projector.bin`, `mode_isolator.bin`.
     pub extras: Vec<PathBuf>,
+    /// The CLIP checkpoint that the vision tower is from: its projection of images, for text-guided pruners.
+    pub clip: Option<PathBuf>,
     /// The template.
     pub template: Option<Template>,
     /// The system prompt.
@@ -138,7 +141,7 @@ impl<B: Backend> Speaker<B> {
         let (model, report) = checkpoint.load::<B>(&options.load, device)?;
         let mut model = match model {
             AnyModel::Llava(model) => Model::Llava(model),
-            AnyModel::Llama(model) => Model::Llama(Box::new(model)),
+            AnyModel::Llama(model) => Model::Llama(model),
             AnyModel::Clip(_) => {
                 anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
             }
@@ -157,6 +160,12 @@ impl<B: Backend> Speaker<B> {
                 anyhow::bail!("{} has no parts like {}", path.display(), file.display())
             };
             model = Model::Llava(Box::new(load_extra(*llava, file, device)?));
+        }
+        if let Some(dir) = &options.clip {
+            let Model::Llava(llava) = model else {
+                anyhow::bail!("--clip is for models with vision; {} has none", path.display())
+            };
+            model = Model::Llava(Box::new(with_projection(*llava, dir, device)?));
         }
         let tokenizer = match &vocabulary {
             Some(vocabulary) => bpe(vocabulary).tokenizer()?,

@@ -64,8 +64,17 @@ mod tests {
     #[test]
     fn tiles_show_their_part_on_black() {
         // Left half red, right half blue, twice as wide as high: a grid of 1 x 2, no canvas to be seen.
-        let image = RgbImage::from_fn(80, 40, |x, _| if x < 40 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) });
-        let plain = ImageProcessor { mean: [0.0; 3], std: [1.0; 3], ..ImageProcessor::clip(28, FitMode::Pad) };
+        let image =
+            RgbImage::from_fn(
+                80,
+                40,
+                |x, _| if x < 40 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) },
+            );
+        let plain = ImageProcessor {
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            ..ImageProcessor::clip(28, FitMode::Pad)
+        };
         let config = TileConfig { pinpoints: vec![[28, 56], [56, 28]], side: 4 };
         let tiled = plain.process_tiles(&image, &config).unwrap();
         assert_eq!((tiled.tiles.len(), tiled.tiling.grid), (3, [1, 2]));

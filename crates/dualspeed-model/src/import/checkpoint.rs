@@ -51,9 +51,9 @@ pub enum AnyModel<B: Backend> {
     /// Vision and language.
     Llava(Box<Llava<B>>),
     /// Language alone.
-    Llama(Llama<B>),
+    Llama(Box<Llama<B>>),
     /// Vision alone.
-    Clip(Vit<B>),
+    Clip(Box<Vit<B>>),
 }
 
 /// How loading went.
@@ -231,11 +231,11 @@ impl Checkpoint {
             }
             Architecture::Llama(config) => {
                 let model = config.init::<B>(&Init::new(0, device).at("language_model"));
-                AnyModel::Llama(fill(model, "language_model", source, &mut books, dtype)?)
+                AnyModel::Llama(Box::new(fill(model, "language_model", source, &mut books, dtype)?))
             }
             Architecture::Clip(config) => {
                 let model = config.init::<B>(&Init::new(0, device).at("vision_tower").frozen());
-                AnyModel::Clip(fill(model, "vision_tower", source, &mut books, dtype)?)
+                AnyModel::Clip(Box::new(fill(model, "vision_tower", source, &mut books, dtype)?))
             }
         };
         let loaded = books.close(source)?;

@@ -38,7 +38,6 @@ struct Place {
     file: usize,
     dtype: Dtype,
     offset: u64,
-    length: usize,
 }
 
 /// The index of a sharded checkpoint.
@@ -141,12 +140,7 @@ impl SafetensorsWeights {
                 );
                 return Err(ImportError::tensor(path, &key, problem));
             }
-            let place = Place {
-                file: index,
-                dtype: info.dtype,
-                offset: start + begin as u64,
-                length: end - begin,
-            };
+            let place = Place { file: index, dtype: info.dtype, offset: start + begin as u64 };
             if self.places.insert(key.clone(), place).is_some() {
                 return Err(ImportError::tensor(path, &key, "another shard has it too"));
             }
@@ -206,11 +200,10 @@ impl WeightSource for SafetensorsWeights {
                 return Err(ImportError::tensor(path, key, problem));
             }
         };
-        let mut bytes = vec![0; place.length];
+        let shape = self.infos[key].shape.clone();
         let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         file.seek(SeekFrom::Start(place.offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|error| ImportError::tensor(path, key, format!("cannot be read: {error}")))?;
-        Ok(HostTensor::from_le_bytes(self.infos[key].shape.clone(), dtype, &bytes))
+            .and_then(|_| HostTensor::read_le(shape, dtype, &mut *file))
+            .map_err(|error| ImportError::tensor(path, key, format!("cannot be read: {error}")))
     }
 }

@@ -1,6 +1,9 @@
 //! A tensor on the host, in the precision of its file, and what importing does to it.
 
+use std::io::Read;
+
 use burn::tensor::{DType, TensorData};
+use half::vec::HalfBitsVecExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -70,22 +73,39 @@ impl HostTensor {
         Self { shape, values: Values::F32(values) }
     }
 
-    /// Decodes little-endian bytes; the caller has checked that they are as many as the shape asks for.
-    pub fn from_le_bytes(shape: Vec<usize>, dtype: FloatType, bytes: &[u8]) -> Self {
-        fn half<T: Send>(bytes: &[u8], from: impl Fn(u16) -> T + Sync) -> Vec<T> {
-            let (pairs, _) = bytes.as_chunks::<2>();
-            pairs.par_iter().with_min_len(1 << 16).map(|b| from(u16::from_le_bytes(*b))).collect()
+    /// Reads little-endian values straight into place.
+    ///
+    /// # Errors
+    /// What the reader says, if it ends early for instance.
+    pub fn read_le(
+        shape: Vec<usize>,
+        dtype: FloatType,
+        reader: &mut impl Read,
+    ) -> std::io::Result<Self> {
+        fn halves(count: usize, reader: &mut impl Read) -> std::io::Result<Vec<u16>> {
+            let mut bits = vec![0u16; count];
+            reader.read_exact(bytemuck::cast_slice_mut(&mut bits))?;
+            if cfg!(target_endian = "big") {
+                bits.iter_mut().for_each(|bits| *bits = u16::from_le(*bits));
+            }
+            Ok(bits)
         }
+        let count = shape.iter().product();
         let values = match dtype {
             FloatType::F32 => {
-                let (quads, _) = bytes.as_chunks::<4>();
-                let values = quads.par_iter().with_min_len(1 << 16);
-                Values::F32(values.map(|b| f32::from_le_bytes(*b)).collect())
+                let mut values = vec![0f32; count];
+                reader.read_exact(bytemuck::cast_slice_mut(&mut values))?;
+                if cfg!(target_endian = "big") {
+                    let swap =
+                        |value: &mut f32| *value = f32::from_bits(value.to_bits().swap_bytes());
+                    values.iter_mut().for_each(swap);
+                }
+                Values::F32(values)
             }
-            FloatType::F16 => Values::F16(half(bytes, f16::from_bits)),
-            FloatType::Bf16 => Values::Bf16(half(bytes, bf16::from_bits)),
+            FloatType::F16 => Values::F16(halves(count, reader)?.reinterpret_into()),
+            FloatType::Bf16 => Values::Bf16(halves(count, reader)?.reinterpret_into()),
         };
-        Self { shape, values }
+        Ok(Self { shape, values })
     }
 
     /// The element type.
@@ -177,10 +197,12 @@ fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns
         let first = band * TILE;
         let width = out.len() / rows;
         for top in (0..rows).step_by(TILE) {
-            for row in top..(top + TILE).min(rows) {
-                let line = &values[row * columns + first..][..width];
-                for (column, value) in line.iter().enumerate() {
-                    out[column * rows + row] = *value;
+            let height = TILE.min(rows - top);
+            // Writes run along memory: a cache line of the result is filled at once.
+            for (column, line) in out.chunks_exact_mut(rows).enumerate().take(width) {
+                let from = values[top * columns + first + column..].iter().step_by(columns);
+                for (to, value) in line[top..top + height].iter_mut().zip(from) {
+                    *to = *value;
                 }
             }
         }
@@ -211,7 +233,8 @@ mod tests {
     fn reads_and_casts_every_type() {
         let values = [1.0f32, -2.5, 3.140_625];
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensor = HostTensor::from_le_bytes(vec![3], FloatType::F32, &bytes);
+        let tensor = HostTensor::read_le(vec![3], FloatType::F32, &mut &bytes[..]).unwrap();
+        assert!(HostTensor::read_le(vec![4], FloatType::F32, &mut &bytes[..]).is_err());
         for dtype in [FloatType::F16, FloatType::Bf16, FloatType::F32] {
             let cast = tensor.clone().cast(dtype);
             assert_eq!(cast.dtype(), dtype);

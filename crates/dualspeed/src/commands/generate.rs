@@ -2,14 +2,16 @@
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
-use dualspeed_model::{GenerateOptions, PrunerSpec, View};
+use dualspeed_model::{GenerateOptions, PrunerSpec, TextTower, View};
 use dualspeed_ops::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use crate::cli::GenerateArgs;
+use crate::clip_words::ClipWords;
 use crate::extensions::{Extensions, registry};
 use crate::run;
 use crate::speaker::{Answer, Asking, Question, Speaker};
@@ -93,7 +95,13 @@ fn speak<B: Backend, E: Extensions>(
         Some(name) => Some(name.parse()?),
         None => trained_with.or_else(|| args.keep.map(|_| PrunerSpec::default())),
     };
-    let pruner = spec.map(|spec| registry::<B, E>(device).build(&spec)).transpose()?;
+    let mut registry = registry::<B, E>(device);
+    if let Some(dir) = &args.source.clip {
+        let options = args.source.options()?.load;
+        let words: Arc<dyn TextTower<B>> = Arc::new(ClipWords::open(dir, &options, device)?);
+        registry = registry.with_text_tower(move || Ok(words.clone()));
+    }
+    let pruner = spec.map(|spec| registry.build(&spec)).transpose()?;
     let asking = Asking {
         view: match args.keep {
             Some(keep) => {

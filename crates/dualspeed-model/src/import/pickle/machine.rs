@@ -164,7 +164,7 @@ impl<R: Read> Run<'_, R> {
             0x95 => drop(self.input.array::<8>()?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.to_mark()?),
+            b'1' => drop(self.take_to_mark()?),
             b'2' => {
                 let top = self.top()?;
                 self.stack.push(top);
@@ -225,11 +225,11 @@ impl<R: Read> Run<'_, R> {
             b']' => self.push(Value::List(Vec::new())),
             b'}' => self.push(Value::Dict(Vec::new())),
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.take_to_mark()?;
                 self.push(Value::Tuple(items));
             }
             b'l' => {
-                let items = self.to_mark()?;
+                let items = self.take_to_mark()?;
                 self.push(Value::List(items));
             }
             0x85..=0x87 => {
@@ -243,7 +243,7 @@ impl<R: Read> Run<'_, R> {
                 self.extend_list(vec![item])?;
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.take_to_mark()?;
                 self.extend_list(items)?;
             }
             b's' => {
@@ -252,7 +252,7 @@ impl<R: Read> Run<'_, R> {
                 self.extend_dict(&[key, value])?;
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.take_to_mark()?;
                 self.extend_dict(&items)?;
             }
             b'c' => {
@@ -325,7 +325,7 @@ impl<R: Read> Run<'_, R> {
         self.stack.last().copied().ok_or_else(|| "the stack is empty".into())
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Id>, String> {
+    fn take_to_mark(&mut self) -> Result<Vec<Id>, String> {
         let mark = self.marks.pop().ok_or("there is no mark")?;
         Ok(self.stack.split_off(mark.min(self.stack.len())))
     }

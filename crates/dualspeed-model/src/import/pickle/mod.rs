@@ -216,7 +216,8 @@ impl PickleWeights {
         if !contiguous(view) {
             bytes = gather(&bytes, &view.shape, &view.strides, dtype.size(), count as usize);
         }
-        Ok(HostTensor::from_le_bytes(view.shape.clone(), dtype, &bytes))
+        HostTensor::read_le(view.shape.clone(), dtype, &mut &bytes[..])
+            .map_err(|error| format!("cannot be read: {error}"))
     }
 }
 
