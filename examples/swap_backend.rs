@@ -20,7 +20,7 @@ fn measure<B: AutodiffBackend>(device: &B::Device) -> (f32, f32) {
         Tensor::<B, 1>::from_floats(values.as_slice(), device).reshape(shape).mul_scalar(scale)
     };
     let q = qkv(1.0).require_grad();
-    let spec = AttentionSpec { causal: true, key_lengths: None };
+    let spec = AttentionSpec { causal: true, ..AttentionSpec::default() };
     let loss = attention(q.clone(), qkv(0.5), qkv(-2.0), &spec).powi_scalar(2).sum();
     let gradients = loss.backward();
     let norm = q.grad(&gradients).map(|g| g.powi_scalar(2).sum().sqrt().into_scalar());
