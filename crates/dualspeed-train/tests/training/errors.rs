@@ -1,5 +1,6 @@
 //! What a run refuses, and how it says so.
 
+use dualspeed_train::config::Schedule;
 use dualspeed_train::{TrainError, TrainJob, train};
 
 use crate::support::{config, job, model, run, scenes};
@@ -47,7 +48,12 @@ fn a_loss_that_is_no_number_stops_the_run_with_the_samples() {
     let mut config = config();
     config.optim.lr = Some(1e30);
     config.optim.warmup_ratio = 0.0;
-    match train(job(config, dir.path())).err() {
+    let pruned = train(job(config.clone(), &dir.path().join("pruned"))).err().unwrap();
+    // Pruners look first, and name the sample.
+    assert!(pruned.to_string().contains("scene-train-"), "{pruned}");
+    config.mode.schedule = Some(Schedule::AlwaysSlow);
+    config.distill.lambda = 0.0;
+    match train(job(config, &dir.path().join("full"))).err() {
         Some(TrainError::NonFiniteLoss { step, samples, .. }) => {
             assert!(step >= 1 && samples.len() == 4, "{step} {samples:?}");
         }
