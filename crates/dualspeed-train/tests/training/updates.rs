@@ -185,7 +185,9 @@ fn a_half_precision_run_follows_the_f32_run() {
         config.model.dtype = dtype;
         config.model.lora = Some(LoraConfig { r: 4, dropout: 0.0, ..LoraConfig::default() });
         config.memory.recompute = RecomputeMode::Attention;
-        config.optim.lr = Some(5e-3);
+        // An epsilon above the gradients: AdamW would turn rounding errors of small ones into whole steps.
+        (config.optim.lr, config.optim.projector_lr, config.optim.eps) =
+            (Some(4e-3), Some(4e-3), 0.1);
         // Other picks would be another run: these do not depend on the features.
         config.pruning.pruner.name = "uniform".into();
         let model = config.model.init::<Half>(&Default::default(), config.seed).unwrap();
@@ -205,8 +207,8 @@ fn a_half_precision_run_follows_the_f32_run() {
     let (types, half) = losses("bf16", Dtype::BFloat16);
     assert_eq!(types, [DType::BF16, DType::BF16, DType::F32, DType::F32]);
     for (step, (whole, half)) in whole.iter().zip(&half).enumerate() {
-        // bf16 has 8 bits of precision, and AdamW's first steps follow the sign of small gradients.
-        assert!((whole - half).abs() < 0.05 * whole, "step {step}: {whole} {half}");
+        // bf16 has 8 bits of precision.
+        assert!((whole - half).abs() < 0.02 * whole, "step {step}: {whole} {half}");
     }
     assert_ne!(whole, half);
     assert!(half[10] < 0.9 * half[0], "{half:?}");
