@@ -138,7 +138,7 @@ fn lora(bench: &Bench) {
                 a: a.clone(),
                 b: b.clone(),
                 hidden: hidden.clone(),
-                dropout_mask: None,
+                dropout: None,
                 scale: 2.0,
             };
             B::fused_lora_linear_backward(saved, grad.clone(), [true, false, true, true])

@@ -1,11 +1,11 @@
 //! The extension trait.
 
-use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape, TensorData};
 
 use crate::block::{self, BlockContext, BlockParams};
-use crate::dropout::{self, DropoutKeys};
+use crate::dropout::{self, Dropout};
 use crate::plain;
 use crate::types::*;
 
@@ -23,9 +23,23 @@ pub trait Backend: BurnBackend {
         f()
     }
 
-    /// Bytes of free memory on a device, where the backend can tell.
-    fn free_memory(_device: &Self::Device) -> Option<u64> {
+    /// A device's memory, where the backend can tell.
+    fn memory(_device: &Self::Device) -> Option<DeviceMemory> {
         None
+    }
+
+    /// A tensor from pieces that lie apart on the host, one after the other, little-endian: rows of a cache, pictures of a
+    /// batch. The pieces are free again when this returns.
+    ///
+    /// # Panics
+    /// When they do not add up to the shape.
+    fn upload(
+        parts: &[&[u8]],
+        shape: Shape,
+        dtype: DType,
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        Self::float_from_data(TensorData::from_bytes_vec(parts.concat(), shape, dtype), device)
     }
 
     /// `x W + bias`: `x` is `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
@@ -46,16 +60,16 @@ pub trait Backend: BurnBackend {
         plain::linear_backward::<Self>(saved, grad)
     }
 
-    /// `x W + scale ((x * mask) A) B`.
+    /// `x W + scale (dropout(x) A) B`.
     fn fused_lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
     ) -> LoraLinearOutput<Self> {
-        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask)
+        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout)
     }
 
     /// Gradients of [`fused_lora_linear`](Backend::fused_lora_linear) for `x`, `weight`, `a`, `b`.
@@ -76,17 +90,17 @@ pub trait Backend: BurnBackend {
         Self::float_add(residual, Self::fused_linear(x, weight, None))
     }
 
-    /// `residual + x W + scale ((x * mask) A) B`.
+    /// `residual + x W + scale (dropout(x) A) B`.
     fn fused_lora_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
-        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout_mask);
+        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout);
         LoraLinearOutput { output: Self::float_add(residual, out.output), hidden: out.hidden }
     }
 
@@ -165,11 +179,6 @@ pub trait Backend: BurnBackend {
         needs: [bool; 3],
     ) -> NormGrads<Self> {
         plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs)
-    }
-
-    /// `x * y`, elementwise: what dropout does to an input.
-    fn fused_multiply(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_mul(x, y)
     }
 
     /// `x Phi(x)`, the erf form.
@@ -278,16 +287,13 @@ pub trait Backend: BurnBackend {
         plain::token_losses_backward::<Self>(hidden, lm_head, targets, teacher, tau, grad, needs)
     }
 
-    /// `[rows, d]` of `dtype`: 0 with probability `p`, else `1 / (1 - p)`; a function of each row's key, `place` and
-    /// the column alone.
-    fn fused_dropout_mask(
-        keys: &DropoutKeys<Self>,
-        place: u64,
-        p: f64,
-        d: usize,
-        dtype: DType,
+    /// `x` with dropout, `[.., d]` with as many rows as keys, plus `sum` of the same shape. It is its own backward.
+    fn fused_dropout(
+        x: FloatTensor<Self>,
+        dropout: &Dropout<Self>,
+        sum: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        dropout::mask::<Self>(keys, place, p, d, dtype)
+        dropout::dropout::<Self>(x, dropout, sum)
     }
 
     /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.

@@ -71,6 +71,7 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) optim: GroupedAdamW<B>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_dir: PathBuf,
+    pub(crate) device: B::Device,
     pub(crate) save: bool,
     pub(crate) start: Reached,
     pub(crate) total_steps: u64,
@@ -263,6 +264,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
             tokens_per_second: counts.tokens as f64 / seconds,
             effective_tokens_per_second: counts.tokens_unpruned as f64 / seconds,
             eta_seconds: left * self.totals.train_seconds / done,
+            device_memory_gib: B::memory(&self.strategy.device)
+                .map(|memory| memory.taken as f64 / (1u64 << 30) as f64),
         };
         record
     }

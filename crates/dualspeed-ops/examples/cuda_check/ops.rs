@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
-use dualspeed_ops::{AttentionSpec, Backend, plain};
+use dualspeed_ops::{AttentionSpec, Backend, Dropout, DropoutKeys, plain};
 
 use crate::case::Case;
 use crate::data::{Flat, flat, primitive, tensor, wrap};
@@ -240,11 +240,10 @@ impl Case for Op {
             }
             Self::Lora(s, view, out, r, masked) => {
                 let input = view.of(&x[0], s);
-                let len = s.iter().product::<usize>();
-                let mask = masked.then(|| {
-                    let mask: Vec<f64> =
-                        (0..len).map(|i| if i % 5 == 0 { 0.0 } else { 1.25 }).collect();
-                    tensor::<A<B>, 3>(&mask, s, input.dtype())
+                let dropout = masked.then(|| {
+                    let keys = (0..(s[0] * s[1]) as u64).map(|row| 31 * row + 5).collect();
+                    let keys = DropoutKeys::<A<B>>::new(keys, &Default::default());
+                    Dropout { keys, place: 3, p: 0.2 }
                 });
                 let weight = x[1].clone().reshape([s[2], out]);
                 let a = x[2].clone().reshape([s[2], r]);
@@ -258,10 +257,10 @@ impl Case for Op {
                         primitive(a),
                         primitive(b),
                         scale,
-                        mask.map(primitive)
+                        dropout
                     )
                     .output,
-                    dualspeed_ops::lora_linear(input, weight, a, b, scale, mask)
+                    dualspeed_ops::lora_linear(input, weight, a, b, scale, dropout)
                 ))
             }
             Self::RmsNorm(s, view) => {

@@ -149,13 +149,13 @@ impl<B: Backend> BlockContext<B> {
             return (out.x, BlockLinear { weight: out.weight, lora: None });
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
-        let mask = self.mask(index, &input);
+        let dropout = self.dropout(index);
         let hidden = low_rank.unwrap_or_else(|| {
-            let masked = match &mask {
-                Some(mask) => B::fused_multiply(input.clone(), mask.clone()),
+            let dropped = match &dropout {
+                Some(dropout) => B::fused_dropout(input.clone(), dropout, None),
                 None => input.clone(),
             };
-            B::fused_linear(masked, a.clone(), None)
+            B::fused_linear(dropped, a.clone(), None)
         });
         let saved = LoraLinearSaved {
             x: (needs.weight || needs_a).then_some(input),
@@ -164,7 +164,7 @@ impl<B: Backend> BlockContext<B> {
             a: a.clone(),
             b: b.clone(),
             hidden,
-            dropout_mask: mask,
+            dropout,
             scale: self.lora_scale,
         };
         let wanted = [needs_x, needs.weight, needs_a, needs_b];

@@ -3,8 +3,9 @@
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, TensorMetadata};
 
-use super::{BlockContext, BlockLinear, BlockParams, Keep};
+use super::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
 use crate::Backend;
+use crate::dropout::Dropout;
 use crate::types::AttentionOutput;
 
 /// Queries, keys and values as the attention took them (`[b, h, s, d]`, rotated), its output, and the adapters'
@@ -127,19 +128,18 @@ impl<B: Backend> BlockContext<B> {
             };
             return (y, None);
         };
-        let (mask, scale) = (self.mask(index, &x), self.lora_scale);
+        let (dropout, scale) = (self.dropout(index), self.lora_scale);
         let out = match residual {
-            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, mask, residual),
-            None => B::fused_lora_linear(x, weight, a, b, scale, mask),
+            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, dropout, residual),
+            None => B::fused_lora_linear(x, weight, a, b, scale, dropout),
         };
         (out.output, Some(out.hidden))
     }
 
-    /// The dropout mask of adapter `index` for input `x`, the same at every call.
-    pub(super) fn mask(&self, index: usize, x: &FloatTensor<B>) -> Option<FloatTensor<B>> {
-        let dropout = self.dropout.as_ref().filter(|dropout| dropout.p > 0.0)?;
-        let (d, dtype) = (x.shape()[1], x.dtype());
-        Some(B::fused_dropout_mask(&dropout.keys, dropout.places[index], dropout.p, d, dtype))
+    /// The dropout of adapter `index`.
+    pub(super) fn dropout(&self, index: usize) -> Option<Dropout<B>> {
+        let BlockDropout { keys, p, places } = self.dropout.as_ref()?;
+        (*p > 0.0).then(|| Dropout { keys: keys.clone(), place: places[index], p: *p })
     }
 }
 

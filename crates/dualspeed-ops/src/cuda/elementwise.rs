@@ -209,23 +209,6 @@ pub(super) fn convert(x: &Tensor, from: Element, to: Element) -> Tensor {
     y
 }
 
-/// `x * y`, elementwise.
-pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Option<Tensor> {
-    let element = served(&[x, y])?;
-    if dims(x) != dims(y) {
-        return None;
-    }
-    let (x, y) = (contiguous(x.clone()), contiguous(cast(y.clone(), element.dtype())));
-    let (out, n) = (empty_like(&x), dims(&x).iter().product::<usize>());
-    submit([Some(&x), Some(&y), Some(&out)], move |gpu, [x, y, out]| {
-        let per_block = 256 * 16 / element.bytes();
-        let grid = Grid::new(n.div_ceil(per_block).min(8 * gpu.multiprocessors), 256);
-        let args = [Address(x), Address(y), Address(out), Long(n)];
-        launch(gpu, "multiply", element, grid, &args)
-    });
-    Some(out)
-}
-
 fn swiglu_grid(rows: usize, width: usize, element: Element) -> Grid {
     let columns = (width * element.bytes()).div_ceil(256 * 16);
     Grid { blocks: [columns, rows.min(65_535), 1], threads: 256, shared: 0 }

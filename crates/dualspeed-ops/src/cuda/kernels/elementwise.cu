@@ -43,7 +43,6 @@
 // cast_A_B(const A* x, B* y, long long n, float scale)   for A, B in f32, bf16, f16, equal pairs too: y = x * scale.
 //   Launch as gelu.
 //
-// multiply_T(const T* x, const T* y, T* out, long long n)   out = x * y (dropout). Launch as gelu, out may alias.
 //
 // sum, y and dx of the norms must not overlap their inputs except where said.
 
@@ -449,9 +448,6 @@ template <class T> __device__ __forceinline__ bool even(i64 n) { return n % Vec<
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) quick_gelu_backward_##NAME(const T* x, const T* grad, T* dx, i64 n) { \
         map(x, grad, dx, n, [](float v, float g) { return g * QuickGelu::slope(v); });                                      \
-    }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) multiply_##NAME(const T* x, const T* y, T* out, i64 n) {              \
-        map(x, y, out, n, [](float u, float v) { return u * v; });                                                          \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) rope_##NAME(                                                          \
         const T* x, const float* cos, const float* sin, T* y, i64 b, i64 h, i64 s, i64 d, i64 x_b, i64 x_h, i64 x_s,        \
