@@ -62,7 +62,7 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Export(args) => export::run::<B>(args, device),
             Command::Assets(args) => assets::run(args, cli.quiet),
             Command::Prune(args) => prune::run::<B, E>(cli, args, device),
-            Command::Bench(args) => bench::run::<B>(cli, args, device),
+            Command::Bench(args) => bench::run::<B, E>(cli, args, device),
             Command::TrainTower(args) => train_tower::run::<B>(cli, args, device),
         }
     }
