@@ -81,7 +81,7 @@ impl PruneShapes {
 /// A pruner, or something beside it, at one shape.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PruneRow {
-    /// What and at which shape, `divprune 16x576x4096 -> 57`.
+    /// What and at which shape, `prune divprune 16x576x4096 -> 57`.
     pub name: String,
     /// The pruner's specification, `tower`, or the product of all pairs.
     pub pruner: String,
@@ -206,7 +206,7 @@ impl<B: Backend> Bench<'_, B> {
         run: impl FnOnce() -> Option<Time>,
     ) -> anyhow::Result<()> {
         let width = self.shapes.width;
-        let name = format!("{pruner} {batch}x{tokens}x{width} -> {keep}");
+        let name = format!("prune {pruner} {batch}x{tokens}x{width} -> {keep}");
         if !self.filter.wants(&name) {
             self.left_out.push(name);
             return Ok(());
