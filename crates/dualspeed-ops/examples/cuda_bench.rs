@@ -137,6 +137,7 @@ fn lora(bench: &Bench) {
                 weight_dtype: BF16,
                 a: a.clone(),
                 b: b.clone(),
+                adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
                 dropout: None,
                 scale: 2.0,

@@ -225,6 +225,18 @@ pub(super) fn ask<R: Send + 'static>(
     answer.map_err(|error| CudaError::Memory(format!("{error:?}")))?
 }
 
+/// Runs `job` on the server thread some time.
+pub(super) fn tell(device: &CudaDevice, job: impl FnOnce(&mut Gpu) + Send + 'static) {
+    let index = device.index;
+    DeviceHandle::<Server>::new(device.to_id()).submit(move |_| {
+        // Where there is no state yet, nothing can want it.
+        let _ = with_gpu(index, |gpu| {
+            job(gpu);
+            Ok(())
+        });
+    });
+}
+
 fn with_gpu<R>(
     index: usize,
     job: impl FnOnce(&mut Gpu) -> Result<R, CudaError>,
@@ -287,6 +299,11 @@ impl Gpu {
         let (blas, multiprocessors) = (Blas::new()?, count as usize);
         let staging = Staging::default();
         Ok(Self { context, stream, before, after, blas, kernels, multiprocessors, staging })
+    }
+
+    /// Address of the context, for threads that wait for its events.
+    pub(super) fn context(&self) -> usize {
+        self.context as usize
     }
 
     fn in_order(
