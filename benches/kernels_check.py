@@ -727,7 +727,7 @@ def check_points(bench):
 def adamw_tables(params, grads, ms, vs, step_size, keep):
     # A table entry: four pointers, a length, two f32 side by side.
     packed = int.from_bytes(bytes(ctypes.c_float(step_size)) + bytes(ctypes.c_float(keep)), "little", signed=True)
-    table = [[p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), packed] for p, g, m, v in zip(params, grads, ms, vs)]
+    table = [[p.data_ptr(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), packed] for p, g, m, v in zip(params, grads, ms, vs)]
     chunks = [[i, j] for i, p in enumerate(params) for j in range(ceil(p.numel(), 8192))]
     return torch.tensor(table, device="cuda", dtype=torch.int64), torch.tensor(chunks, device="cuda", dtype=torch.int32)
 

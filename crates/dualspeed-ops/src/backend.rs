@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Shape, TensorData};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata, try_read_sync};
 
 use crate::block::{self, BlockContext, BlockParams};
 use crate::dropout::{self, Dropout};
@@ -40,6 +40,17 @@ pub trait Backend: BurnBackend {
         device: &Self::Device,
     ) -> FloatTensor<Self> {
         Self::float_from_data(TensorData::from_bytes_vec(parts.concat(), shape, dtype), device)
+    }
+
+    /// Asks for the values of an f32 tensor as they are now; the function that is returned waits for them. What is launched in
+    /// between does not delay it where the backend can copy beside its work.
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        Box::new(move || {
+            let data = try_read_sync(Self::float_into_data(tensor));
+            let data = data.ok_or("the backend cannot read synchronously")?;
+            let data = data.map_err(|error| error.to_string())?;
+            Ok(data.iter::<f32>().collect())
+        })
     }
 
     /// `x W + bias`: `x` is `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
@@ -81,13 +92,14 @@ pub trait Backend: BurnBackend {
         plain::lora_linear_backward::<Self>(saved, grad, needs)
     }
 
-    /// `residual + x W`: a linear layer onto a residual stream of its output's shape.
+    /// `residual + x W + bias`: a linear layer onto a residual stream of its output's shape.
     fn fused_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::float_add(residual, Self::fused_linear(x, weight, None))
+        Self::float_add(residual, Self::fused_linear(x, weight, bias))
     }
 
     /// `residual + x W + scale (dropout(x) A) B`.
@@ -294,6 +306,29 @@ pub trait Backend: BurnBackend {
         sum: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         dropout::dropout::<Self>(x, dropout, sum)
+    }
+
+    /// The tensors in another floating-point type.
+    fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
+        let cast = |tensor: FloatTensor<Self>| match tensor.dtype() == dtype {
+            true => tensor,
+            false => Self::float_cast(tensor, dtype.into()),
+        };
+        tensors.into_iter().map(cast).collect()
+    }
+
+    /// Rows `ids` `[m]` of `x` `[n, d]`, `[m, d]`; a row may be picked any number of times.
+    fn fused_select_rows(x: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::float_select(x, 0, ids)
+    }
+
+    /// Gradient of [`fused_select_rows`](Backend::fused_select_rows) for `x` of `n` rows.
+    fn fused_select_rows_backward(
+        ids: IntTensor<Self>,
+        n: usize,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        plain::select_rows_backward::<Self>(ids, n, grad)
     }
 
     /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.

@@ -14,7 +14,7 @@ use crate::rng::{draw, mix_in};
 pub struct DropoutKeys<B: Backend> {
     /// One state per row.
     pub rows: Arc<[u64]>,
-    /// The same as `[rows, 2]` integers, low and high 32 bits, for backends that make masks on the device.
+    /// The same as `[2 * rows]` integers, low and high 32 bits of each, for backends that make masks on the device.
     pub on_device: IntTensor<B>,
 }
 
@@ -23,8 +23,9 @@ impl<B: Backend> DropoutKeys<B> {
     pub fn new(rows: Vec<u64>, device: &B::Device) -> Self {
         let halves: Vec<i32> =
             rows.iter().flat_map(|state| [*state as i32, (*state >> 32) as i32]).collect();
-        let halves = TensorData::new(halves, [rows.len(), 2]);
-        let on_device = Tensor::<B, 2, Int>::from_data(halves, device).into_primitive();
+        // In one dimension: rows of two would be padded on some devices, and copied at every use.
+        let halves = TensorData::new(halves, [2 * rows.len()]);
+        let on_device = Tensor::<B, 1, Int>::from_data(halves, device).into_primitive();
         Self { rows: rows.into(), on_device }
     }
 }

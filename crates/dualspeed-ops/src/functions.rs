@@ -24,6 +24,19 @@ pub fn linear<B: Backend, const D: usize>(
     wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap)))
 }
 
+/// `residual + x W + bias`: a linear layer onto a residual stream.
+///
+/// # Shapes
+/// As [`linear`]; `residual` has the shape of the result.
+pub fn linear_add<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    residual: Tensor<B, D>,
+) -> Tensor<B, D> {
+    wrap(B::fused_linear_add(unwrap(x), unwrap(weight), bias.map(unwrap), unwrap(residual)))
+}
+
 /// A linear layer with a low-rank update: `x W + scale (dropout(x) A) B` (Hu et al. 2021, eq. 3).
 ///
 /// Dropout acts on the low-rank branch only; it has as many keys as `x` has rows.
@@ -136,6 +149,14 @@ pub fn attention<B: Backend>(
 /// `x` `[.., d]` with as many rows as keys -> the same.
 pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, dropout: &Dropout<B>) -> Tensor<B, D> {
     wrap(B::fused_dropout(unwrap(x), dropout, None))
+}
+
+/// Rows of a matrix, each any number of times.
+///
+/// # Shapes
+/// `x` `[n, d]`, `ids` `[m]` with entries below `n` -> `[m, d]`.
+pub fn select_rows<B: Backend>(x: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    wrap(B::fused_select_rows(unwrap(x), ids.into_primitive()))
 }
 
 /// A Llama block (norm, attention, norm, SwiGLU MLP, two residual sums) as one operation.

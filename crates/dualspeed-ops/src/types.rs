@@ -113,6 +113,8 @@ pub struct LoraLinearSaved<B: Backend> {
     pub a: FloatTensor<B>,
     /// `[r, d_out]`.
     pub b: FloatTensor<B>,
+    /// Types of the gradients of `a` and `b`; the factors themselves may have been rounded.
+    pub adapter_dtypes: [DType; 2],
     /// `[rows, r]`, from [`LoraLinearOutput`].
     pub hidden: FloatTensor<B>,
     /// What the low-rank branch's input went through.
@@ -213,6 +215,9 @@ pub struct AdamWOutput<B: Backend> {
     /// `[1]`, f32: the norm of all gradients after `grad_scale` and before clipping.
     pub norm: FloatTensor<B>,
 }
+
+/// Waits for values that [`Backend::read_later`](crate::Backend::read_later) asked for; an error says why they did not come.
+pub type ReadLater = Box<dyn FnOnce() -> Result<Vec<f32>, String> + Send>;
 
 /// What [`Backend::memory`](crate::Backend::memory) tells, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,6 +71,8 @@ pub enum Op {
     Packed(usize, usize, usize, Vec<usize>),
     /// Rows, width, vocabulary, teacher.
     Losses(usize, usize, usize, bool),
+    /// Rows, picks, width.
+    Select(usize, usize, usize),
 }
 
 pub fn all() -> Vec<Op> {
@@ -132,6 +134,9 @@ pub fn all() -> Vec<Op> {
     for (hq, hkv, d) in [(4, 4, 128), (4, 2, 64), (2, 1, 80), (2, 2, 40)] {
         ops.push(Op::Packed(hq, hkv, d, vec![1, 130, 64, 7, 200, 33]));
     }
+    for (n, m, d) in [(1, 1, 3), (40, 25, 77), (300, 5000, 64), (2000, 700, 4096)] {
+        ops.push(Op::Select(n, m, d));
+    }
     for teacher in [false, true] {
         ops.push(Op::Losses(5, 8, 11, teacher));
         ops.push(Op::Losses(70, 96, 1003, teacher));
@@ -167,6 +172,7 @@ impl Case for Op {
                 format!("attention packed h{hq}/{hkv} d{d} {lengths:?}")
             }
             Self::Losses(n, d, v, t) => format!("token_losses {n} x {d} x {v} teacher {t}"),
+            Self::Select(n, m, d) => format!("select_rows {m} of {n} x {d}"),
         }
     }
 
@@ -194,6 +200,7 @@ impl Case for Op {
                 let keys = b * hkv * sk * d;
                 vec![(b * hq * sq * d, true), (keys, true), (keys, true)]
             }
+            Self::Select(n, _, d) => vec![(n * d, true)],
             Self::Losses(n, d, vocab, teacher) => {
                 let mut inputs = vec![(n * d, true), (d * vocab, false)];
                 if teacher {
@@ -338,6 +345,19 @@ impl Case for Op {
                         .output,
                     dualspeed_ops::attention(q, k, v, &spec)
                 ))
+            }
+            Self::Select(n, m, d) => {
+                // Some rows never, some once, row 0 very often.
+                let ids: Vec<i64> = (0..m as i64)
+                    .map(|i| if i % 3 == 0 { 0 } else { i * 7919 % n as i64 })
+                    .collect();
+                let ids = TensorData::new(ids, [m]);
+                let ids = Tensor::<A<B>, 1, Int>::from_data(ids, &x[0].device());
+                let rows = x[0].clone().reshape([n, d]);
+                flat::<A<B>, 2>(match slow {
+                    true => rows.select(0, ids),
+                    false => dualspeed_ops::select_rows(rows, ids),
+                })
             }
             Self::Losses(n, d, vocab, teacher) => {
                 let hidden = x[0].clone().reshape([n, d]);

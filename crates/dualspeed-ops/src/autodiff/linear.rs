@@ -100,6 +100,7 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
         weight_dtype: weight.dtype(),
         a: a.primitive.clone(),
         b: b.primitive.clone(),
+        adapter_dtypes: [a.dtype(), b.dtype()],
         hidden: forward.hidden,
         dropout,
         scale,

@@ -9,6 +9,7 @@ mod elementwise;
 mod linear;
 mod losses;
 mod norm;
+mod select;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -81,6 +82,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         constant::<B, C>(B::upload(parts, shape, dtype, device))
     }
 
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        B::read_later(tensor.primitive)
+    }
+
     fn memory(device: &Self::Device) -> Option<DeviceMemory> {
         B::memory(device)
     }
@@ -111,6 +116,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         sum: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         linear::dropout::<B, C>(x, inner_dropout(dropout), sum)
+    }
+
+    fn fused_select_rows(x: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        select::select_rows::<B, C>(x, ids)
     }
 
     fn fused_rms_norm(

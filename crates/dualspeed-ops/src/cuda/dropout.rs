@@ -12,8 +12,8 @@ static DROPOUT: Source = Source {
     text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/dropout.cu")),
 };
 
-/// `x` with dropout, plus `sum`, which is written over where nobody else has it. `keys` is `[rows, 2]`, low and high halves of
-/// the rows' states.
+/// `x` with dropout, plus `sum`, which is written over where nobody else has it. `keys` is `[2 * rows]`, low and high halves
+/// of the rows' states.
 pub(super) fn dropout(
     x: &Tensor,
     keys: &Tensor,
@@ -22,7 +22,7 @@ pub(super) fn dropout(
     sum: &mut Option<Tensor>,
 ) -> Option<Tensor> {
     let element = served(&[x])?;
-    let (shape, rows) = (dims(x), *dims(keys).first()?);
+    let (shape, rows) = (dims(x), *dims(keys).first()? / 2);
     let d = *shape.last()?;
     if keys.dtype != DType::I32 || rows * d != shape.iter().product::<usize>() {
         return None;

@@ -7,9 +7,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub(super) enum CudaError {
     /// The driver refused a call.
-    #[error(
-        "CUDA driver: {call} failed with {code}; on CUDA_ERROR_OUT_OF_MEMORY use a smaller batch"
-    )]
+    #[error("CUDA driver: {call} failed with {code}")]
     Driver { call: &'static str, code: String },
     /// cuBLASLt refused a call.
     #[error("cuBLASLt: {call} failed with {code} for {product}")]
@@ -21,6 +19,24 @@ pub(super) enum CudaError {
     #[error("panic on the device's thread: {0}")]
     Panic(String),
     /// A tensor has no memory.
-    #[error("no device memory for an operand: {0}; use a smaller batch or recompute activations")]
+    #[error("an operand has no memory: {0}")]
     Memory(String),
+    /// An earlier request for memory failed; CubeCL says so only when the memory is used.
+    #[error("out of memory: {free_gib:.1} of {total_gib:.1} GiB were free when it was noticed")]
+    OutOfMemory { free_gib: f64, total_gib: f64 },
+}
+
+impl CudaError {
+    /// Names what is behind an operand without memory. For the device's thread.
+    pub(super) fn explained(self) -> Self {
+        let (Self::Memory(message) | Self::Panic(message)) = &self else { return self };
+        if !message.contains("find resource") && !message.contains("Memory page") {
+            return self;
+        }
+        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+        match super::gpu::driver_memory() {
+            Some([free, total]) => Self::OutOfMemory { free_gib: gib(free), total_gib: gib(total) },
+            None => self,
+        }
+    }
 }

@@ -58,15 +58,21 @@ pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
     let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
         // A server call makes the context current.
         let usage = server.memory_usage(StreamId::current()).ok()?;
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: the pointers are to locals.
-        let code = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
-        check("cuMemGetInfo", code).ok()?;
+        let [free, total] = driver_memory()?;
         // Memory that CubeCL holds but does not use serves the next tensors.
         let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);
         Some(DeviceMemory { free: free as u64 + spare, taken: (total - free) as u64 })
     });
     memory.ok().flatten()
+}
+
+/// Free and total bytes of the device whose context is current.
+pub(super) fn driver_memory() -> Option<[usize; 2]> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: the pointers are to locals.
+    let code = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
+    check("cuMemGetInfo", code).ok()?;
+    Some([free, total])
 }
 
 /// An attribute of a device; no context is needed.
@@ -204,6 +210,7 @@ fn send(device: &CudaDevice, work: Vec<Work>) {
             Err(CudaError::Panic(message.unwrap_or("no message").to_string()))
         });
         if let Err(error) = result {
+            let error = error.explained();
             FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
     });
@@ -223,6 +230,18 @@ pub(super) fn ask<R: Send + 'static>(
         with_gpu(index, job)
     });
     answer.map_err(|error| CudaError::Memory(format!("{error:?}")))?
+}
+
+/// Runs `job` on the server thread some time.
+pub(super) fn tell(device: &CudaDevice, job: impl FnOnce(&mut Gpu) + Send + 'static) {
+    let index = device.index;
+    DeviceHandle::<Server>::new(device.to_id()).submit(move |_| {
+        // Where there is no state yet, nothing can want it.
+        let _ = with_gpu(index, |gpu| {
+            job(gpu);
+            Ok(())
+        });
+    });
 }
 
 fn with_gpu<R>(
@@ -287,6 +306,11 @@ impl Gpu {
         let (blas, multiprocessors) = (Blas::new()?, count as usize);
         let staging = Staging::default();
         Ok(Self { context, stream, before, after, blas, kernels, multiprocessors, staging })
+    }
+
+    /// Address of the context, for threads that wait for its events.
+    pub(super) fn context(&self) -> usize {
+        self.context as usize
     }
 
     fn in_order(

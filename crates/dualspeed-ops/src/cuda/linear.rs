@@ -262,14 +262,22 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         (true, Some(x), Some(hidden)) => {
             let x = Rows::new(dropped::<B>(&cast(x.clone(), dtype), &saved.dropout));
             let x = (x.tensor.clone(), x.layout().t());
-            Some(product([k, rank, m], &x, hidden, element, saved.a.dtype, &[k, rank], 1.0))
+            Some(product(
+                [k, rank, m],
+                &x,
+                hidden,
+                element,
+                saved.adapter_dtypes[0],
+                &[k, rank],
+                1.0,
+            ))
         }
         _ => None,
     };
     let grad_b = needs_b.then(|| {
         let hidden = matrix(saved.hidden.clone());
         let hidden = (hidden.0, hidden.1.t());
-        let (dtype, scale) = (saved.b.dtype, saved.scale);
+        let (dtype, scale) = (saved.adapter_dtypes[1], saved.scale);
         product([rank, n, m], &hidden, &g, element, dtype, &[rank, n], scale)
     });
     let weight = match (needs_weight, &saved.x) {

@@ -8,7 +8,7 @@
 //! | `kernel` | compiling, caching and launching `kernels/*.cu` |
 //! | `tensor` | element types, strides, rows |
 //! | `staging` | uploads |
-//! | `linear`, `dropout`, `attention`, `elementwise`, `losses`, `points`, `adamw` | the operations |
+//! | `linear`, `dropout`, `attention`, `elementwise`, `losses`, `select`, `points`, `adamw` | the operations |
 //!
 //! A body that does not serve its operands (f64, empty tensors, odd types) leaves them to the plain one. So does the
 //! whole module, with one warning, where the driver is older than CUDA 12.5, a library is missing or the device is older
@@ -26,11 +26,12 @@ mod linear;
 mod losses;
 mod points;
 mod ready;
+mod select;
 mod staging;
 mod tensor;
 
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
-use burn::tensor::{DType, Element, Shape, TensorData};
+use burn::tensor::{DType, Element, Shape, TensorData, try_read_sync};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, FloatElement, IntElement};
 use cubecl::cuda::CudaRuntime;
@@ -77,6 +78,18 @@ where
         gpu::memory(device)
     }
 
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        staging::read_later(&tensor).unwrap_or_else(|| {
+            gpu::flush();
+            Box::new(move || {
+                let data = try_read_sync(Self::float_into_data(tensor));
+                let data = data.ok_or("the device cannot be read synchronously")?;
+                let data = data.map_err(|error| error.to_string())?;
+                Ok(data.iter::<f32>().collect())
+            })
+        })
+    }
+
     fn upload(
         parts: &[&[u8]],
         shape: Shape,
@@ -102,10 +115,11 @@ where
     fn fused_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear::linear(x.clone(), weight.clone(), None, Some(residual.clone()))
-            .or_slow(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
+        linear::linear(x.clone(), weight.clone(), bias.clone(), Some(residual.clone()))
+            .or_slow(|| Self::float_add(residual, plain::linear::<Self>(x, weight, bias)))
     }
 
     fn fused_lora_linear_add(
@@ -363,6 +377,19 @@ where
                 hidden, lm_head, targets, teacher, tau, grad, needs,
             )
         })
+    }
+
+    fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
+        elementwise::cast_many(tensors, dtype)
+    }
+
+    fn fused_select_rows_backward(
+        ids: IntTensor<Self>,
+        n: usize,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        select::select_rows_backward(&grad, &ids, n)
+            .or_slow(|| plain::select_rows_backward::<Self>(ids, n, grad))
     }
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {

@@ -1,7 +1,8 @@
-//! Uploads through page-locked host memory that is kept: page-locking, and touching fresh pages, takes longer than the copy.
+//! Copies from and to page-locked host memory that is kept: page-locking, and touching fresh pages, takes longer than the copy.
 #![allow(unsafe_code)]
 
 use std::ptr::null_mut;
+use std::sync::mpsc::channel;
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -12,9 +13,10 @@ use cudarc::driver::sys as driver;
 use rayon::prelude::*;
 
 use super::error::CudaError;
-use super::gpu::{Gpu, ask, check, submit};
+use super::gpu::{Gpu, ask, check, submit, tell};
 use super::ready::is_fast;
-use super::tensor::Tensor;
+use super::tensor::{Tensor, contiguous};
+use crate::types::ReadLater;
 
 /// Buffers that are kept at most.
 const KEPT: usize = 4;
@@ -25,8 +27,8 @@ const PIECE: usize = 1 << 20;
 pub(super) struct Buffer {
     address: usize,
     bytes: usize,
-    /// Recorded after the last copy out of it.
-    read: usize,
+    /// Recorded after the last copy from or to it.
+    done: usize,
 }
 
 impl Drop for Buffer {
@@ -34,21 +36,21 @@ impl Drop for Buffer {
         // SAFETY: both are ours and nobody else has them. The driver waits for copies that still read the memory.
         unsafe {
             driver::cuMemFreeHost(self.address as *mut _);
-            driver::cuEventDestroy_v2(self.read as driver::CUevent);
+            driver::cuEventDestroy_v2(self.done as driver::CUevent);
         }
     }
 }
 
-/// The buffers of a device.
+/// The host buffers of a device.
 #[derive(Default)]
 pub(super) struct Staging(Vec<Buffer>);
 
 impl Staging {
-    /// A buffer of at least `bytes` that no copy reads any more.
+    /// A buffer of at least `bytes` that no copy uses any more.
     fn take(&mut self, bytes: usize) -> Result<Buffer, CudaError> {
         let idle = |buffer: &Buffer| {
             // SAFETY: the event lives as long as the buffer.
-            let code = unsafe { driver::cuEventQuery(buffer.read as driver::CUevent) };
+            let code = unsafe { driver::cuEventQuery(buffer.done as driver::CUevent) };
             code == driver::CUresult::CUDA_SUCCESS
         };
         let found = (0..self.0.len())
@@ -58,14 +60,14 @@ impl Staging {
             return Ok(self.0.swap_remove(index));
         }
         let bytes = bytes.next_power_of_two().max(1 << 20);
-        let (mut memory, mut read) = (null_mut(), null_mut());
+        let (mut memory, mut done) = (null_mut(), null_mut());
         // SAFETY: the pointers are to locals.
         unsafe {
             let flags = driver::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-            check("cuEventCreate", driver::cuEventCreate(&mut read, flags))?;
+            check("cuEventCreate", driver::cuEventCreate(&mut done, flags))?;
             check("cuMemHostAlloc", driver::cuMemHostAlloc(&mut memory, bytes, 0))?;
         }
-        Ok(Buffer { address: memory as usize, bytes, read: read as usize })
+        Ok(Buffer { address: memory as usize, bytes, done: done as usize })
     }
 
     /// Keeps a buffer for later; the smallest goes when there are too many.
@@ -114,10 +116,51 @@ pub(super) fn upload(
             let from = buffer.address as *const _;
             let code = driver::cuMemcpyHtoDAsync_v2(to, from, bytes, gpu.stream);
             check("cuMemcpyHtoDAsync", code)?;
-            check("cuEventRecord", driver::cuEventRecord(buffer.read as _, gpu.stream))?;
+            check("cuEventRecord", driver::cuEventRecord(buffer.done as _, gpu.stream))?;
         }
         gpu.staging.put(buffer);
         Ok(())
     });
     Some(out)
+}
+
+/// See [`Backend::read_later`](crate::Backend::read_later); `None` where it does not serve.
+pub(super) fn read_later(tensor: &Tensor) -> Option<ReadLater> {
+    let (count, device) = (tensor.meta.shape().num_elements(), tensor.device.clone());
+    if !is_fast(&device) || count == 0 || tensor.dtype != DType::F32 {
+        return None;
+    }
+    let bytes = 4 * count;
+    let tensor = contiguous(tensor.clone());
+    let buffer = ask(&device, move |gpu| gpu.staging.take(bytes)).ok()?;
+    let (sender, receiver) = channel();
+    submit([Some(&tensor)], move |gpu: &mut Gpu, [from]| {
+        // SAFETY: buffer and tensor have `bytes` bytes; the buffer is not read before the event has passed.
+        unsafe {
+            let to = buffer.address as *mut _;
+            let code = driver::cuMemcpyDtoHAsync_v2(to, from, bytes, gpu.stream);
+            check("cuMemcpyDtoHAsync", code)?;
+            check("cuEventRecord", driver::cuEventRecord(buffer.done as _, gpu.stream))?;
+        }
+        // Nobody waits for it any more: the buffer frees itself.
+        let _ = sender.send((buffer, gpu.context()));
+        Ok(())
+    });
+    super::gpu::flush();
+    Some(Box::new(move || {
+        let (buffer, context) = receiver.recv().map_err(|_| {
+            super::take_failure().unwrap_or_else(|| "the device's thread has stopped".to_owned())
+        })?;
+        // SAFETY: the context lives as long as the process; the event was recorded before it was sent here.
+        let waited = unsafe {
+            driver::cuCtxSetCurrent(context as _);
+            check("cuEventSynchronize", driver::cuEventSynchronize(buffer.done as _))
+        };
+        waited.map_err(|error| error.to_string())?;
+        // SAFETY: the copy is over, and page-locked memory is aligned to pages.
+        let values = unsafe { std::slice::from_raw_parts(buffer.address as *const f32, count) };
+        let values = values.to_vec();
+        tell(&device, move |gpu| gpu.staging.put(buffer));
+        Ok(values)
+    }))
 }

@@ -73,7 +73,7 @@ pub fn lora_linear_backward<B: Backend>(
 ) -> LoraLinearGrads<B> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
     let (shape, dtype) = (grad.shape(), grad.dtype());
-    let [a_dtype, b_dtype] = [saved.a.dtype(), saved.b.dtype()];
+    let [a_dtype, b_dtype] = saved.adapter_dtypes;
     let grad = rows::<B>(grad); // [rows, d_out]
     let [a, b] = [saved.a, saved.b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
     let grad_hidden = (needs_x || needs_a) // [rows, r]

@@ -65,6 +65,10 @@ fn linear_layers() {
     check("linear without bias", &[3 * 5, 5 * 4], &|x| {
         flat(linear(x[0].clone().reshape([3, 5]), x[1].clone().reshape([5, 4]), None))
     });
+    check("select_rows", &[4 * 5], &|x| {
+        let ids = Tensor::<A, 1, Int>::from_data([2, 0, 2, 3, 2], &x[0].device());
+        flat(select_rows(x[0].clone().reshape([4, 5]), ids))
+    });
     check("dropout", &[6 * 5, 6 * 5], &|x| {
         let [x, sum] = [0, 1].map(|i: usize| primitive(x[i].clone().reshape([2, 3, 5])));
         flat(wrap::<A, 3>(A::fused_dropout(x, &crate::support::dropout(6), Some(sum))))

@@ -2,7 +2,7 @@
 
 use dualspeed_model::{Dtype, LlavaConfig, VitConfig, memory};
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::{MemoryPlan, Mode, Stage};
+use dualspeed_train::{MemoryPlan, Mode, Stage, TrainError};
 use serde::{Deserialize, Serialize};
 
 use super::Sink;
@@ -43,7 +43,7 @@ impl Axis {
     }
 }
 
-/// A point of a growth curve; numbers are absent where the device's memory cannot hold the step.
+/// A point of a growth curve; numbers are absent where the device's memory cannot hold the step, or the step failed on it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GrowthRow {
     /// Axis, place on it and view, `tokens 576, fast`.
@@ -206,7 +206,15 @@ fn one<B: AutodiffBackend>(
         row.skipped = Some(plan.to_string());
         return Ok(row);
     }
-    let step = measure::<B>(&case, work, options, device)?;
+    let step = match measure::<B>(&case, work, options, device) {
+        Ok(step) => step,
+        // The estimate was too low, or the device gave up: the other points may do.
+        Err(error) if is_of_the_device(&error) => {
+            row.skipped = Some(error.to_string());
+            return Ok(row);
+        }
+        Err(error) => return Err(error),
+    };
     Ok(GrowthRow {
         ms: Some(step.ms),
         spread_ms: Some(step.spread_ms),
@@ -217,6 +225,11 @@ fn one<B: AutodiffBackend>(
         memory_estimate_gib: step.memory_estimate_gib,
         ..row
     })
+}
+
+/// Whether a step failed on the device, out of memory for one, and not for its configuration.
+fn is_of_the_device(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(TrainError::Step { .. } | TrainError::Device { .. }))
 }
 
 /// The growth curves of a report as SVG, each with the name of its file; an axis without measurements has none.

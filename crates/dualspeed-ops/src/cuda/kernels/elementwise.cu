@@ -42,7 +42,8 @@
 //
 // cast_A_B(const A* x, B* y, long long n, float scale)   for A, B in f32, bf16, f16, equal pairs too: y = x * scale.
 //   Launch as gelu.
-//
+// cast_many_B(const Casts casts)   for B in bf16, f16: to[i] = from[i] for up to 16 f32 tensors of n[i] elements.
+//   grid: x any, best the longest n / 8192; y = number of tensors; block 256.
 //
 // sum, y and dx of the norms must not overlap their inputs except where said.
 
@@ -476,3 +477,18 @@ CAST(bf16, f16, bf16_f16)
 CAST(f16, float, f16_f32)
 CAST(f16, bf16, f16_bf16)
 CAST(f16, f16, f16_f16)
+
+struct Casts {
+    const float* from[16];
+    void* to[16];
+    i64 n[16];
+};
+
+#define CAST_MANY(B, NAME)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) cast_many_##NAME(const Casts casts) {                                 \
+        map(casts.from[blockIdx.y], static_cast<const float*>(nullptr), static_cast<B*>(casts.to[blockIdx.y]),              \
+            casts.n[blockIdx.y], [](float v, float) { return v; });                                                         \
+    }
+
+CAST_MANY(bf16, bf16)
+CAST_MANY(f16, f16)

@@ -48,6 +48,7 @@ pub(super) fn lora<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyho
                 weight_dtype: dtype,
                 a: a.clone(),
                 b: b.clone(),
+                adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
                 dropout: None,
                 scale: 2.0,
