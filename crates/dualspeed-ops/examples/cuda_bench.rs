@@ -139,6 +139,7 @@ fn lora(bench: &Bench) {
                 b: b.clone(),
                 adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
+                dropped: None,
                 dropout: None,
                 scale: 2.0,
             };
