@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, ImageProcessor, SpecialTokens, Template, TextTokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, Template, TextTokenizer,
     TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
     read_processor, scene_tokenizer,
 };
@@ -20,6 +20,7 @@ use dualspeed_model::{
     VisionInput, VisualTokens,
 };
 use dualspeed_ops::Backend;
+use dualspeed_train::config::{image_processor, read_tokenizer};
 use dualspeed_train::features::pixel_values;
 
 use crate::clip_words::with_projection;
@@ -111,18 +112,21 @@ impl<B: Backend> Speaker<B> {
         let config = run::config(dir)?;
         let (tokenizer, template, system, fit) = match &config.data.train.llava_json {
             Some(json) => {
-                let tokenizer =
-                    TextTokenizer::from_file(&json.tokenizer, &SpecialTokens::default())?;
+                let tokenizer = read_tokenizer(&json.tokenizer)?;
                 (tokenizer, json.template, json.system.clone(), json.fit)
             }
             None => {
                 let scenes = config.data.train.scene_config();
                 let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
-                (scene_tokenizer()?, template, None, FitMode::Pad)
+                let tokenizer = match &config.data.train.tokenizer {
+                    Some(path) => read_tokenizer(path)?,
+                    None => scene_tokenizer()?,
+                };
+                (tokenizer, template, None, FitMode::Pad)
             }
         };
         let model = Model::Llava(Box::new(run::load(dir, device)?));
-        let processor = ImageProcessor::clip(config.model.vision.image_size, fit);
+        let processor = image_processor(&config.model.vision, fit);
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = None;
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
@@ -452,17 +456,18 @@ fn processor<B: Backend>(
     fit: Option<FitMode>,
     model: &Model<B>,
 ) -> anyhow::Result<ImageProcessor> {
-    let side = match model {
-        Model::Llava(model) => model.config.vision.image_size,
+    let vision = match model {
+        Model::Llava(model) => &model.config.vision,
         Model::Llama(_) => return Ok(ImageProcessor::default()),
     };
+    let side = vision.image_size();
     let found = match read_processor(dir) {
         Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
         // With --fit, whatever the file says is overridden.
         Err(error) if fit.is_none() => return Err(error.into()),
         Err(_) => None,
     };
-    let mut processor = found.unwrap_or_else(|| ImageProcessor::clip(side, FitMode::Pad));
+    let mut processor = found.unwrap_or_else(|| image_processor(vision, FitMode::Pad));
     processor.mode = fit.unwrap_or(processor.mode);
     anyhow::ensure!(
         processor.size == side,
