@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, ImageProcessor, Template, TextTokenizer,
-    TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
-    read_processor, scene_tokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, Template, TextTokenizer, TileConfig,
+    TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image, read_processor,
+    scene_tokenizer,
 };
 use dualspeed_model::import::{
     Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,

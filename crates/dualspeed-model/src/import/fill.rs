@@ -118,14 +118,16 @@ impl Filler<'_> {
             );
             return Err(ImportError::tensor(&info.path, &info.key, problem));
         }
-        let tensor = self.source.read(path)?;
+        let tensor = match turned {
+            true => self.source.read_transposed(path)?,
+            false => self.source.read(path)?,
+        };
         self.books.loaded.tensors += 1;
         self.books.loaded.bytes += (tensor.len() * tensor.dtype().size()) as u64;
-        let tensor = match self.dtype {
+        Ok(match self.dtype {
             Some(dtype) => tensor.cast(dtype),
             None => tensor,
-        };
-        Ok(if turned { tensor.transposed() } else { tensor })
+        })
     }
 }
 
