@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, ImageProcessor, Template, TextTokenizer, TileConfig,
-    TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image, read_processor,
-    scene_tokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, SentencePieceVocabulary, Template,
+    TextTokenizer, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image,
+    preprocess_image, read_processor, scene_tokenizer,
 };
 use dualspeed_model::import::{
     Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
@@ -172,7 +172,7 @@ impl<B: Backend> Speaker<B> {
             model = Model::Llava(Box::new(with_projection(*llava, dir, device)?));
         }
         let tokenizer = match &vocabulary {
-            Some(vocabulary) => bpe(vocabulary).tokenizer()?,
+            Some(vocabulary) => gguf_tokenizer(vocabulary)?,
             None => TextTokenizer::from_dir(&base)?,
         };
         let texts = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -410,9 +410,34 @@ fn with_images(question: &Question) -> anyhow::Result<String> {
     }
 }
 
-fn bpe(vocabulary: &GgufVocabulary) -> BpeVocabulary {
-    let GgufVocabulary { pre, tokens, special, merges, bos, eos, .. } = vocabulary.clone();
-    BpeVocabulary { tokens, merges, pre, special, bos, eos }
+/// The tokenizer of a GGUF file.
+///
+/// # Errors
+/// If its algorithm is not known, or its parts do not fit together.
+pub fn gguf_tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<TextTokenizer> {
+    let GgufVocabulary { model, pre, tokens, special, merges, bos, eos, .. } = vocabulary.clone();
+    Ok(match model.as_str() {
+        "gpt2" => BpeVocabulary { tokens, merges, pre, special, bos, eos }.tokenizer()?,
+        "llama" => {
+            let user_defined = vocabulary.user_defined.clone();
+            let control = special.into_iter().filter(|id| !user_defined.contains(id)).collect();
+            SentencePieceVocabulary {
+                tokens,
+                scores: vocabulary.scores.clone(),
+                control,
+                user_defined,
+                unknown: vocabulary.unknown,
+                bos,
+                eos,
+                add_space_prefix: vocabulary.add_space_prefix,
+            }
+            .tokenizer()?
+        }
+        other => anyhow::bail!(
+            "the file's tokenizer is of the kind {other:?}; gpt2 and llama are read from GGUF: put the model's \
+             tokenizer.json beside the file"
+        ),
+    })
 }
 
 fn read_json(path: &Path) -> anyhow::Result<Option<serde_json::Value>> {
