@@ -1,11 +1,10 @@
 //! GGUF: a tiny file with every element type, and SmolLM2 where it has been fetched.
 
-use dualspeed::assets::{Asset, cache_dir};
 use dualspeed::model::import::{AnyModel, Gguf, LoadOptions};
 use dualspeed::model::{Llama, RopeScaling};
 use dualspeed::speaker::gguf_tokenizer;
 
-use crate::support::{B, Expected, assert_close, fixture, ids};
+use crate::support::{B, Expected, assert_close, asset, fixture, ids};
 
 fn decoder(gguf: Gguf) -> Llama<B> {
     let checkpoint = gguf.into_checkpoint().unwrap();
@@ -109,12 +108,7 @@ const REFERENCE: f64 = 16.8825;
 
 #[test]
 fn smollm2_has_the_perplexity_of_the_reference() {
-    let asset = Asset::named("smollm2-135m").unwrap();
-    let path = asset.path(&cache_dir().unwrap());
-    if !path.is_file() {
-        println!("skipped: {} is not there (dualspeed assets fetch)", path.display());
-        return;
-    }
+    let Some(path) = asset("smollm2-135m") else { return };
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = gguf_tokenizer(&gguf.vocabulary().unwrap()).unwrap();
     let text = "The Eiffel Tower is located in the city of Paris, which is the capital of France. \
