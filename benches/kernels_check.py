@@ -262,7 +262,7 @@ def check_elementwise(bench):
                 parts.append(check("dbias", gb, g.double().sum(0), max(tol, 1e-5)))
                 line(f"{'layer' if centred else 'rms'}_norm {t} {n}x{d} offset {offset}", *parts)
         for n, offset in ((1, 0), (4097, 0), (100003, 1)):
-            x, g, m = (rand(n, dtype=dtype, scale=2.0, offset=offset) for _ in range(3))
+            x, g = (rand(n, dtype=dtype, scale=2.0, offset=offset) for _ in range(2))
             x64 = x.double().requires_grad_()
             grid = min(ceil(n, 256 * 16 // dtype.itemsize), 8 * sms)
             parts = []
@@ -273,9 +273,6 @@ def check_elementwise(bench):
                 ref = f(x64)
                 (grad,) = torch.autograd.grad(ref, x64, g.double())
                 parts += [check(name, y, ref.detach(), tol), check(name, dx, grad, tol)]
-            product = x.double() * m.double()
-            k(f"multiply_{t}", grid, 256, x, m, m, n)
-            parts.append(check("multiply", m, product, tol))
             for other in NAMES:
                 y = poison(n, dtype=other)
                 k(f"cast_{t}_{NAMES[other]}", grid, 256, x, y, n, 0.37)
@@ -730,7 +727,7 @@ def check_points(bench):
 def adamw_tables(params, grads, ms, vs, step_size, keep):
     # A table entry: four pointers, a length, two f32 side by side.
     packed = int.from_bytes(bytes(ctypes.c_float(step_size)) + bytes(ctypes.c_float(keep)), "little", signed=True)
-    table = [[p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), packed] for p, g, m, v in zip(params, grads, ms, vs)]
+    table = [[p.data_ptr(), p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), p.numel(), packed] for p, g, m, v in zip(params, grads, ms, vs)]
     chunks = [[i, j] for i, p in enumerate(params) for j in range(ceil(p.numel(), 8192))]
     return torch.tensor(table, device="cuda", dtype=torch.int64), torch.tensor(chunks, device="cuda", dtype=torch.int32)
 
@@ -815,16 +812,18 @@ def check_dropout(bench):
                 bits = finalise(mixed[:, None] + (np.arange(ceil(d, 4), dtype=np.uint64) + np.uint64(1)) * golden)
             parts = np.stack([(bits >> np.uint64(16 * i)) & np.uint64(0xFFFF) for i in range(4)], -1).reshape(n, -1)[:, :d]
             ref = torch.from_numpy(np.where(parts < threshold, 0.0, np.float32(keep))).cuda().to(dtype)
-            mask, x, y = poison(n, d, dtype=dtype), rand(n, d, dtype=dtype), poison(n, d, dtype=dtype)
+            x, y, add = rand(n, d, dtype=dtype), poison(n, d, dtype=dtype), rand(n, d, dtype=dtype)
             signed = place - 2**64 if place >= 2**63 else place
-            k(f"dropout_{NAMES[dtype]}", n, 256, None, keys, mask, n, d, signed, Int(threshold), keep)
-            k(f"dropout_{NAMES[dtype]}", n, 256, x, keys, y, n, d, signed, Int(threshold), keep)
-            line(f"dropout {NAMES[dtype]} {n}x{d} p {p}", check("mask", mask, ref, 0.0), check("x mask", y, (x.float() * ref.float()).to(dtype), 0.0))
+            masked = x.float() * ref.float()
+            sum = (masked + add.float()).to(dtype)
+            k(f"dropout_{NAMES[dtype]}", n, 256, x, keys, None, y, n, d, signed, Int(threshold), keep)
+            k(f"dropout_{NAMES[dtype]}", n, 256, x, keys, add, add, n, d, signed, Int(threshold), keep)
+            line(f"dropout {NAMES[dtype]} {n}x{d} p {p}", check("x mask", y, masked.to(dtype), 0.0), check("x mask + sum", add, sum, 1e-4))
     if bench:
         n, d = 11264, 4096
         x, keys = rand(n, d, dtype=torch.bfloat16), torch.randint(2**31, (n, 2), device="cuda", dtype=torch.int32)
         y = torch.empty_like(x)
-        report("dropout 11264x4096", times(lambda: k("dropout_bf16", n, 256, x, keys, y, n, d, 3, Int(3277), 1.0526)), times(lambda: F.dropout(x, 0.05)))
+        report("dropout 11264x4096", times(lambda: k("dropout_bf16", n, 256, x, keys, None, y, n, d, 3, Int(3277), 1.0526)), times(lambda: F.dropout(x, 0.05)))
 
 
 SECTIONS = {"dropout": check_dropout, "elementwise": check_elementwise, "losses": check_losses, "points": check_points, "adamw": check_adamw, "attention": check_attention}

@@ -18,7 +18,7 @@ ARCHS = ["sm_80", "sm_89", "sm_90a"]
 HEAD_DIMS = [64, 80, 96, 128]
 
 # Name, files after the prelude, defines, architectures.
-MODULES = [(name, [name], [], ARCHS) for name in ("elementwise", "losses", "points", "adamw", "dropout", "attention_any")]
+MODULES = [(name, [name], [], ARCHS) for name in ("elementwise", "losses", "points", "adamw", "dropout", "select", "attention_any")]
 MODULES += [(f"attention d{d}", ["attention"], [f"-DHEAD_DIM={d}"], ARCHS) for d in HEAD_DIMS]
 MODULES += [
     (f"attention_sm90 d{d}", ["attention", "attention_sm90"], [f"-DHEAD_DIM={d}", "-DWGMMA"], ["sm_90a"]) for d in (64, 128)

@@ -28,6 +28,16 @@ impl<B: Backend> Linear<B> {
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         dualspeed_ops::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
     }
+
+    /// The same, added to `residual` of the result's shape.
+    pub fn forward_onto<const D: usize>(
+        &self,
+        x: Tensor<B, D>,
+        residual: Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        let bias = self.bias.as_ref().map(Param::val);
+        dualspeed_ops::linear_add(x, self.weight.val(), bias, residual)
+    }
 }
 
 /// A table of vectors.
@@ -45,7 +55,7 @@ impl<B: Backend> Embedding<B> {
 
     /// `[n] -> [n, d]`; ids must be below the number of entries.
     pub fn forward(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        self.weight.val().select(0, ids)
+        dualspeed_ops::select_rows(self.weight.val(), ids)
     }
 }
 

@@ -8,7 +8,8 @@ use burn::module::Module;
 use burn::tensor::activation::softmax;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use dualspeed_ops::{
-    AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys, Keep,
+    AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys,
+    Keep, select_rows,
 };
 
 use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
@@ -271,8 +272,8 @@ impl<B: Backend> Llama<B> {
                         let ids: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
                         let ids = TensorData::new(ids, [rows.len()]);
                         let ids = Tensor::<B, 1, Int>::from_data(ids, &device);
-                        attended = attended.select(0, ids.clone()); // [rows, h * d_head]
-                        x = x.select(0, ids); // [rows, d]
+                        attended = select_rows(attended, ids.clone()); // [rows, h * d_head]
+                        x = select_rows(x, ids); // [rows, d]
                         adapters.dropout = wanted_dropout.as_ref();
                     }
                     layer.finish(x, attended, adapters)

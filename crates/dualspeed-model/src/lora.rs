@@ -5,7 +5,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use dualspeed_ops::{Backend, DropoutKeys};
+use dualspeed_ops::{Backend, Dropout, DropoutKeys};
 
 use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
 use crate::init::Init;
@@ -145,9 +145,10 @@ impl<B: Backend> LayerAdapters<'_, B> {
             return linear.forward(x);
         };
         let config = &lora.config;
-        let mask = self.dropout.filter(|_| config.dropout > 0.0).map(|keys| {
-            let place = dropout_place(self.layer, target);
-            dualspeed_ops::dropout_mask(keys, place, config.dropout, x.dims()[1], x.dtype())
+        let dropout = self.dropout.filter(|_| config.dropout > 0.0).map(|keys| Dropout {
+            keys: DropoutKeys::clone(keys),
+            place: dropout_place(self.layer, target),
+            p: config.dropout,
         });
         let y = dualspeed_ops::lora_linear(
             x,
@@ -155,7 +156,7 @@ impl<B: Backend> LayerAdapters<'_, B> {
             pair.lora_a.val(),
             pair.lora_b.val(),
             config.scale(),
-            mask,
+            dropout,
         );
         match &linear.bias {
             Some(bias) => y + bias.val().unsqueeze::<2>(),

@@ -271,7 +271,8 @@ impl SplicePlan {
         let [_, d] = table.dims();
         let index = TensorData::new(self.gather.clone(), [self.gather.len()]);
         let index = Tensor::<B, 1, Int>::from_data(index, &table.device());
-        Some(table.select(0, index).reshape([self.lengths.len(), self.seq, d]))
+        let rows = dualspeed_ops::select_rows(table, index);
+        Some(rows.reshape([self.lengths.len(), self.seq, d]))
     }
 
     /// The last real row of each sequence in the flattened `[batch * seq]`.

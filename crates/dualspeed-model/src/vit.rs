@@ -201,13 +201,13 @@ impl<B: Backend> VitLayer<B> {
             }),
         };
         let attended = dualspeed_ops::attention(q, k, v, &AttentionSpec::default());
-        let x = x + self.self_attn.out_proj.forward(merge_heads(attended));
+        let x = self.self_attn.out_proj.forward_onto(merge_heads(attended), x);
         let up = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
         let activated = match config.hidden_act {
             HiddenAct::QuickGelu => dualspeed_ops::quick_gelu(up),
             HiddenAct::Gelu => dualspeed_ops::gelu(up),
         };
-        (x + self.mlp.fc2.forward(activated), probe)
+        (self.mlp.fc2.forward_onto(activated, x), probe)
     }
 
     /// The class token's attention over all tokens with the heads not split, `[images, 1, s]`, and the

@@ -137,8 +137,9 @@ fn lora(bench: &Bench) {
                 weight_dtype: BF16,
                 a: a.clone(),
                 b: b.clone(),
+                adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
-                dropout_mask: None,
+                dropout: None,
                 scale: 2.0,
             };
             B::fused_lora_linear_backward(saved, grad.clone(), [true, false, true, true])

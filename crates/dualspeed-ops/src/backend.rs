@@ -1,11 +1,11 @@
 //! The extension trait.
 
-use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata, try_read_sync};
 
 use crate::block::{self, BlockContext, BlockParams};
-use crate::dropout::{self, DropoutKeys};
+use crate::dropout::{self, Dropout};
 use crate::plain;
 use crate::types::*;
 
@@ -23,9 +23,34 @@ pub trait Backend: BurnBackend {
         f()
     }
 
-    /// Bytes of free memory on a device, where the backend can tell.
-    fn free_memory(_device: &Self::Device) -> Option<u64> {
+    /// A device's memory, where the backend can tell.
+    fn memory(_device: &Self::Device) -> Option<DeviceMemory> {
         None
+    }
+
+    /// A tensor from pieces that lie apart on the host, one after the other, little-endian: rows of a cache, pictures of a
+    /// batch. The pieces are free again when this returns.
+    ///
+    /// # Panics
+    /// When they do not add up to the shape.
+    fn upload(
+        parts: &[&[u8]],
+        shape: Shape,
+        dtype: DType,
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        Self::float_from_data(TensorData::from_bytes_vec(parts.concat(), shape, dtype), device)
+    }
+
+    /// Asks for the values of an f32 tensor as they are now; the function that is returned waits for them. What is launched in
+    /// between does not delay it where the backend can copy beside its work.
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        Box::new(move || {
+            let data = try_read_sync(Self::float_into_data(tensor));
+            let data = data.ok_or("the backend cannot read synchronously")?;
+            let data = data.map_err(|error| error.to_string())?;
+            Ok(data.iter::<f32>().collect())
+        })
     }
 
     /// `x W + bias`: `x` is `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
@@ -46,16 +71,16 @@ pub trait Backend: BurnBackend {
         plain::linear_backward::<Self>(saved, grad)
     }
 
-    /// `x W + scale ((x * mask) A) B`.
+    /// `x W + scale (dropout(x) A) B`.
     fn fused_lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
     ) -> LoraLinearOutput<Self> {
-        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask)
+        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout)
     }
 
     /// Gradients of [`fused_lora_linear`](Backend::fused_lora_linear) for `x`, `weight`, `a`, `b`.
@@ -67,26 +92,27 @@ pub trait Backend: BurnBackend {
         plain::lora_linear_backward::<Self>(saved, grad, needs)
     }
 
-    /// `residual + x W`: a linear layer onto a residual stream of its output's shape.
+    /// `residual + x W + bias`: a linear layer onto a residual stream of its output's shape.
     fn fused_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        Self::float_add(residual, Self::fused_linear(x, weight, None))
+        Self::float_add(residual, Self::fused_linear(x, weight, bias))
     }
 
-    /// `residual + x W + scale ((x * mask) A) B`.
+    /// `residual + x W + scale (dropout(x) A) B`.
     fn fused_lora_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
-        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout_mask);
+        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout);
         LoraLinearOutput { output: Self::float_add(residual, out.output), hidden: out.hidden }
     }
 
@@ -165,11 +191,6 @@ pub trait Backend: BurnBackend {
         needs: [bool; 3],
     ) -> NormGrads<Self> {
         plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs)
-    }
-
-    /// `x * y`, elementwise: what dropout does to an input.
-    fn fused_multiply(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_mul(x, y)
     }
 
     /// `x Phi(x)`, the erf form.
@@ -278,16 +299,36 @@ pub trait Backend: BurnBackend {
         plain::token_losses_backward::<Self>(hidden, lm_head, targets, teacher, tau, grad, needs)
     }
 
-    /// `[rows, d]` of `dtype`: 0 with probability `p`, else `1 / (1 - p)`; a function of each row's key, `place` and
-    /// the column alone.
-    fn fused_dropout_mask(
-        keys: &DropoutKeys<Self>,
-        place: u64,
-        p: f64,
-        d: usize,
-        dtype: DType,
+    /// `x` with dropout, `[.., d]` with as many rows as keys, plus `sum` of the same shape. It is its own backward.
+    fn fused_dropout(
+        x: FloatTensor<Self>,
+        dropout: &Dropout<Self>,
+        sum: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        dropout::mask::<Self>(keys, place, p, d, dtype)
+        dropout::dropout::<Self>(x, dropout, sum)
+    }
+
+    /// The tensors in another floating-point type.
+    fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
+        let cast = |tensor: FloatTensor<Self>| match tensor.dtype() == dtype {
+            true => tensor,
+            false => Self::float_cast(tensor, dtype.into()),
+        };
+        tensors.into_iter().map(cast).collect()
+    }
+
+    /// Rows `ids` `[m]` of `x` `[n, d]`, `[m, d]`; a row may be picked any number of times.
+    fn fused_select_rows(x: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::float_select(x, 0, ids)
+    }
+
+    /// Gradient of [`fused_select_rows`](Backend::fused_select_rows) for `x` of `n` rows.
+    fn fused_select_rows_backward(
+        ids: IntTensor<Self>,
+        n: usize,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        plain::select_rows_backward::<Self>(ids, n, grad)
     }
 
     /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.

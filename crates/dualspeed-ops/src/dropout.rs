@@ -1,10 +1,10 @@
-//! Dropout masks that are functions of keys: the same whatever the batch, the device or the number of recomputes.
+//! Dropout whose masks are functions of keys: the same whatever the batch, the device or the number of recomputes.
 
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 use rayon::prelude::*;
 
 use crate::rng::{draw, mix_in};
@@ -29,19 +29,43 @@ impl<B: Backend> DropoutKeys<B> {
     }
 }
 
-/// Default body of [`Backend::fused_dropout_mask`](crate::Backend::fused_dropout_mask).
-pub(crate) fn mask<B: Backend>(
-    keys: &DropoutKeys<B>,
-    place: u64,
-    p: f64,
-    d: usize,
-    dtype: DType,
+/// Dropout at one place of a model: an element's fate depends on its row's key, the place and its column only, so it can be
+/// decided again, or in parts. Nothing of it is kept between the passes.
+#[derive(Clone, Debug)]
+pub struct Dropout<B: Backend> {
+    /// The state of every row.
+    pub keys: DropoutKeys<B>,
+    /// What sets the mask apart from those of other places.
+    pub place: u64,
+    /// The probability of a zero; what stays is divided by `1 - p`.
+    pub p: f64,
+}
+
+/// Default body of [`Backend::fused_dropout`](crate::Backend::fused_dropout).
+pub(crate) fn dropout<B: Backend>(
+    x: FloatTensor<B>,
+    dropout: &Dropout<B>,
+    sum: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
-    let keep = (1.0 / (1.0 - p)) as f32;
-    let threshold = threshold(p);
-    let mut values = vec![0f32; keys.rows.len() * d];
-    values.par_chunks_mut(d.max(1)).zip(&keys.rows[..]).for_each(|(row, state)| {
-        let state = mix_in(*state, place);
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let d = shape[shape.num_dims() - 1];
+    let data = TensorData::new(mask(dropout, d), shape).convert_dtype(dtype);
+    let mask = B::float_from_data(data, &B::float_device(&x));
+    let masked = B::float_mul(x, mask);
+    match sum {
+        Some(sum) => B::float_add(sum, masked),
+        None => masked,
+    }
+}
+
+/// The factors, `[rows, d]`.
+pub(crate) fn mask<B: Backend>(dropout: &Dropout<B>, d: usize) -> Vec<f32> {
+    let rows = &dropout.keys.rows[..];
+    let keep = (1.0 / (1.0 - dropout.p)) as f32;
+    let threshold = threshold(dropout.p);
+    let mut values = vec![0f32; rows.len() * d];
+    values.par_chunks_mut(d.max(1)).zip(rows).for_each(|(row, state)| {
+        let state = mix_in(*state, dropout.place);
         for (index, quad) in row.chunks_mut(4).enumerate() {
             let mut bits = draw(state, index as u64);
             for value in quad {
@@ -50,9 +74,7 @@ pub(crate) fn mask<B: Backend>(
             }
         }
     });
-    let device = B::int_device(&keys.on_device);
-    let data = TensorData::new(values, [keys.rows.len(), d]).convert_dtype(dtype);
-    Tensor::<B, 2>::from_data(data, (&device, dtype)).into_primitive().tensor()
+    values
 }
 
 /// 16 bits per element: the probability is exact to 2^-16.

@@ -1,8 +1,8 @@
 //! The operations on tensors: what model code calls.
 
-use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::{AttentionSpec, Backend, BlockContext, BlockParams, DropoutKeys};
+use crate::{AttentionSpec, Backend, BlockContext, BlockParams, Dropout};
 
 fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
@@ -24,22 +24,35 @@ pub fn linear<B: Backend, const D: usize>(
     wrap(B::fused_linear(unwrap(x), unwrap(weight), bias.map(unwrap)))
 }
 
-/// A linear layer with a low-rank update: `x W + scale ((x * dropout_mask) A) B` (Hu et al. 2021, eq. 3).
-///
-/// The mask is already divided by `1 - p`; it acts on the low-rank branch only.
+/// `residual + x W + bias`: a linear layer onto a residual stream.
 ///
 /// # Shapes
-/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]`, mask as `x` -> `[.., d_out]`.
+/// As [`linear`]; `residual` has the shape of the result.
+pub fn linear_add<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    residual: Tensor<B, D>,
+) -> Tensor<B, D> {
+    wrap(B::fused_linear_add(unwrap(x), unwrap(weight), bias.map(unwrap), unwrap(residual)))
+}
+
+/// A linear layer with a low-rank update: `x W + scale (dropout(x) A) B` (Hu et al. 2021, eq. 3).
+///
+/// Dropout acts on the low-rank branch only; it has as many keys as `x` has rows.
+///
+/// # Shapes
+/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]` -> `[.., d_out]`.
 pub fn lora_linear<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
     a: Tensor<B, 2>,
     b: Tensor<B, 2>,
     scale: f64,
-    dropout_mask: Option<Tensor<B, D>>,
+    dropout: Option<Dropout<B>>,
 ) -> Tensor<B, D> {
-    let mask = dropout_mask.map(unwrap);
-    wrap(B::fused_lora_linear(unwrap(x), unwrap(weight), unwrap(a), unwrap(b), scale, mask).output)
+    let [weight, a, b] = [weight, a, b].map(unwrap);
+    wrap(B::fused_lora_linear(unwrap(x), weight, a, b, scale, dropout).output)
 }
 
 /// RMSNorm over the last dimension (Zhang & Sennrich 2019), as in Llama: `x / sqrt(mean(x^2) + eps) * weight`.
@@ -130,20 +143,20 @@ pub fn attention<B: Backend>(
     wrap(B::fused_attention(unwrap(q), unwrap(k), unwrap(v), spec).output)
 }
 
-/// A dropout mask for `keys.rows.len()` rows: 0 with probability `p`, else `1 / (1 - p)`.
-///
-/// An element depends on its row's key, `place` and its column only, so a mask can be made again, or in parts.
+/// `x` with some elements set to zero and the others divided by `1 - p`.
 ///
 /// # Shapes
-/// `[rows, d]` of `dtype`.
-pub fn dropout_mask<B: Backend>(
-    keys: &DropoutKeys<B>,
-    place: u64,
-    p: f64,
-    d: usize,
-    dtype: DType,
-) -> Tensor<B, 2> {
-    wrap(B::fused_dropout_mask(keys, place, p, d, dtype))
+/// `x` `[.., d]` with as many rows as keys -> the same.
+pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, dropout: &Dropout<B>) -> Tensor<B, D> {
+    wrap(B::fused_dropout(unwrap(x), dropout, None))
+}
+
+/// Rows of a matrix, each any number of times.
+///
+/// # Shapes
+/// `x` `[n, d]`, `ids` `[m]` with entries below `n` -> `[m, d]`.
+pub fn select_rows<B: Backend>(x: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    wrap(B::fused_select_rows(unwrap(x), ids.into_primitive()))
 }
 
 /// A Llama block (norm, attention, norm, SwiGLU MLP, two residual sums) as one operation.

@@ -32,6 +32,6 @@ mod types;
 
 pub use backend::{AutodiffBackend, Backend};
 pub use block::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
-pub use dropout::DropoutKeys;
+pub use dropout::{Dropout, DropoutKeys};
 pub use functions::*;
 pub use types::*;

@@ -9,6 +9,8 @@
 
 use burn::tensor::{DType, backend::Backend, ops::FloatTensor};
 
+use crate::dropout::Dropout;
+
 /// Which query may see which key.
 ///
 /// Query `i` of `sq` sits at absolute position `sk - sq + i` of the `sk` keys, so that the same spec serves training
@@ -111,10 +113,12 @@ pub struct LoraLinearSaved<B: Backend> {
     pub a: FloatTensor<B>,
     /// `[r, d_out]`.
     pub b: FloatTensor<B>,
+    /// Types of the gradients of `a` and `b`; the factors themselves may have been rounded.
+    pub adapter_dtypes: [DType; 2],
     /// `[rows, r]`, from [`LoraLinearOutput`].
     pub hidden: FloatTensor<B>,
-    /// Shape of the input.
-    pub dropout_mask: Option<FloatTensor<B>>,
+    /// What the low-rank branch's input went through.
+    pub dropout: Option<Dropout<B>>,
     /// The LoRA scale, alpha / r.
     pub scale: f64,
 }
@@ -210,4 +214,17 @@ pub struct AdamWOutput<B: Backend> {
     pub updated: Vec<[FloatTensor<B>; 3]>,
     /// `[1]`, f32: the norm of all gradients after `grad_scale` and before clipping.
     pub norm: FloatTensor<B>,
+}
+
+/// Waits for values that [`Backend::read_later`](crate::Backend::read_later) asked for; an error says why they did not come.
+pub type ReadLater = Box<dyn FnOnce() -> Result<Vec<f32>, String> + Send>;
+
+/// What [`Backend::memory`](crate::Backend::memory) tells, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Free for new tensors: nobody has it, or the backend's pools hold it unused.
+    pub free: u64,
+    /// Taken from the device by this program and others, pools included. Pools keep what they took: in a program of its own
+    /// this is the most it ever needed.
+    pub taken: u64,
 }

@@ -164,8 +164,14 @@ pub enum TrainError {
         /// What the thread was doing.
         what: &'static str,
     },
+    /// A training step ended in a panic.
+    #[error("a training step failed: {message}{}", memory_advice(message))]
+    Step {
+        /// What the panic said.
+        message: String,
+    },
     /// A tensor could not be read back from the device.
-    #[error("cannot read {what} back from the device: {message}")]
+    #[error("cannot read {what} back from the device: {message}{}", memory_advice(message))]
     Device {
         /// What was read.
         what: &'static str,
@@ -175,6 +181,13 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// Backends have no errors to return: they panic, on a device that is out of memory for one.
+    pub(crate) fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let message = panic.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+        Self::Step { message: message.unwrap_or("no message").to_owned() }
+    }
+
     /// Wraps an I/O error with what was attempted, and where.
     pub(crate) fn io(
         doing: &'static str,
@@ -182,6 +195,18 @@ impl TrainError {
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
+    }
+}
+
+fn memory_advice(message: &str) -> &'static str {
+    let message = message.to_lowercase().replace(['_', ' '], "");
+    let exhausted = ["outofmemory", "buffertoobig", "memoryallocation", "cannotallocate"];
+    match exhausted.iter().any(|words| message.contains(words)) {
+        true => {
+            "; the device is out of memory: set memory.recompute = \"input\" or a lower memory.budget_gib, lower \
+             batch.size (and raise batch.accumulation), or lower model.max_length"
+        }
+        false => "",
     }
 }
 

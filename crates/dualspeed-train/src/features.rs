@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Element, Shape, Tensor, TensorPrimitive};
 use dualspeed_data::{DataError, Example, ExampleSource, HostImage, MemorySource};
 use dualspeed_model::{Geometry, Needs, VisionFeatures, VisionTower};
 use dualspeed_ops::Backend;
@@ -201,21 +201,21 @@ impl Rows {
     fn gather<B: Backend>(&self, rows: &[usize], device: &B::Device) -> Tensor<B, 3> {
         let [n, width] = self.shape;
         let size = n * width * self.dtype.size();
-        let mut bytes = Vec::with_capacity(rows.len() * size);
-        for row in rows {
-            bytes.extend_from_slice(&self.bytes[row * size..(row + 1) * size]);
-        }
-        let data = TensorData::from_bytes_vec(bytes, [rows.len(), n, width], self.dtype);
-        Tensor::from_data(data, (device, self.dtype))
+        let parts: Vec<&[u8]> =
+            rows.iter().map(|row| &self.bytes[row * size..(row + 1) * size]).collect();
+        let shape = Shape::new([rows.len(), n, width]);
+        let features = B::upload(&parts, shape, self.dtype, device);
+        Tensor::from_primitive(TensorPrimitive::Float(features))
     }
 }
 
 /// Pixels of host images as one tensor `[images, 3, size, size]`; the size is the first image's.
 pub fn pixel_values<B: Backend>(images: &[Arc<HostImage>], device: &B::Device) -> Tensor<B, 4> {
     let size = images.first().map_or(0, |image| image.size);
-    let mut values = Vec::with_capacity(images.len() * 3 * size * size);
-    for image in images {
-        values.extend_from_slice(&image.pixels);
-    }
-    Tensor::from_data(TensorData::new(values, [images.len(), 3, size, size]), device)
+    let parts: Vec<&[u8]> =
+        images.iter().map(|image| bytemuck::cast_slice(&image.pixels)).collect();
+    let shape = Shape::new([images.len(), 3, size, size]);
+    let pixels = B::upload(&parts, shape, DType::F32, device);
+    let pixels = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(pixels));
+    pixels.cast(B::FloatElem::dtype())
 }

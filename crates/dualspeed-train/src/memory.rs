@@ -61,7 +61,7 @@ impl MemoryPlan {
             activation_bytes: config.model.dtype.bytes(),
         };
         let budget = config.memory.budget_gib.map(|gib| (gib * GIB) as u64);
-        let available = budget.or_else(|| B::free_memory(device));
+        let available = budget.or_else(|| B::memory(device).map(|memory| memory.free));
         let recompute = match config.memory.recompute {
             RecomputeMode::Off => None,
             RecomputeMode::Products => Some(Recompute::Same(Keep::Products)),

@@ -215,7 +215,7 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         ctx.recompute = runtime.recompute;
         ctx.layouts = layouts(batch);
         // Free on the host; on a GPU it synchronises, so only while a run is young.
-        ctx.verify_picks = *step < 10 || computes_on_host::<B>(&runtime.device);
+        ctx.verify_picks = *step < 3 || computes_on_host::<B>(&runtime.device);
         let mut time = TimeSplit::default();
         let mut clock = Instant::now();
 

@@ -3,9 +3,11 @@
 //! Burn's own strategies step the learning rate per micro-batch, sum accumulated gradients and drop
 //! the last partial window. Here a step is a window: one mode, one learning rate, one update by the
 //! mean gradient over all supervised tokens of the window, one read-back of a few scalars, one
-//! record.
+//! record. A GPU is given a step before the numbers of the one before have come back, so it does not
+//! wait for the host in between.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +15,13 @@ use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_train::{
     EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent,
     LearningComponentsMarker, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
     TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
-use dualspeed_ops::AutodiffBackend;
+use dualspeed_ops::{AutodiffBackend, ReadLater};
 
 use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
 use crate::config::TrainConfig;
@@ -27,7 +29,7 @@ use crate::error::TrainError;
 use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
 use crate::mode::Mode;
 use crate::model::{DualSpeedModel, MicroOutput, TrainInput, ValidOutput};
-use crate::optim::{GradNorm, GroupedAdamW, to_f32, trainable_params};
+use crate::optim::{GradNorm, GroupedAdamW, computes_on_host, trainable_params};
 use crate::schedule::WarmupSchedule;
 use crate::state::export_trainables;
 
@@ -71,6 +73,7 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) optim: GroupedAdamW<B>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_dir: PathBuf,
+    pub(crate) device: B::Device,
     pub(crate) save: bool,
     pub(crate) start: Reached,
     pub(crate) total_steps: u64,
@@ -96,9 +99,12 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for DualSpeed
             processor: &mut processor,
             interrupter: &components.interrupter,
             totals: self.start.totals,
+            clock: Instant::now(),
         };
         let mut batches = train.iter();
-        if let Err(error) = run.steps(&mut *batches) {
+        let steps = catch_unwind(AssertUnwindSafe(|| run.steps(&mut *batches)));
+        let steps = steps.unwrap_or_else(|panic| Err(TrainError::from_panic(&*panic)));
+        if let Err(error) = steps {
             self.errors.set(error);
         }
         (learner.model(), processor)
@@ -113,6 +119,21 @@ struct Run<'a, B: AutodiffBackend> {
     processor: &'a mut SupervisedTrainingEventProcessor<Components<B>>,
     interrupter: &'a Interrupter,
     totals: Totals,
+    /// When the last step was over, or the first of several was begun.
+    clock: Instant,
+}
+
+/// A step whose work the device has not reported done.
+struct Launched<B: AutodiffBackend> {
+    step: u64,
+    mode: Mode,
+    lr: f64,
+    window: MicroOutput<B>,
+    /// Sums of the losses, and the gradient norm where it is on the device.
+    numbers: Option<ReadLater>,
+    /// The gradient norm where it is on the host.
+    grad_norm: Option<f64>,
+    time: TimeSplit,
 }
 
 type Batches<'a, B> = dyn DataLoaderIterator<TrainInput<B>> + 'a;
@@ -122,22 +143,34 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let this = self.strategy;
         let mut log = JsonlLog::open(&this.run_dir.join("metrics.jsonl"), this.start.step)?;
         let mut saved = this.start.step;
+        // A device that works by itself gets the next step before this one is read back.
+        let ahead = !computes_on_host::<B>(&this.device);
+        let mut open: Option<Launched<B>> = None;
         for step in this.start.step..this.total_steps {
-            let record = self.step(step, batches)?;
-            log.write(&record)?;
+            if open.is_none() {
+                self.clock = Instant::now();
+            }
+            let launched = self.launch(step, batches)?;
+            if let Some(before) = open.replace(launched) {
+                self.finish(before, &mut log)?;
+            }
             let done = step + 1;
-            self.announce(&record);
             let interrupted =
                 this.interrupt.load(Ordering::Relaxed) || self.interrupter.should_stop();
-            let every = this.config.checkpoint.every;
-            let due = done == this.total_steps || (every > 0 && done % every == 0);
-            if this.save && (interrupted || due) {
+            let due = |every: u64| every > 0 && (done % every == 0 || done == this.total_steps);
+            let save = interrupted || done == this.total_steps || due(this.config.checkpoint.every);
+            let validate = due(this.config.validation.every);
+            if (save || validate || !ahead)
+                && let Some(last) = open.take()
+            {
+                self.finish(last, &mut log)?;
+            }
+            if this.save && save {
                 self.save(done)?;
                 saved = done;
             }
             self.reach(done, interrupted && done < this.total_steps);
-            let every = this.config.validation.every;
-            if every > 0 && (done % every == 0 || done == this.total_steps) {
+            if validate {
                 self.validate(done)?;
             }
             if interrupted {
@@ -148,9 +181,12 @@ impl<B: AutodiffBackend> Run<'_, B> {
         Ok(())
     }
 
-    /// One optimiser step: all micro-batches of the window, one update, one record.
-    fn step(&mut self, step: u64, batches: &mut Batches<'_, B>) -> Result<StepRecord, TrainError> {
-        let begin = Instant::now();
+    /// Queues one optimiser step: all micro-batches of the window, one update.
+    fn launch(
+        &mut self,
+        step: u64,
+        batches: &mut Batches<'_, B>,
+    ) -> Result<Launched<B>, TrainError> {
         let mut time = TimeSplit::default();
         let mut window: Option<MicroOutput<B>> = None;
         let mut accumulator = GradientsAccumulator::<DualSpeedModel<B>>::new();
@@ -187,10 +223,22 @@ impl<B: AutodiffBackend> Run<'_, B> {
         };
         let clock = Instant::now();
         let grad_norm = self.update(grads, window.counts.supervised_tokens);
-        let (sums, grad_norm) = fetch(window.sums.clone(), grad_norm)?;
+        let lr = self.learner.lr_current();
+        let (numbers, grad_norm) = read_back(window.sums.clone(), grad_norm);
         time.optimiser += clock.elapsed().as_secs_f64();
-        let seconds = begin.elapsed().as_secs_f64();
-        let record = self.record(step, mode, &window, sums, grad_norm, time, seconds);
+        Ok(Launched { step, mode, lr, window, numbers, grad_norm, time })
+    }
+
+    /// Waits for a step, and writes its record.
+    fn finish(&mut self, launched: Launched<B>, log: &mut JsonlLog) -> Result<(), TrainError> {
+        let Launched { step, mode, lr, window, numbers, grad_norm, mut time } = launched;
+        let waiting = Instant::now();
+        let (sums, grad_norm) = wait(numbers, grad_norm)?;
+        // What the device still had to do: nearly all of it is the language model's.
+        time.llm += waiting.elapsed().as_secs_f64();
+        let now = Instant::now();
+        let seconds = now.duration_since(std::mem::replace(&mut self.clock, now)).as_secs_f64();
+        let record = self.record((step, mode, lr), &window, sums, grad_norm, time, seconds);
         if !record.loss.is_finite() {
             return Err(TrainError::NonFiniteLoss {
                 step,
@@ -198,7 +246,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
                 samples: window.samples,
             });
         }
-        Ok(record)
+        log.write(&record)?;
+        self.announce(&record);
+        Ok(())
     }
 
     /// Applies the mean gradient over `tokens` supervised tokens. A window without any changes
@@ -219,8 +269,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
 
     fn record(
         &mut self,
-        step: u64,
-        mode: Mode,
+        (step, mode, lr): (u64, Mode, f64),
         window: &MicroOutput<B>,
         [ce, kl, correct]: [f64; 3],
         grad_norm: f64,
@@ -233,7 +282,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let mut record = StepRecord {
             step,
             mode,
-            lr: self.learner.lr_current(),
+            lr,
             loss: (ce + lambda * kl) / tokens,
             ce: ce / tokens,
             kl: kl / counts.kl_tokens.max(1) as f64,
@@ -263,6 +312,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
             tokens_per_second: counts.tokens as f64 / seconds,
             effective_tokens_per_second: counts.tokens_unpruned as f64 / seconds,
             eta_seconds: left * self.totals.train_seconds / done,
+            device_memory_gib: B::memory(&self.strategy.device)
+                .map(|memory| memory.taken as f64 / (1u64 << 30) as f64),
         };
         record
     }
@@ -349,27 +400,32 @@ fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
     writeln!(file, "{line}").map_err(TrainError::io("write", path))
 }
 
-/// The one read-back of a step: sums of the losses, and the gradient norm where it is on the
-/// device.
-fn fetch<B: burn::tensor::backend::Backend>(
+/// Asks for the numbers of a step: sums of the losses, and the gradient norm where it is on the device.
+fn read_back<B: dualspeed_ops::Backend>(
     sums: Option<Tensor<B, 1>>,
     norm: Option<GradNorm<B>>,
-) -> Result<([f64; 3], f64), TrainError> {
-    let Some(sums) = sums else { return Ok(([0.0; 3], 0.0)) };
+) -> (Option<ReadLater>, Option<f64>) {
+    let Some(sums) = sums else { return (None, Some(0.0)) };
+    let sums = sums.cast(DType::F32);
     let (packed, norm) = match norm {
-        Some(GradNorm::Device(norm)) => {
-            (Tensor::cat(vec![sums, norm.cast(burn::tensor::DType::F32)], 0), None)
-        }
+        Some(GradNorm::Device(norm)) => (Tensor::cat(vec![sums, norm.cast(DType::F32)], 0), None),
         Some(GradNorm::Host(norm)) => (sums, Some(norm)),
         None => (sums, Some(0.0)),
     };
-    let values = to_f32(packed);
+    (Some(B::read_later(packed.into_primitive().tensor())), norm)
+}
+
+/// Waits for what [`read_back`] asked for.
+fn wait(numbers: Option<ReadLater>, norm: Option<f64>) -> Result<([f64; 3], f64), TrainError> {
+    let what = "the losses of a step";
+    let Some(numbers) = numbers else { return Ok(([0.0; 3], norm.unwrap_or(0.0))) };
+    let values = numbers().map_err(|message| TrainError::Device { what, message })?;
     let at = |index: usize| values.get(index).copied().map(f64::from);
     match (at(0), at(1), at(2), norm.or(at(3))) {
         (Some(ce), Some(kl), Some(correct), Some(norm)) => Ok(([ce, kl, correct], norm)),
-        _ => Err(TrainError::Device {
-            what: "the losses of a step",
-            message: format!("expected 3 or 4 numbers, got {}", values.len()),
-        }),
+        _ => {
+            let message = format!("expected 3 or 4 numbers, got {}", values.len());
+            Err(TrainError::Device { what, message })
+        }
     }
 }

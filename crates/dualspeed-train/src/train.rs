@@ -162,6 +162,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     }
     let errors = ErrorSlot::default();
     let inner_device = device.clone();
+    let strategy_device = device.clone();
     let runtime = Arc::new(TrainRuntime {
         pruner,
         config: config.clone(),
@@ -206,6 +207,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         optim,
         checkpoints,
         run_dir: job.run_dir.clone(),
+        device: strategy_device,
         save: job.save,
         start,
         total_steps,

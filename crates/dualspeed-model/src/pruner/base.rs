@@ -78,7 +78,7 @@ pub(super) fn decide<B: Backend>(
         let (found, expected) = (found.to_vec(), expected.to_vec());
         Err(PruneError::Shape { pruner: pruner.name().to_owned(), found, expected })
     };
-    let (weights, lengths) = match pruner.prune(&visual.detach().in_f32(), keep, ctx)? {
+    let (weights, lengths) = match pruner.prune(&visual.for_pruner(pruner), keep, ctx)? {
         Kept::Select(picks) => {
             if picks.dims() != [rows, keep] {
                 let (found, expected) = (picks.dims().to_vec(), vec![rows, keep]);
@@ -132,7 +132,7 @@ pub fn contributions<B: Backend>(
         return Err(PruneError::Tiles { problem });
     }
     let ([rows, n, _], device) = (visual.projected.dims(), visual.projected.device());
-    let weights = match pruner.prune(&visual.detach().in_f32(), keep, ctx)? {
+    let weights = match pruner.prune(&visual.for_pruner(pruner), keep, ctx)? {
         Kept::Select(picks) => return Ok(marks(picks, n)),
         Kept::Merge(weights) => weights,
         Kept::Ragged { weights, lengths } => {
@@ -255,5 +255,5 @@ pub(super) fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int
     let starts =
         Tensor::<B, 2, Int>::from_data(TensorData::new(starts, [images, 1]), &source.device());
     let flat = (indices + starts).reshape([images * keep]);
-    source.reshape([images * n, d]).select(0, flat).reshape([images, keep, d])
+    dualspeed_ops::select_rows(source.reshape([images * n, d]), flat).reshape([images, keep, d])
 }

@@ -41,6 +41,11 @@ impl<B: Backend> Pruner<B> for DivPrune {
         self.scope
     }
 
+    /// The operation sums products of 16-bit features in f32.
+    fn wants_f32(&self) -> bool {
+        false
+    }
+
     fn prune(
         &self,
         visual: &VisualTokens<B>,

@@ -130,7 +130,7 @@ pub struct PruneContext {
 
 /// A visual token pruner.
 ///
-/// Implementors decide *which*; [`select`] sees to the rest: `visual` arrives in f32 and without
+/// Implementors decide *which*; [`select`] sees to the rest: `visual` arrives in f32 (see [`Pruner::wants_f32`]) and without
 /// gradient, without padding, one row per image (or tile, see [`Scope`]); features named in
 /// [`Pruner::needs`] are present, `1 <= keep < n`.
 pub trait Pruner<B: Backend>: Debug + Send + Sync {
@@ -150,6 +150,12 @@ pub trait Pruner<B: Backend>: Debug + Send + Sync {
     /// What one decision spans where an image has several tiles.
     fn scope(&self) -> Scope {
         Scope::Tile
+    }
+
+    /// Whether features arrive in f32, whatever the activations are; a pruner that leaves the rounding to operations which
+    /// widen by themselves saves the copy.
+    fn wants_f32(&self) -> bool {
+        true
     }
 
     /// Whether this pruner may keep every token; only controls do.

@@ -216,7 +216,8 @@ impl<'a, B: Backend> Table<'a, B> {
             let ids: Vec<i64> = tokens.iter().map(|token| *token as i64).collect();
             let ids = TensorData::new(ids, [tokens.len()]);
             let ids = Tensor::<B, 1, Int>::from_data(ids, &source.device());
-            self.parts.push(source.clone().reshape([rows * n, d]).select(0, ids.clone()));
+            let source = source.clone().reshape([rows * n, d]);
+            self.parts.push(dualspeed_ops::select_rows(source, ids.clone()));
             self.sources.push(ids);
             self.len += tokens.len();
         }
@@ -256,7 +257,7 @@ impl<'a, B: Backend> Table<'a, B> {
             sources.select(0, flat.clone()).reshape([images, most]) - starts
         });
         KeptTokens {
-            tokens: table.select(0, flat).reshape([images, most, d]),
+            tokens: dualspeed_ops::select_rows(table, flat).reshape([images, most, d]),
             lengths,
             unprojected: self.unprojected,
             indices,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
-use super::{DropPlan, LayerDrop, PruneError};
+use super::{DropPlan, LayerDrop, PruneError, Pruner};
 use crate::splice::SplicePlan;
 use crate::text_tower::TextFeatures;
 use crate::vision::VisionFeatures;
@@ -151,9 +151,12 @@ impl<B: Backend> VisualTokens<B> {
         self.map(Tensor::detach)
     }
 
-    /// In f32, whatever the activations are: bf16 cosines tie.
-    pub(super) fn in_f32(&self) -> Self {
-        self.map(|x| x.cast(FloatDType::F32))
+    /// Without gradient, and in f32 unless the pruner takes what there is: bf16 cosines tie.
+    pub(super) fn for_pruner(&self, pruner: &dyn Pruner<B>) -> Self {
+        match pruner.wants_f32() {
+            true => self.map(|x| x.detach().cast(FloatDType::F32)),
+            false => self.detach(),
+        }
     }
 }
 

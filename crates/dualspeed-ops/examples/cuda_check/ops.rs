@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
-use dualspeed_ops::{AttentionSpec, Backend, plain};
+use dualspeed_ops::{AttentionSpec, Backend, Dropout, DropoutKeys, plain};
 
 use crate::case::Case;
 use crate::data::{Flat, flat, primitive, tensor, wrap};
@@ -71,6 +71,8 @@ pub enum Op {
     Packed(usize, usize, usize, Vec<usize>),
     /// Rows, width, vocabulary, teacher.
     Losses(usize, usize, usize, bool),
+    /// Rows, picks, width.
+    Select(usize, usize, usize),
 }
 
 pub fn all() -> Vec<Op> {
@@ -132,6 +134,9 @@ pub fn all() -> Vec<Op> {
     for (hq, hkv, d) in [(4, 4, 128), (4, 2, 64), (2, 1, 80), (2, 2, 40)] {
         ops.push(Op::Packed(hq, hkv, d, vec![1, 130, 64, 7, 200, 33]));
     }
+    for (n, m, d) in [(1, 1, 3), (40, 25, 77), (300, 5000, 64), (2000, 700, 4096)] {
+        ops.push(Op::Select(n, m, d));
+    }
     for teacher in [false, true] {
         ops.push(Op::Losses(5, 8, 11, teacher));
         ops.push(Op::Losses(70, 96, 1003, teacher));
@@ -167,6 +172,7 @@ impl Case for Op {
                 format!("attention packed h{hq}/{hkv} d{d} {lengths:?}")
             }
             Self::Losses(n, d, v, t) => format!("token_losses {n} x {d} x {v} teacher {t}"),
+            Self::Select(n, m, d) => format!("select_rows {m} of {n} x {d}"),
         }
     }
 
@@ -194,6 +200,7 @@ impl Case for Op {
                 let keys = b * hkv * sk * d;
                 vec![(b * hq * sq * d, true), (keys, true), (keys, true)]
             }
+            Self::Select(n, _, d) => vec![(n * d, true)],
             Self::Losses(n, d, vocab, teacher) => {
                 let mut inputs = vec![(n * d, true), (d * vocab, false)];
                 if teacher {
@@ -240,11 +247,10 @@ impl Case for Op {
             }
             Self::Lora(s, view, out, r, masked) => {
                 let input = view.of(&x[0], s);
-                let len = s.iter().product::<usize>();
-                let mask = masked.then(|| {
-                    let mask: Vec<f64> =
-                        (0..len).map(|i| if i % 5 == 0 { 0.0 } else { 1.25 }).collect();
-                    tensor::<A<B>, 3>(&mask, s, input.dtype())
+                let dropout = masked.then(|| {
+                    let keys = (0..(s[0] * s[1]) as u64).map(|row| 31 * row + 5).collect();
+                    let keys = DropoutKeys::<A<B>>::new(keys, &Default::default());
+                    Dropout { keys, place: 3, p: 0.2 }
                 });
                 let weight = x[1].clone().reshape([s[2], out]);
                 let a = x[2].clone().reshape([s[2], r]);
@@ -258,10 +264,10 @@ impl Case for Op {
                         primitive(a),
                         primitive(b),
                         scale,
-                        mask.map(primitive)
+                        dropout
                     )
                     .output,
-                    dualspeed_ops::lora_linear(input, weight, a, b, scale, mask)
+                    dualspeed_ops::lora_linear(input, weight, a, b, scale, dropout)
                 ))
             }
             Self::RmsNorm(s, view) => {
@@ -339,6 +345,19 @@ impl Case for Op {
                         .output,
                     dualspeed_ops::attention(q, k, v, &spec)
                 ))
+            }
+            Self::Select(n, m, d) => {
+                // Some rows never, some once, row 0 very often.
+                let ids: Vec<i64> = (0..m as i64)
+                    .map(|i| if i % 3 == 0 { 0 } else { i * 7919 % n as i64 })
+                    .collect();
+                let ids = TensorData::new(ids, [m]);
+                let ids = Tensor::<A<B>, 1, Int>::from_data(ids, &x[0].device());
+                let rows = x[0].clone().reshape([n, d]);
+                flat::<A<B>, 2>(match slow {
+                    true => rows.select(0, ids),
+                    false => dualspeed_ops::select_rows(rows, ids),
+                })
             }
             Self::Losses(n, d, vocab, teacher) => {
                 let hidden = x[0].clone().reshape([n, d]);

@@ -1,10 +1,10 @@
 //! Checks that are no forward and backward: picks, the optimiser, the order of launches.
 
 use burn::tensor::backend::Backend as _;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
 use burn_cuda::Cuda;
 use burn_ndarray::NdArray;
-use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, DropoutKeys, plain};
+use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, Dropout, DropoutKeys, plain};
 
 use crate::case::Report;
 use crate::data::{primitive, relative_error, rounded, tensor, to_vec, values, wrap};
@@ -223,26 +223,47 @@ fn head_gradient<T: Backend>(
     grads.lm_head.map(|grad| to_vec(wrap::<T, 2>(grad))).unwrap_or_default()
 }
 
-/// Masks are those of the host, bit for bit; free memory is known.
+/// Masks are those of the host, bit for bit; uploads arrive; free memory is known.
 pub fn dropout(report: &mut Report) {
-    let name = "dropout masks, free memory";
+    let name = "dropout masks, uploads, free memory";
     if !report.wants(name) {
         return;
     }
     let rows: Vec<u64> = (0..37).map(|_| report.seed()).collect();
     let mut errors = Vec::new();
     for (d, dtype) in [(1, DType::F32), (130, DType::F32), (256, DType::BF16), (77, DType::F16)] {
-        let keys = DropoutKeys::<B>::new(rows.clone(), &Default::default());
-        let ours = to_vec(dualspeed_ops::dropout_mask::<B>(&keys, 5, 0.25, d, dtype));
-        let keys = DropoutKeys::<NdArray<f32>>::new(rows.clone(), &Default::default());
-        let theirs = dualspeed_ops::dropout_mask::<NdArray<f32>>(&keys, 5, 0.25, d, DType::F32);
-        let theirs: Vec<f64> =
-            to_vec(theirs).into_iter().map(|x| rounded(x as f32, dtype)).collect();
+        let ours = to_vec(mask::<B>(rows.clone(), d, dtype));
+        let theirs = to_vec(mask::<NdArray<f32>>(rows.clone(), d, DType::F32));
+        let theirs: Vec<f64> = theirs.into_iter().map(|x| rounded(x as f32, dtype)).collect();
         errors.push(relative_error(&ours, &theirs));
     }
-    let free = B::free_memory(&Default::default());
+    // More than the buffers that are kept, in sizes that share and outgrow them, without a wait.
+    let pieces: Vec<Vec<f32>> = (0..12)
+        .map(|i| (0..200_000 * (i % 5 + 1)).map(|j| (i * 31 + j % 977) as f32).collect())
+        .collect();
+    let sent: Vec<_> = pieces
+        .iter()
+        .map(|values| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let (head, tail) = bytes.split_at(bytes.len() / 3 / 4 * 4);
+            let shape = Shape::new([values.len()]);
+            wrap::<B, 1>(B::upload(&[head, tail], shape, DType::F32, &Default::default()))
+        })
+        .collect();
+    for (sent, values) in sent.into_iter().zip(&pieces) {
+        let values: Vec<f64> = values.iter().map(|value| f64::from(*value)).collect();
+        errors.push(relative_error(&to_vec(sent), &values));
+    }
+    let free = B::memory(&Default::default()).map(|memory| memory.free);
     errors.push(if free.is_some_and(|free| free > 1 << 30) { 0.0 } else { f64::INFINITY });
     report.line(name, &errors, 0.0, &format!(", {free:?} bytes"));
+}
+
+fn mask<T: Backend>(rows: Vec<u64>, d: usize, dtype: DType) -> Tensor<T, 2> {
+    let device = Default::default();
+    let ones = Tensor::<T, 2>::ones([rows.len(), d], (&device, dtype));
+    let keys = DropoutKeys::<T>::new(rows, &device);
+    dualspeed_ops::dropout(ones, &Dropout { keys, place: 5, p: 0.25 })
 }
 
 /// 300 products between Burn's own operations, bit for bit what they are with a wait after each; with a weight made on

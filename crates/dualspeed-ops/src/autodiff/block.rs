@@ -7,10 +7,9 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops};
 
-use super::{Tracked, constant, node, register};
+use super::{Tracked, constant, inner_keys, node, register};
 use crate::Backend;
 use crate::block::{self, BlockContext, BlockDropout, BlockParams, SLOTS};
-use crate::dropout::DropoutKeys;
 
 const PARENTS: usize = 1 + SLOTS;
 
@@ -78,10 +77,7 @@ fn inner_context<B: Backend, C: CheckpointStrategy>(
         attention: ctx.attention.clone(),
         lora_scale: ctx.lora_scale,
         dropout: ctx.dropout.as_ref().map(|dropout| BlockDropout {
-            keys: DropoutKeys {
-                rows: dropout.keys.rows.clone(),
-                on_device: dropout.keys.on_device.clone(),
-            },
+            keys: inner_keys(&dropout.keys),
             p: dropout.p,
             places: dropout.places,
         }),

@@ -1,4 +1,4 @@
-//! Nodes of the linear layers.
+//! Nodes of the linear layers and of dropout.
 
 use burn::tensor::TensorMetadata;
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -8,6 +8,7 @@ use burn_autodiff::ops::{Backward, Ops};
 
 use super::{Tracked, constant, node, register};
 use crate::Backend;
+use crate::dropout::Dropout;
 use crate::types::*;
 
 #[derive(Debug)]
@@ -77,9 +78,8 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
     a: Tracked<B, C>,
     b: Tracked<B, C>,
     scale: f64,
-    dropout_mask: Option<Tracked<B, C>>,
+    dropout: Option<Dropout<B>>,
 ) -> LoraLinearOutput<burn_autodiff::Autodiff<B, C>> {
-    let mask = dropout_mask.map(|mask| mask.primitive);
     let [needs_x, needs_weight, needs_a, needs_b] =
         [&x, &weight, &a, &b].map(|tensor| tensor.is_tracked());
     let forward = B::fused_lora_linear(
@@ -88,7 +88,7 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
         a.primitive.clone(),
         b.primitive.clone(),
         scale,
-        mask.clone(),
+        dropout.clone(),
     );
     let hidden = constant::<B, C>(forward.hidden.clone());
     if !(needs_x || needs_weight || needs_a || needs_b) {
@@ -100,10 +100,42 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
         weight_dtype: weight.dtype(),
         a: a.primitive.clone(),
         b: b.primitive.clone(),
+        adapter_dtypes: [a.dtype(), b.dtype()],
         hidden: forward.hidden,
-        dropout_mask: mask,
+        dropout,
         scale,
     };
     let output = node::<B, C, _, 4>(LoraLinear, [&x, &weight, &a, &b], saved, forward.output);
     LoraLinearOutput { output, hidden }
+}
+
+#[derive(Debug)]
+struct DropoutSum;
+
+impl<B: Backend> Backward<B, 2> for DropoutSum {
+    type State = Dropout<B>;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, sum] = ops.parents.map(|parent| parent.map(|node| node.id));
+        if x.is_some() {
+            register::<B>(grads, x, Some(B::fused_dropout(grad.clone(), &ops.state, None)));
+        }
+        register::<B>(grads, sum, Some(grad));
+    }
+}
+
+pub(super) fn dropout<B: Backend, C: CheckpointStrategy>(
+    x: Tracked<B, C>,
+    dropout: Dropout<B>,
+    sum: Option<Tracked<B, C>>,
+) -> Tracked<B, C> {
+    let term = sum.as_ref().map(|sum| sum.primitive.clone());
+    let output = B::fused_dropout(x.primitive.clone(), &dropout, term);
+    if !(x.is_tracked() || sum.as_ref().is_some_and(|sum| sum.is_tracked())) {
+        return constant::<B, C>(output);
+    }
+    // Without a sum there is an untracked stand-in as the second parent.
+    let sum = sum.unwrap_or_else(|| constant::<B, C>(x.primitive.clone()));
+    node::<B, C, _, 2>(DropoutSum, [&x, &sum], dropout, output)
 }

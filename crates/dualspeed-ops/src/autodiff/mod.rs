@@ -9,9 +9,11 @@ mod elementwise;
 mod linear;
 mod losses;
 mod norm;
+mod select;
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, OpsKind};
@@ -19,6 +21,7 @@ use burn_autodiff::{Autodiff, NodeId};
 
 use crate::Backend;
 use crate::block::{BlockContext, BlockParams};
+use crate::dropout::{Dropout, DropoutKeys};
 use crate::types::*;
 
 /// A tracked primitive.
@@ -57,9 +60,34 @@ fn register<B: Backend>(
     }
 }
 
+fn inner_keys<B: Backend, C: CheckpointStrategy>(
+    keys: &DropoutKeys<Autodiff<B, C>>,
+) -> DropoutKeys<B> {
+    DropoutKeys { rows: keys.rows.clone(), on_device: keys.on_device.clone() }
+}
+
+fn inner_dropout<B: Backend, C: CheckpointStrategy>(
+    dropout: &Dropout<Autodiff<B, C>>,
+) -> Dropout<B> {
+    Dropout { keys: inner_keys(&dropout.keys), place: dropout.place, p: dropout.p }
+}
+
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
-    fn free_memory(device: &Self::Device) -> Option<u64> {
-        B::free_memory(device)
+    fn upload(
+        parts: &[&[u8]],
+        shape: Shape,
+        dtype: DType,
+        device: &Self::Device,
+    ) -> FloatTensor<Self> {
+        constant::<B, C>(B::upload(parts, shape, dtype, device))
+    }
+
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        B::read_later(tensor.primitive)
+    }
+
+    fn memory(device: &Self::Device) -> Option<DeviceMemory> {
+        B::memory(device)
     }
 
     fn fused_linear(
@@ -76,9 +104,22 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
     ) -> LoraLinearOutput<Self> {
-        linear::lora_linear::<B, C>(x, weight, a, b, scale, dropout_mask)
+        let dropout = dropout.as_ref().map(inner_dropout);
+        linear::lora_linear::<B, C>(x, weight, a, b, scale, dropout)
+    }
+
+    fn fused_dropout(
+        x: FloatTensor<Self>,
+        dropout: &Dropout<Self>,
+        sum: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        linear::dropout::<B, C>(x, inner_dropout(dropout), sum)
+    }
+
+    fn fused_select_rows(x: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        select::select_rows::<B, C>(x, ids)
     }
 
     fn fused_rms_norm(

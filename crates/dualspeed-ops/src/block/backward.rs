@@ -1,9 +1,9 @@
 //! The backward pass of a block, by hand: what was not kept is computed again, what is not trained costs nothing.
 
-use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorMetadata};
 
-use super::forward::{Saved, attend, gate, merge_heads, mid, split_heads};
+use super::forward::{Saved, adapters, attend, gate, merge_heads, mid, split_heads};
 use super::{BlockContext, BlockLinear, BlockParams};
 use crate::Backend;
 use crate::types::{LinearSaved, LoraLinearSaved};
@@ -21,7 +21,12 @@ pub(crate) fn backward<B: Backend>(
     needs_x: bool,
     needs: &BlockParams<bool>,
 ) -> (Option<FloatTensor<B>>, ParamGrads<B>) {
-    let Saved { x, normed, attended, mid: kept_mid, mid_normed, gated, act } = saved;
+    let Saved { x, normed, attended, mid: kept_mid, mid_normed, gated, act, adapters: kept } =
+        saved;
+    let dtypes =
+        params.layers().map(|layer| layer.lora.as_ref().map(|(a, b)| [a.dtype(), b.dtype()]));
+    let kept = kept.unwrap_or_else(|| adapters::<B>(params, x.dtype()));
+    let params = &params.with_adapters(kept);
     let norm = |x: &FloatTensor<B>, weight: &FloatTensor<B>| {
         B::fused_rms_norm(x.clone(), weight.clone(), ctx.eps)
     };
@@ -37,7 +42,7 @@ pub(crate) fn backward<B: Backend>(
 
     // MLP
     let (grad_act, down) = ctx.linear_backward(
-        6,
+        (6, dtypes[6]),
         &params.down_proj,
         act,
         None,
@@ -56,7 +61,7 @@ pub(crate) fn backward<B: Backend>(
     ] {
         let grad = grad.expect("asked for");
         let input = mid_normed.clone();
-        let grad = (grad, grad_normed.take());
+        let (grad, index) = ((grad, grad_normed.take()), (index, dtypes[index]));
         (grad_normed, *out) = ctx.linear_backward(index, layer, input, low_rank, grad, true, needs);
     }
     drop(mid_normed);
@@ -79,7 +84,7 @@ pub(crate) fn backward<B: Backend>(
         needs_normed || [&needs.q_proj, &needs.k_proj, &needs.v_proj].into_iter().any(trains);
     let merged = merge_heads::<B>(attended.output.output.clone());
     let (grad_merged, o) = ctx.linear_backward(
-        3,
+        (3, dtypes[3]),
         &params.o_proj,
         merged,
         o_low_rank,
@@ -110,7 +115,7 @@ pub(crate) fn backward<B: Backend>(
     ] {
         let grad = merge_heads::<B>(grad.expect("asked for"));
         let input = normed.clone();
-        let grad = (grad, grad_normed.take());
+        let (grad, index) = ((grad, grad_normed.take()), (index, dtypes[index]));
         (grad_normed, *out) =
             ctx.linear_backward(index, layer, input, low_rank, grad, needs_normed, needs);
     }
@@ -128,11 +133,11 @@ pub(crate) fn backward<B: Backend>(
 }
 
 impl<B: Backend> BlockContext<B> {
-    /// Gradients of layer `index` for its input and parameters; a missing rank-r activation is computed again. What comes
+    /// Gradients of layer `index` (whose adapter's gradients are of `dtypes`) for its input and parameters; a missing rank-r activation is computed again. What comes
     /// with the gradient of the output is added to that of the input.
     fn linear_backward(
         &self,
-        index: usize,
+        (index, dtypes): (usize, Option<[DType; 2]>),
         layer: &BlockLinear<FloatTensor<B>>,
         input: FloatTensor<B>,
         low_rank: Option<FloatTensor<B>>,
@@ -149,13 +154,13 @@ impl<B: Backend> BlockContext<B> {
             return (out.x, BlockLinear { weight: out.weight, lora: None });
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
-        let mask = self.mask(index, &input);
+        let dropout = self.dropout(index);
         let hidden = low_rank.unwrap_or_else(|| {
-            let masked = match &mask {
-                Some(mask) => B::fused_multiply(input.clone(), mask.clone()),
+            let dropped = match &dropout {
+                Some(dropout) => B::fused_dropout(input.clone(), dropout, None),
                 None => input.clone(),
             };
-            B::fused_linear(masked, a.clone(), None)
+            B::fused_linear(dropped, a.clone(), None)
         });
         let saved = LoraLinearSaved {
             x: (needs.weight || needs_a).then_some(input),
@@ -163,8 +168,9 @@ impl<B: Backend> BlockContext<B> {
             weight_dtype: layer.weight.dtype(),
             a: a.clone(),
             b: b.clone(),
+            adapter_dtypes: dtypes.unwrap_or([a.dtype(), b.dtype()]),
             hidden,
-            dropout_mask: mask,
+            dropout,
             scale: self.lora_scale,
         };
         let wanted = [needs_x, needs.weight, needs_a, needs_b];

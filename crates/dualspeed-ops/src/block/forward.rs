@@ -1,10 +1,11 @@
 //! The forward pass of a block, and what it leaves for the backward pass.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata};
 
-use super::{BlockContext, BlockLinear, BlockParams, Keep};
+use super::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
 use crate::Backend;
+use crate::dropout::Dropout;
 use crate::types::AttentionOutput;
 
 /// Queries, keys and values as the attention took them (`[b, h, s, d]`, rotated), its output, and the adapters'
@@ -26,6 +27,9 @@ pub(crate) struct Gated<B: Backend> {
     pub low_rank: [Option<FloatTensor<B>>; 2],
 }
 
+/// The adapters of the linear layers, in the order of [`BlockParams`]' fields.
+pub(crate) type Adapters<B> = [Option<(FloatTensor<B>, FloatTensor<B>)>; 7];
+
 /// What a forward pass keeps.
 #[derive(Clone, Debug)]
 pub(crate) struct Saved<B: Backend> {
@@ -41,6 +45,20 @@ pub(crate) struct Saved<B: Backend> {
     pub gated: Option<Gated<B>>,
     /// After SwiGLU.
     pub act: Option<FloatTensor<B>>,
+    /// The adapters in the type of the activations.
+    pub adapters: Option<Adapters<B>>,
+}
+
+/// All adapters in `dtype`, by one operation.
+pub(super) fn adapters<B: Backend>(
+    params: &BlockParams<FloatTensor<B>>,
+    dtype: DType,
+) -> Adapters<B> {
+    let layers = params.layers();
+    let factors = layers.iter().filter_map(|layer| layer.lora.as_ref());
+    let factors = factors.flat_map(|(a, b)| [a.clone(), b.clone()]).collect();
+    let mut factors = B::fused_cast(factors, dtype).into_iter();
+    layers.map(|layer| layer.lora.as_ref().and_then(|_| factors.next().zip(factors.next())))
 }
 
 /// `[rows, d] -> [rows, d]`.
@@ -49,6 +67,8 @@ pub(crate) fn forward<B: Backend>(
     params: &BlockParams<FloatTensor<B>>,
     ctx: &BlockContext<B>,
 ) -> (FloatTensor<B>, Saved<B>) {
+    let adapters = adapters::<B>(params, x.dtype());
+    let params = &params.with_adapters(adapters.clone());
     let normed = B::fused_rms_norm(x.clone(), params.input_layernorm.clone(), ctx.eps);
     let attended = attend(&normed, params, ctx);
     let (mid, o_low_rank) = mid(&x, &attended, params, ctx);
@@ -66,6 +86,7 @@ pub(crate) fn forward<B: Backend>(
         mid_normed: (keep >= Keep::All).then_some(mid_normed),
         gated: (keep >= Keep::Products).then_some(gated),
         act: (keep >= Keep::All).then_some(act),
+        adapters: (keep >= Keep::Products).then_some(adapters),
     };
     (y, saved)
 }
@@ -122,24 +143,23 @@ impl<B: Backend> BlockContext<B> {
         let weight = layer.weight.clone();
         let Some((a, b)) = layer.lora.clone() else {
             let y = match residual {
-                Some(residual) => B::fused_linear_add(x, weight, residual),
+                Some(residual) => B::fused_linear_add(x, weight, None, residual),
                 None => B::fused_linear(x, weight, None),
             };
             return (y, None);
         };
-        let (mask, scale) = (self.mask(index, &x), self.lora_scale);
+        let (dropout, scale) = (self.dropout(index), self.lora_scale);
         let out = match residual {
-            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, mask, residual),
-            None => B::fused_lora_linear(x, weight, a, b, scale, mask),
+            Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, dropout, residual),
+            None => B::fused_lora_linear(x, weight, a, b, scale, dropout),
         };
         (out.output, Some(out.hidden))
     }
 
-    /// The dropout mask of adapter `index` for input `x`, the same at every call.
-    pub(super) fn mask(&self, index: usize, x: &FloatTensor<B>) -> Option<FloatTensor<B>> {
-        let dropout = self.dropout.as_ref().filter(|dropout| dropout.p > 0.0)?;
-        let (d, dtype) = (x.shape()[1], x.dtype());
-        Some(B::fused_dropout_mask(&dropout.keys, dropout.places[index], dropout.p, d, dtype))
+    /// The dropout of adapter `index`.
+    pub(super) fn dropout(&self, index: usize) -> Option<Dropout<B>> {
+        let BlockDropout { keys, p, places } = self.dropout.as_ref()?;
+        (*p > 0.0).then(|| Dropout { keys: keys.clone(), place: places[index], p: *p })
     }
 }
 

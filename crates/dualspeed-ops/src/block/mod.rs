@@ -79,6 +79,26 @@ impl<T> BlockParams<T> {
         }
     }
 
+    /// The linear layers in the order of the fields.
+    pub(crate) fn layers(&self) -> [&BlockLinear<T>; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
+
+    /// The same with other adapters.
+    pub(crate) fn with_adapters(&self, adapters: [Option<(T, T)>; 7]) -> Self
+    where
+        T: Clone,
+    {
+        let mut with = self.map(T::clone);
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = &mut with;
+        let layers = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
+        for (layer, lora) in layers.into_iter().zip(adapters) {
+            layer.lora = lora;
+        }
+        with
+    }
+
     /// All parameters in a fixed order, `None` for absent adapters.
     pub(crate) fn slots(self) -> [Option<T>; SLOTS] {
         let linear = |layer: BlockLinear<T>| {

@@ -10,6 +10,7 @@ use super::linear::{
 use super::norm::{self, Norm};
 use super::view::{Host, View, views};
 use super::{activation, attention, greedy_map, losses, points, rope};
+use crate::dropout::{Dropout, mask};
 use crate::plain;
 use crate::types::*;
 
@@ -78,16 +79,14 @@ pub(super) fn lora_linear<B: Host>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     scale: f64,
-    dropout_mask: Option<FloatTensor<B>>,
+    dropout: Option<Dropout<B>>,
 ) -> LoraLinearOutput<B> {
-    let (Some([xs, ws, la, lb]), Some(mask)) =
-        (views::<B, 4>([&x, &weight, &a, &b]), optional::<B>(&dropout_mask))
-    else {
-        return plain::lora_linear::<B>(x, weight, a, b, scale, dropout_mask);
+    let Some([xs, ws, la, lb]) = views::<B, 4>([&x, &weight, &a, &b]) else {
+        return plain::lora_linear::<B>(x, weight, a, b, scale, dropout);
     };
     let (m, k, n, r) = (xs.rows(), xs.last(), ws.shape[1], la.shape[1]);
     let data = xs.contiguous();
-    let masked = mask.map(|mask| times(&data, &mask.contiguous()));
+    let masked = dropout.map(|dropout| times(&data, &mask(&dropout, k)));
     let input = masked.as_deref().unwrap_or(&data);
     let hidden = product(Mat::new(input, m, k), la.mat(), m, r, 1.0);
     let mut y = product(Mat::new(&data, m, k), ws.mat(), m, n, 1.0);
@@ -103,11 +102,10 @@ pub(super) fn lora_linear_backward<B: Host>(
     grad: FloatTensor<B>,
     needs: [bool; 4],
 ) -> LoraLinearGrads<B> {
-    let (Some([la, lb, hidden, gs]), Some(xs), Some(ws), Some(mask), DType::F32) = (
+    let (Some([la, lb, hidden, gs]), Some(xs), Some(ws), DType::F32) = (
         views::<B, 4>([&saved.a, &saved.b, &saved.hidden, &grad]),
         optional::<B>(&saved.x),
         optional::<B>(&saved.weight),
-        optional::<B>(&saved.dropout_mask),
         saved.weight_dtype,
     ) else {
         return plain::lora_linear_backward::<B>(saved, grad, needs);
@@ -115,7 +113,7 @@ pub(super) fn lora_linear_backward<B: Host>(
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
     let (m, n, [k, r]) = (gs.rows(), gs.last(), [la.shape[0], la.shape[1]]);
     let (data, scale) = (gs.contiguous(), saved.scale as f32);
-    let (g, mask) = (Mat::new(&data, m, n), mask.as_ref().map(View::contiguous));
+    let (g, mask) = (Mat::new(&data, m, n), saved.dropout.as_ref().map(|d| mask(d, k)));
     let x = xs.as_ref().map(View::contiguous);
     let grad_hidden = (needs_x || needs_a).then(|| product(g, lb.mat().t(), m, r, scale));
 

@@ -52,7 +52,7 @@ macro_rules! fused_methods {
                 a: FloatTensor<Self>,
                 b: FloatTensor<Self>,
                 scale: f64,
-                dropout_mask: Option<FloatTensor<Self>>,
+                dropout: Option<$crate::dropout::Dropout<Self>>,
             ) -> LoraLinearOutput<Self>;
             fused_lora_linear_backward => lora_linear_backward(
                 saved: LoraLinearSaved<Self>,

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::gpu::{flush, submit_all};
 use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Tensor, cast, contiguous, copied, dims, empty, reshaped, served};
+use super::tensor::{Tensor, cast, contiguous, copied, dims, empty, empty_like, reshaped, served};
 use crate::Backend;
 use crate::types::*;
 
@@ -17,12 +17,19 @@ static ADAMW: Source = Source {
 const CHUNK: usize = 8192;
 
 /// Size of `struct Tensor` in the table.
-const ENTRY: usize = 48;
+const ENTRY: usize = 56;
 
-/// A tensor that may be written: without gaps, and nobody else's.
+/// A moment that may be written: without gaps, and nobody else's.
 fn own(tensor: Tensor) -> Tensor {
     let tensor = contiguous(tensor);
     if tensor.can_mut() { tensor } else { copied(&tensor) }
+}
+
+/// Where a parameter is read and where it is written: models are shared, so mostly these differ.
+fn places(param: Tensor) -> [Tensor; 2] {
+    let param = contiguous(param);
+    let to = if param.can_mut() { param.clone() } else { empty_like(&param) };
+    [param, to]
 }
 
 /// Sizes and constants of one tensor.
@@ -33,7 +40,7 @@ struct Entry {
     updates: u64,
 }
 
-/// Parameters and moments are updated where they lie.
+/// Moments are updated where they lie, parameters too where nobody else has them.
 pub(super) fn adamw<B: Backend<FloatTensorPrimitive = Tensor>>(
     tensors: Vec<AdamWTensor<B>>,
     config: AdamWConfig,
@@ -47,7 +54,7 @@ pub(super) fn adamw<B: Backend<FloatTensorPrimitive = Tensor>>(
     }
     let mut entries = Vec::with_capacity(tensors.len());
     let mut updated = Vec::with_capacity(tensors.len());
-    let mut grads = Vec::with_capacity(tensors.len());
+    let mut sources = Vec::with_capacity(tensors.len());
     for AdamWTensor { param, grad, m, v, lr, updates } in tensors {
         let (step_size, _) = config.corrections(lr, updates);
         entries.push(Entry {
@@ -56,8 +63,9 @@ pub(super) fn adamw<B: Backend<FloatTensorPrimitive = Tensor>>(
             keep: (1.0 - lr * config.weight_decay) as f32,
             updates,
         });
-        grads.push(contiguous(cast(grad, DType::F32)));
-        updated.push([param, m, v].map(own));
+        let [from, to] = places(param);
+        sources.push([from, contiguous(cast(grad, DType::F32))]);
+        updated.push([to, own(m), own(v)]);
     }
     // Tensors that were updated equally often share a launch.
     let mut order: Vec<usize> = (0..entries.len()).collect();
@@ -77,19 +85,19 @@ pub(super) fn adamw<B: Backend<FloatTensorPrimitive = Tensor>>(
         }
     }
     let count = chunks.len() / 8;
-    let Some(like) = grads.first() else { return Err(Vec::new()) };
+    let Some([like, _]) = sources.first() else { return Err(Vec::new()) };
     // Bytes and floats of the tables and sums, in one piece of memory each.
     let table = empty(like, &[entries.len() * ENTRY + chunks.len()], DType::U8);
     let partial = empty(like, &[count], DType::F32);
     let norm = empty(like, &[2], DType::F32);
     let mut operands: Vec<&Tensor> = vec![&table, &partial, &norm];
-    for (grad, [param, m, v]) in grads.iter().zip(&updated) {
-        operands.extend([param, grad, m, v]);
+    for ([from, grad], [to, m, v]) in sources.iter().zip(&updated) {
+        operands.extend([from, to, grad, m, v]);
     }
     submit_all(&operands, move |gpu, addresses| {
         let [table, partial, norm, tensors @ ..] = addresses else { return Ok(()) };
         let mut bytes: Vec<u8> = Vec::with_capacity(entries.len() * ENTRY + chunks.len());
-        for (entry, addresses) in entries.iter().zip(tensors.chunks_exact(4)) {
+        for (entry, addresses) in entries.iter().zip(tensors.chunks_exact(5)) {
             addresses.iter().for_each(|address| bytes.extend(address.to_le_bytes()));
             bytes.extend((entry.len as u64).to_le_bytes());
             bytes.extend(entry.step_size.to_le_bytes());

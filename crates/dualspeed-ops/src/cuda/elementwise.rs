@@ -4,7 +4,7 @@
 
 use burn::tensor::DType;
 
-use super::gpu::{Gpu, submit};
+use super::gpu::{Gpu, submit, submit_all};
 use super::kernel::{Arg, Grid, Source};
 use super::tensor::{
     Element, Rows, Tensor, cast, contiguous, dims, empty, empty_like, served, strides,
@@ -209,21 +209,37 @@ pub(super) fn convert(x: &Tensor, from: Element, to: Element) -> Tensor {
     y
 }
 
-/// `x * y`, elementwise.
-pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Option<Tensor> {
-    let element = served(&[x, y])?;
-    if dims(x) != dims(y) {
-        return None;
+/// Tensors that one launch of `cast_many` takes.
+const CASTS: usize = 16;
+
+/// The tensors in `dtype`; those of f32 in one launch for every sixteen.
+pub(super) fn cast_many(tensors: Vec<Tensor>, dtype: DType) -> Vec<Tensor> {
+    let fits = |tensor: &Tensor| tensor.dtype == DType::F32 && served(&[tensor]).is_some();
+    let element = match Element::of_dtype(dtype) {
+        Some(element) if element != Element::F32 && tensors.iter().all(fits) => element,
+        _ => return tensors.into_iter().map(|tensor| cast(tensor, dtype)).collect(),
+    };
+    let from: Vec<Tensor> = tensors.into_iter().map(contiguous).collect();
+    let to: Vec<Tensor> = from.iter().map(|x| empty(x, &dims(x), dtype)).collect();
+    for (from, to) in from.chunks(CASTS).zip(to.chunks(CASTS)) {
+        let lengths: Vec<u64> =
+            from.iter().map(|x| dims(x).iter().product::<usize>() as u64).collect();
+        let operands: Vec<&Tensor> = from.iter().chain(to).collect();
+        submit_all(&operands, move |gpu, addresses| {
+            let (from, to) = addresses.split_at(lengths.len());
+            let pad = |values: &[u64]| {
+                let mut values = values.to_vec();
+                values.resize(CASTS, 0);
+                values
+            };
+            let table = [pad(from), pad(to), pad(&lengths)].concat();
+            let most = lengths.iter().copied().max().unwrap_or(0) as usize;
+            let blocks = [most.div_ceil(8192).clamp(1, 1024), lengths.len(), 1];
+            let grid = Grid { blocks, threads: 256, shared: 0 };
+            launch(gpu, "cast_many", element, grid, &[Arg::Struct(table)])
+        });
     }
-    let (x, y) = (contiguous(x.clone()), contiguous(cast(y.clone(), element.dtype())));
-    let (out, n) = (empty_like(&x), dims(&x).iter().product::<usize>());
-    submit([Some(&x), Some(&y), Some(&out)], move |gpu, [x, y, out]| {
-        let per_block = 256 * 16 / element.bytes();
-        let grid = Grid::new(n.div_ceil(per_block).min(8 * gpu.multiprocessors), 256);
-        let args = [Address(x), Address(y), Address(out), Long(n)];
-        launch(gpu, "multiply", element, grid, &args)
-    });
-    Some(out)
+    to
 }
 
 fn swiglu_grid(rows: usize, width: usize, element: Element) -> Grid {

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
@@ -23,7 +24,9 @@ use cudarc::driver::sys as driver;
 use super::blas::Blas;
 use super::error::CudaError;
 use super::kernel::Kernels;
+use super::staging::Staging;
 use super::tensor::Tensor;
+use crate::types::DeviceMemory;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
@@ -38,6 +41,8 @@ pub(super) struct Gpu {
     pub(super) blas: Blas,
     pub(super) kernels: Kernels,
     pub(super) multiprocessors: usize,
+    /// Host buffers for uploads.
+    pub(super) staging: Staging,
 }
 
 thread_local! {
@@ -47,8 +52,8 @@ thread_local! {
 /// The first failure on a server thread, until an operation reports it.
 static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
 
-/// Bytes that nobody has taken, without what CubeCL keeps for itself.
-pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
+/// See [`DeviceMemory`].
+pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
     flush();
     let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
         // A server call makes the context current.
@@ -59,7 +64,7 @@ pub(super) fn free_memory(device: &CudaDevice) -> Option<u64> {
         check("cuMemGetInfo", code).ok()?;
         // Memory that CubeCL holds but does not use serves the next tensors.
         let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);
-        Some(free as u64 + spare)
+        Some(DeviceMemory { free: free as u64 + spare, taken: (total - free) as u64 })
     });
     memory.ok().flatten()
 }
@@ -204,6 +209,47 @@ fn send(device: &CudaDevice, work: Vec<Work>) {
     });
 }
 
+/// Runs `job` on the server thread and waits for what it returns: for things that have no operands.
+pub(super) fn ask<R: Send + 'static>(
+    device: &CudaDevice,
+    job: impl FnOnce(&mut Gpu) -> Result<R, CudaError> + Send + 'static,
+) -> Result<R, CudaError> {
+    flush();
+    let index = device.index;
+    let answer = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(move |server| {
+        // A server call makes the context current.
+        let usage = server.memory_usage(StreamId::current());
+        usage.map_err(|error| CudaError::Memory(format!("{error:?}")))?;
+        with_gpu(index, job)
+    });
+    answer.map_err(|error| CudaError::Memory(format!("{error:?}")))?
+}
+
+/// Runs `job` on the server thread some time.
+pub(super) fn tell(device: &CudaDevice, job: impl FnOnce(&mut Gpu) + Send + 'static) {
+    let index = device.index;
+    DeviceHandle::<Server>::new(device.to_id()).submit(move |_| {
+        // Where there is no state yet, nothing can want it.
+        let _ = with_gpu(index, |gpu| {
+            job(gpu);
+            Ok(())
+        });
+    });
+}
+
+fn with_gpu<R>(
+    index: usize,
+    job: impl FnOnce(&mut Gpu) -> Result<R, CudaError>,
+) -> Result<R, CudaError> {
+    GPUS.with_borrow_mut(|gpus| {
+        let gpu = match gpus.entry(index) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(slot) => slot.insert(Gpu::new(index)?),
+        };
+        job(gpu)
+    })
+}
+
 fn run(
     server: &mut Server,
     index: usize,
@@ -224,11 +270,7 @@ fn run(
         }
         jobs.push((addresses, job));
     }
-    GPUS.with_borrow_mut(|gpus| {
-        if let std::collections::hash_map::Entry::Vacant(slot) = gpus.entry(index) {
-            slot.insert(Gpu::new(index)?);
-        }
-        let Some(gpu) = gpus.get_mut(&index) else { return Ok(()) };
+    with_gpu(index, |gpu| {
         gpu.in_order(|gpu| jobs.into_iter().try_for_each(|(addresses, job)| job(gpu, &addresses)))
     })
 }
@@ -255,7 +297,13 @@ impl Gpu {
             (&super::losses::LOSSES, String::new()),
         ]);
         let (blas, multiprocessors) = (Blas::new()?, count as usize);
-        Ok(Self { context, stream, before, after, blas, kernels, multiprocessors })
+        let staging = Staging::default();
+        Ok(Self { context, stream, before, after, blas, kernels, multiprocessors, staging })
+    }
+
+    /// Address of the context, for threads that wait for its events.
+    pub(super) fn context(&self) -> usize {
+        self.context as usize
     }
 
     fn in_order(

@@ -7,12 +7,13 @@
 use burn::tensor::DType;
 
 use super::blas::{Layout, Operands, Product};
-use super::elementwise::{bias_gradient, multiply};
-use super::gpu::{flush, submit};
+use super::elementwise::bias_gradient;
+use super::gpu::submit;
 use super::tensor::{
     Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
 };
 use crate::Backend;
+use crate::dropout::Dropout;
 use crate::types::*;
 
 /// An operand as cuBLASLt sees it.
@@ -130,13 +131,15 @@ fn sum_target(like: &Tensor, sum: &Option<Tensor>, shape: &[usize], element: Ele
     }
 }
 
-/// The input where dropout has been at it: one elementwise product.
-fn masked<B: Backend<FloatTensorPrimitive = Tensor>>(x: &Tensor, mask: &Option<Tensor>) -> Tensor {
-    let Some(mask) = mask else { return x.clone() };
-    multiply(x, mask).unwrap_or_else(|| {
-        flush();
-        B::float_mul(x.clone(), cast(mask.clone(), x.dtype))
-    })
+/// The input where dropout has been at it.
+fn dropped<B: Backend<FloatTensorPrimitive = Tensor>>(
+    x: &Tensor,
+    dropout: &Option<Dropout<B>>,
+) -> Tensor {
+    match dropout {
+        Some(dropout) => B::fused_dropout(x.clone(), dropout, None),
+        None => x.clone(),
+    }
 }
 
 pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
@@ -144,13 +147,13 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     weight: &Tensor,
     [a, b]: [&Tensor; 2],
     scale: f64,
-    mask: &Option<Tensor>,
+    dropout: &Option<Dropout<B>>,
     residual: Option<Tensor>,
 ) -> Option<LoraLinearOutput<B>> {
     let element = served(&[x, weight, a, b])?;
     let shape = with_last(&dims(x), columns(weight));
     let rank = columns(a);
-    let dropped = Rows::new(masked::<B>(x, mask));
+    let dropped = Rows::new(dropped::<B>(x, dropout));
     let x = Rows::new(x.clone());
     let (weight, a, b) = (
         weight_operand(weight.clone(), element),
@@ -217,16 +220,15 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
             let sum = addend(sum.take(), element, &shape);
             let low_rank = Product::new([m, k, rank], hidden.1, a.1.t(), element);
             let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
-            // The low-rank part first (and masked, where it was), the large product on top.
-            let (first, around) = match &saved.dropout_mask {
+            // The low-rank part first (through dropout, where there was some), the large product on top.
+            let (first, around) = match &saved.dropout {
                 None => (Some(low_rank), sum),
-                Some(mask) => {
+                Some(dropout) => {
                     let low = empty(&g.0, &shape, dtype);
                     submit([&hidden.0, &a.0, &low].map(Some), move |gpu, [hidden, a, low]| {
                         gpu.product(low_rank, Operands::new(hidden, a, low), 1.0, 0.0)
                     });
-                    let low = masked::<B>(&low, &Some(shaped::<B>(mask, &shape)));
-                    (None, Some(sum_of::<B>(sum, low)))
+                    (None, Some(B::fused_dropout(low, dropout, sum)))
                 }
             };
             let beta = if around.is_some() { 1.0 } else { 0.0 };
@@ -258,16 +260,24 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     };
     let grad_a = match (needs_a, &saved.x, &grad_hidden) {
         (true, Some(x), Some(hidden)) => {
-            let x = Rows::new(masked::<B>(&cast(x.clone(), dtype), &saved.dropout_mask));
+            let x = Rows::new(dropped::<B>(&cast(x.clone(), dtype), &saved.dropout));
             let x = (x.tensor.clone(), x.layout().t());
-            Some(product([k, rank, m], &x, hidden, element, saved.a.dtype, &[k, rank], 1.0))
+            Some(product(
+                [k, rank, m],
+                &x,
+                hidden,
+                element,
+                saved.adapter_dtypes[0],
+                &[k, rank],
+                1.0,
+            ))
         }
         _ => None,
     };
     let grad_b = needs_b.then(|| {
         let hidden = matrix(saved.hidden.clone());
         let hidden = (hidden.0, hidden.1.t());
-        let (dtype, scale) = (saved.b.dtype, saved.scale);
+        let (dtype, scale) = (saved.adapter_dtypes[1], saved.scale);
         product([rank, n, m], &hidden, &g, element, dtype, &[rank, n], scale)
     });
     let weight = match (needs_weight, &saved.x) {
@@ -279,14 +289,4 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         _ => None,
     };
     Some(LoraLinearGrads { x, weight, a: grad_a, b: grad_b })
-}
-
-fn sum_of<B: Backend<FloatTensorPrimitive = Tensor>>(sum: Option<Tensor>, term: Tensor) -> Tensor {
-    let Some(sum) = sum else { return term };
-    flush();
-    B::float_add(sum, term)
-}
-
-fn shaped<B: Backend<FloatTensorPrimitive = Tensor>>(tensor: &Tensor, shape: &[usize]) -> Tensor {
-    B::float_reshape(tensor.clone(), shape.to_vec().into())
 }

@@ -7,7 +7,8 @@
 //! | `blas` | matrix products, their layouts and chosen algorithms |
 //! | `kernel` | compiling, caching and launching `kernels/*.cu` |
 //! | `tensor` | element types, strides, rows |
-//! | `linear`, `attention`, `elementwise`, `losses`, `points`, `adamw` | the operations |
+//! | `staging` | uploads |
+//! | `linear`, `dropout`, `attention`, `elementwise`, `losses`, `select`, `points`, `adamw` | the operations |
 //!
 //! A body that does not serve its operands (f64, empty tensors, odd types) leaves them to the plain one. So does the
 //! whole module, with one warning, where the driver is older than CUDA 12.5, a library is missing or the device is older
@@ -16,7 +17,7 @@
 mod adamw;
 mod attention;
 mod blas;
-mod dropout_mask;
+mod dropout;
 mod elementwise;
 mod error;
 mod gpu;
@@ -25,10 +26,12 @@ mod linear;
 mod losses;
 mod points;
 mod ready;
+mod select;
+mod staging;
 mod tensor;
 
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
-use burn::tensor::{DType, Element};
+use burn::tensor::{DType, Element, Shape, TensorData, try_read_sync};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::{CubeBackend, FloatElement, IntElement};
 use cubecl::cuda::CudaRuntime;
@@ -39,7 +42,7 @@ pub use gpu::take_failure;
 pub use ready::is_fast;
 
 use crate::backend;
-use crate::dropout::{self, DropoutKeys};
+use crate::dropout::Dropout;
 use crate::types::*;
 use crate::{Backend, plain};
 
@@ -71,28 +74,52 @@ where
         gpu::batched(f)
     }
 
-    fn free_memory(device: &Self::Device) -> Option<u64> {
-        gpu::free_memory(device)
+    fn memory(device: &Self::Device) -> Option<DeviceMemory> {
+        gpu::memory(device)
     }
 
-    fn fused_dropout_mask(
-        keys: &DropoutKeys<Self>,
-        place: u64,
-        p: f64,
-        d: usize,
+    fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
+        staging::read_later(&tensor).unwrap_or_else(|| {
+            gpu::flush();
+            Box::new(move || {
+                let data = try_read_sync(Self::float_into_data(tensor));
+                let data = data.ok_or("the device cannot be read synchronously")?;
+                let data = data.map_err(|error| error.to_string())?;
+                Ok(data.iter::<f32>().collect())
+            })
+        })
+    }
+
+    fn upload(
+        parts: &[&[u8]],
+        shape: Shape,
         dtype: DType,
+        device: &Self::Device,
     ) -> FloatTensor<Self> {
-        dropout_mask::dropout_mask(&keys.on_device, place, p, d, dtype)
-            .or_slow(|| dropout::mask::<Self>(keys, place, p, d, dtype))
+        staging::upload(parts, &shape, dtype, device).or_slow(|| {
+            let data = TensorData::from_bytes_vec(parts.concat(), shape, dtype);
+            Self::float_from_data(data, device)
+        })
+    }
+
+    fn fused_dropout(
+        x: FloatTensor<Self>,
+        dropout: &Dropout<Self>,
+        mut sum: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let Dropout { keys, place, p } = dropout;
+        dropout::dropout(&x, &keys.on_device, *place, *p, &mut sum)
+            .or_slow(|| crate::dropout::dropout::<Self>(x, dropout, sum))
     }
 
     fn fused_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
         residual: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        linear::linear(x.clone(), weight.clone(), None, Some(residual.clone()))
-            .or_slow(|| Self::float_add(residual, plain::linear::<Self>(x, weight, None)))
+        linear::linear(x.clone(), weight.clone(), bias.clone(), Some(residual.clone()))
+            .or_slow(|| Self::float_add(residual, plain::linear::<Self>(x, weight, bias)))
     }
 
     fn fused_lora_linear_add(
@@ -101,12 +128,12 @@ where
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
         let (ab, around) = ([&a, &b], Some(residual.clone()));
-        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout_mask, around).or_slow(|| {
-            let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask);
+        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout, around).or_slow(|| {
+            let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout);
             let output = Self::float_add(residual, out.output);
             LoraLinearOutput { output, hidden: out.hidden }
         })
@@ -178,10 +205,10 @@ where
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scale: f64,
-        dropout_mask: Option<FloatTensor<Self>>,
+        dropout: Option<Dropout<Self>>,
     ) -> LoraLinearOutput<Self> {
-        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout_mask, None)
-            .or_slow(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout_mask))
+        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout, None)
+            .or_slow(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout))
     }
 
     fn fused_lora_linear_backward(
@@ -239,10 +266,6 @@ where
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => slow(|| plain::layer_norm_backward::<Self>(x, weight, eps, grad, needs)),
         }
-    }
-
-    fn fused_multiply(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
-        elementwise::multiply(&x, &y).or_slow(|| Self::float_mul(x, y))
     }
 
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -354,6 +377,19 @@ where
                 hidden, lm_head, targets, teacher, tau, grad, needs,
             )
         })
+    }
+
+    fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
+        elementwise::cast_many(tensors, dtype)
+    }
+
+    fn fused_select_rows_backward(
+        ids: IntTensor<Self>,
+        n: usize,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        select::select_rows_backward(&grad, &ids, n)
+            .or_slow(|| plain::select_rows_backward::<Self>(ids, n, grad))
     }
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {

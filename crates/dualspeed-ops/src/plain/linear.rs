@@ -1,10 +1,11 @@
 //! Linear layers, with and without LoRA.
 
-use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
 
 use super::{cast, primitive, reshape, rows, tensor, widen, with_last};
+use crate::dropout::{self, Dropout};
 use crate::types::*;
 
 /// See [`Backend::fused_linear`](crate::Backend::fused_linear).
@@ -50,16 +51,16 @@ pub fn lora_linear<B: Backend>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     scale: f64,
-    dropout_mask: Option<FloatTensor<B>>,
+    dropout: Option<Dropout<B>>,
 ) -> LoraLinearOutput<B> {
     let (shape, dtype) = (with_last(&x.shape(), weight.shape()[1]), x.dtype());
     let [weight, a, b] = [weight, a, b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
     let x = rows::<B>(x);
-    let masked = match dropout_mask {
-        Some(mask) => x.clone() * rows(mask),
+    let dropped = match dropout {
+        Some(dropout) => dropped(x.clone(), &dropout),
         None => x.clone(),
     };
-    let hidden = masked.matmul(a); // [rows, r]
+    let hidden = dropped.matmul(a); // [rows, r]
     let y = x.matmul(weight) + hidden.clone().matmul(b).mul_scalar(scale);
     LoraLinearOutput { output: reshape(y, shape), hidden: primitive(hidden) }
 }
@@ -72,10 +73,9 @@ pub fn lora_linear_backward<B: Backend>(
 ) -> LoraLinearGrads<B> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
     let (shape, dtype) = (grad.shape(), grad.dtype());
-    let [a_dtype, b_dtype] = [saved.a.dtype(), saved.b.dtype()];
+    let [a_dtype, b_dtype] = saved.adapter_dtypes;
     let grad = rows::<B>(grad); // [rows, d_out]
     let [a, b] = [saved.a, saved.b].map(|weight| cast(tensor::<B, 2>(weight), dtype));
-    let mask = saved.dropout_mask.map(rows::<B>);
     let grad_hidden = (needs_x || needs_a) // [rows, r]
         .then(|| grad.clone().matmul(b.transpose()).mul_scalar(saved.scale));
 
@@ -83,8 +83,8 @@ pub fn lora_linear_backward<B: Backend>(
         (true, Some(weight), Some(grad_hidden)) => {
             let shape = with_last(&shape, weight.shape()[0]);
             let mut low_rank = grad_hidden.matmul(a.transpose());
-            if let Some(mask) = mask.clone() {
-                low_rank = low_rank * mask;
+            if let Some(dropout) = &saved.dropout {
+                low_rank = dropped(low_rank, dropout);
             }
             let weight = cast(tensor::<B, 2>(weight), dtype);
             let dense = grad.clone().matmul(weight.transpose());
@@ -95,11 +95,11 @@ pub fn lora_linear_backward<B: Backend>(
     let input = saved.x.map(rows::<B>);
     let grad_a = match (needs_a, input.clone(), grad_hidden) {
         (true, Some(input), Some(grad_hidden)) => {
-            let masked = match mask {
-                Some(mask) => input * mask,
+            let input = match &saved.dropout {
+                Some(dropout) => dropped(input, dropout),
                 None => input,
             };
-            Some(primitive(cast(masked.transpose().matmul(grad_hidden), a_dtype)))
+            Some(primitive(cast(input.transpose().matmul(grad_hidden), a_dtype)))
         }
         _ => None,
     };
@@ -114,4 +114,8 @@ pub fn lora_linear_backward<B: Backend>(
         _ => None,
     };
     LoraLinearGrads { x, weight, a: grad_a, b: grad_b }
+}
+
+fn dropped<B: Backend>(x: Tensor<B, 2>, dropout: &Dropout<B>) -> Tensor<B, 2> {
+    tensor(dropout::dropout::<B>(primitive(x), dropout, None))
 }

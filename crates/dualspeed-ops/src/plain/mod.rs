@@ -11,6 +11,7 @@ mod losses;
 mod norm;
 mod points;
 mod rope;
+mod select;
 
 pub use activation::*;
 pub use adamw::*;
@@ -21,6 +22,7 @@ pub use losses::*;
 pub use norm::*;
 pub use points::*;
 pub use rope::*;
+pub use select::*;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

@@ -5,7 +5,7 @@ use burn_autodiff::Autodiff;
 use dualspeed_ops::*;
 
 use crate::per_backend;
-use crate::support::{Flat, assert_same, flat, primitive, tensor, values, wrap};
+use crate::support::{Flat, assert_same, flat, primitive, tensor, values};
 
 const BATCH: usize = 2;
 const SEQ: usize = 5;
@@ -114,10 +114,8 @@ fn of_single_operations<B: Backend>(block: Block<B>, dropout: bool) -> Tensor<B,
     let apply = |index: usize, x: Tensor<B, 2>| {
         let weight = block.weights[index].clone();
         let Some((a, b)) = block.lora[index].clone() else { return linear(x, weight, None) };
-        let (d, dtype) = (x.dims()[1], x.dtype());
-        let mask =
-            dropout.then(|| wrap(B::fused_dropout_mask(&keys(), PLACES[index], P, d, dtype)));
-        lora_linear(x, weight, a, b, SCALE, mask)
+        let dropout = dropout.then(|| Dropout { keys: keys(), place: PLACES[index], p: P });
+        lora_linear(x, weight, a, b, SCALE, dropout)
     };
     let split = |x: Tensor<B, 2>, heads: usize| {
         let width = x.dims()[1];
@@ -186,14 +184,9 @@ fn only_adapters_are_trained<B: Backend>(_: usize) {
 fn masks_are_functions_of_their_keys<B: Backend>(_: usize) {
     let device = Default::default();
     let mask = |rows: Vec<u64>, place: u64, d: usize| {
+        let ones = Tensor::<B, 2>::ones([rows.len(), d], &device);
         let keys = DropoutKeys::<B>::new(rows, &device);
-        crate::support::to_vec(wrap::<B, 2>(B::fused_dropout_mask(
-            &keys,
-            place,
-            0.25,
-            d,
-            DType::F32,
-        )))
+        crate::support::to_vec(dropout(ones, &Dropout { keys, place, p: 0.25 }))
     };
     let big = mask((0..64).collect(), 5, 250);
     let kept = big.iter().filter(|value| **value > 0.0).count() as f64 / big.len() as f64;

@@ -7,7 +7,7 @@ use burn_autodiff::Autodiff;
 use burn_ndarray::NdArray;
 use dualspeed_ops::*;
 
-use crate::support::{Flat, assert_close, flat, run, values};
+use crate::support::{Flat, assert_close, flat, primitive, run, values, wrap};
 
 type B = NdArray<f64>;
 type A = Autodiff<B>;
@@ -65,20 +65,24 @@ fn linear_layers() {
     check("linear without bias", &[3 * 5, 5 * 4], &|x| {
         flat(linear(x[0].clone().reshape([3, 5]), x[1].clone().reshape([5, 4]), None))
     });
+    check("select_rows", &[4 * 5], &|x| {
+        let ids = Tensor::<A, 1, Int>::from_data([2, 0, 2, 3, 2], &x[0].device());
+        flat(select_rows(x[0].clone().reshape([4, 5]), ids))
+    });
+    check("dropout", &[6 * 5, 6 * 5], &|x| {
+        let [x, sum] = [0, 1].map(|i: usize| primitive(x[i].clone().reshape([2, 3, 5])));
+        flat(wrap::<A, 3>(A::fused_dropout(x, &crate::support::dropout(6), Some(sum))))
+    });
     for masked in [false, true] {
         check("lora_linear", &[2 * 3 * 5, 5 * 4, 5 * 2, 2 * 4], &|x| {
-            let mask = masked.then(|| {
-                let mask =
-                    (0..30).map(|i| f64::from(u8::from(i % 3 > 0)) * 1.5).collect::<Vec<_>>();
-                crate::support::tensor::<A, 3>(&mask, [2, 3, 5], DType::F64)
-            });
+            let dropout = masked.then(|| crate::support::dropout(6));
             flat(lora_linear(
                 x[0].clone().reshape([2, 3, 5]),
                 x[1].clone().reshape([5, 4]),
                 x[2].clone().reshape([5, 2]),
                 x[3].clone().reshape([2, 4]),
                 0.7,
-                mask,
+                dropout,
             ))
         });
     }

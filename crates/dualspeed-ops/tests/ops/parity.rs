@@ -51,9 +51,6 @@ fn lora_layers<B: Backend>(cases: usize) {
         let inputs =
             [values(b * s * d, 1), values(d * out, 2), values(d * r, 3), values(r * out, 4)];
         for masked in [false, true] {
-            let mask: Vec<f64> =
-                (0..b * s * d).map(|i| [0.0, 1.25][usize::from(i % 5 > 0)]).collect();
-            let mask = |dtype| crate::support::tensor(&mask, [b, s, d], dtype);
             assert_same::<B>(
                 "lora_linear",
                 &inputs,
@@ -65,14 +62,19 @@ fn lora_layers<B: Backend>(cases: usize) {
                         x[2].clone().reshape([d, r]),
                         x[3].clone().reshape([r, out]),
                         0.5,
-                        masked.then(|| mask(x[0].dtype())),
+                        masked.then(|| crate::support::dropout(b * s)),
                     ))
                 },
                 &|x| {
                     let input = x[0].clone().reshape([b, s, d]);
-                    let masked =
-                        if masked { input.clone() * mask(x[0].dtype()) } else { input.clone() };
-                    let low_rank = masked
+                    let dropped = match masked {
+                        true => {
+                            let ones = input.ones_like();
+                            input.clone() * dropout(ones, &crate::support::dropout(b * s))
+                        }
+                        false => input.clone(),
+                    };
+                    let low_rank = dropped
                         .matmul(x[2].clone().reshape([d, r]).unsqueeze())
                         .matmul(x[3].clone().reshape([r, out]).unsqueeze());
                     let dense = input.matmul(x[1].clone().reshape([d, out]).unsqueeze());

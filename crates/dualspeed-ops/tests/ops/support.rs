@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_autodiff::Autodiff;
-use dualspeed_ops::Backend;
+use dualspeed_ops::{Backend, Dropout, DropoutKeys};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -102,4 +102,10 @@ pub fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> T
 pub fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let len = tensor.shape().num_elements();
     tensor.reshape([len])
+}
+
+/// Dropout of `rows` rows that drops something of most of them.
+pub fn dropout<B: Backend>(rows: usize) -> Dropout<B> {
+    let keys = (0..rows as u64).map(|row| 31 * row + 5).collect();
+    Dropout { keys: DropoutKeys::new(keys, &Default::default()), place: 3, p: 0.3 }
 }

@@ -54,6 +54,9 @@ pub struct StepTime {
     pub effective_tokens_per_second: f64,
     /// Expected seconds to the last step.
     pub eta_seconds: f64,
+    /// GiB taken from the device after the step, by this program and others, where the backend can tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory_gib: Option<f64>,
 }
 
 /// One line of `metrics.jsonl`. Without `time` it is the same in every run of the same seed.

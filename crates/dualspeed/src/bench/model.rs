@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::{Distribution, FloatDType, Tensor};
 use clap::ValueEnum;
 use dualspeed_model::{Dtype, LlamaConfig, Llava, LlavaConfig, LoraConfig, VitConfig};
 use dualspeed_ops::AutodiffBackend;
@@ -90,11 +90,12 @@ struct Draw {
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Draw {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        // Norms and biases are what they are at the start; they are small.
-        if D == 1 {
-            return param;
-        }
         let (device, trained) = (param.lazy_device(), self.trained.contains(&param.id));
+        // Norms and biases have the values they start with; they are small.
+        if D == 1 {
+            let dtype = if trained { FloatDType::F32 } else { self.dtype.float() };
+            return param.map(|tensor| tensor.cast(dtype));
+        }
         let normal = Distribution::Normal(0.0, 0.02);
         let drawn = Tensor::<B, D>::random(param.lazy_shape(), normal, &device);
         let drawn = match trained {

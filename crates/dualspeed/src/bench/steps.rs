@@ -86,7 +86,7 @@ pub struct StepRow {
     pub tflops_4n: f64,
     /// Seconds from the call to the end of the first step, data and compilation included.
     pub first_step_s: f64,
-    /// GiB taken from the device at the end, where the backend can tell.
+    /// GiB taken from the device after the step that took most, pools and libraries included, where the backend can tell.
     pub memory_gib: Option<f64>,
     /// The trainer's estimate.
     pub memory_estimate_gib: f64,
@@ -120,7 +120,8 @@ pub fn run<B: AutodiffBackend>(
     options: &StepOptions,
     device: &B::Device,
 ) -> anyhow::Result<StepRow> {
-    let free_before = B::free_memory(device);
+    // What earlier cases left in the pools would count here.
+    B::memory_cleanup(device);
     let mut config = TrainConfig {
         stage: case.stage,
         steps: Some((options.warmup + options.steps) as u64),
@@ -169,7 +170,6 @@ pub fn run<B: AutodiffBackend>(
         ..TrainJob::new(config.clone(), model, source, dir.path())
     })?;
     let whole = begin.elapsed().as_secs_f64();
-    let free_after = B::free_memory(device);
     let records = read_metrics(&dir.path().join(METRICS_FILE))?;
     let later: f64 = records.iter().skip(1).map(|r| r.time.step_seconds).sum();
     let mut counted: Vec<&StepRecord> = records.iter().skip(options.warmup).collect();
@@ -199,9 +199,10 @@ pub fn run<B: AutodiffBackend>(
         tokens_per_s: tokens,
         tflops_4n: 4.0 * decoder as f64 * tokens / 1e12,
         first_step_s: whole - later,
-        memory_gib: free_before
-            .zip(free_after)
-            .map(|(before, after)| gib(before.saturating_sub(after))),
+        memory_gib: records
+            .iter()
+            .filter_map(|record| record.time.device_memory_gib)
+            .reduce(f64::max),
         memory_estimate_gib: gib(outcome.memory.estimate.total()),
         recomputed_blocks: outcome.memory.blocks.iter().filter(kept_less).count(),
     })

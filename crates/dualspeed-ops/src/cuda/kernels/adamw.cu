@@ -1,7 +1,8 @@
 // AdamW (Loshchilov & Hutter, as in PyTorch) over many tensors in one launch, with the clip of the global gradient norm on device.
 //
-// struct Tensor { float* param; const float* grad; float* m; float* v; long long n; float step_size; float keep; };  // 48 bytes
-//   step_size = lr / (1 - beta1^t), keep = 1 - lr * weight_decay, per tensor.
+// struct Tensor { const float* from; float* to; const float* grad; float* m; float* v; long long n; float step_size; float keep; };
+//   56 bytes. The parameter is read at `from` and written at `to`, which may be the same. step_size = lr / (1 - beta1^t),
+//   keep = 1 - lr * weight_decay, per tensor.
 // struct Chunk { int tensor; int index; };  // 8 bytes: elements index * CHUNK .. of that tensor, CHUNK = 8192
 // Tables are device arrays; every tensor has ceil(n / 8192) chunks, in order.
 //
@@ -13,11 +14,12 @@
 // adamw_step(const Tensor* tensors, const Chunk* chunks, const float* norm, float beta1, float beta2, float one_minus_beta1,
 //            float one_minus_beta2, float eps, float root)
 //   g = grad * norm[1]; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-//   param = keep * param - step_size * m / (sqrt(v) * root + eps), root = 1 / sqrt(1 - beta2^t). In place.
+//   param = keep * param - step_size * m / (sqrt(v) * root + eps), root = 1 / sqrt(1 - beta2^t). Moments in place.
 //   norm may be null: factor 1. grid = number of chunks, block 256.
 
 struct Tensor {
-    float* param;
+    const float* from;
+    float* to;
     const float* grad;
     float* m;
     float* v;
@@ -77,12 +79,12 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step(
     const Tensor tensor = tensors[chunk.tensor];
     const i64 begin = chunk.index * CHUNK, end = begin + CHUNK < tensor.n ? begin + CHUNK : tensor.n;
     const float factor = norm ? norm[1] : 1.0f;
-    const bool vec = aligned(tensor.param) && aligned(tensor.grad) && aligned(tensor.m) && aligned(tensor.v);
+    const bool vec = aligned(tensor.from) && aligned(tensor.to) && aligned(tensor.grad) && aligned(tensor.m) && aligned(tensor.v);
     for (i64 e = begin + threadIdx.x * 4; e < end; e += 1024) {
         const bool whole = vec && e + 4 <= end;
         float p[4], g[4], m[4], v[4];
         if (whole) {
-            load(tensor.param + e, p);
+            load(tensor.from + e, p);
             load(tensor.grad + e, g);
             load(tensor.m + e, m);
             load(tensor.v + e, v);
@@ -90,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step(
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const bool in = e + k < end;
-                p[k] = in ? tensor.param[e + k] : 0.0f;
+                p[k] = in ? tensor.from[e + k] : 0.0f;
                 g[k] = in ? tensor.grad[e + k] : 0.0f;
                 m[k] = in ? tensor.m[e + k] : 0.0f;
                 v[k] = in ? tensor.v[e + k] : 0.0f;
@@ -104,14 +106,14 @@ extern "C" __global__ void __launch_bounds__(256) adamw_step(
             p[k] = tensor.keep * p[k] - tensor.step_size * m[k] / (sqrtf(v[k]) * root + eps);
         }
         if (whole) {
-            store(tensor.param + e, p);
+            store(tensor.to + e, p);
             store(tensor.m + e, m);
             store(tensor.v + e, v);
         } else {
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 if (e + k < end) {
-                    tensor.param[e + k] = p[k];
+                    tensor.to[e + k] = p[k];
                     tensor.m[e + k] = m[k];
                     tensor.v[e + k] = v[k];
                 }

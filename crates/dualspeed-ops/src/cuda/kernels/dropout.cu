@@ -1,9 +1,9 @@
 // Dropout by keys: a mask element is a function of its row's state, a place and its column (src/dropout.rs, src/rng.rs).
 //
-// dropout_T(const T* x|null, const int* keys, T* y, long long rows, long long d, unsigned long long place, int threshold, float keep)
-//   keys [rows, 2] i32: low and high half of each row's 64-bit state. y [rows, d] is 0 with probability threshold / 65536, else
-//   `keep` (that is, 1 / (1 - p)) rounded to T; times x where x is given (y may alias x). d contiguous; T f32, bf16, f16.
-//   grid `rows` (any), block 256.
+// dropout_T(const T* x, const int* keys, const T* sum|null, T* y, long long rows, long long d, unsigned long long place, int threshold, float keep)
+//   keys [rows, 2] i32: low and high half of each row's 64-bit state. y [rows, d] is x times 0 with probability threshold / 65536,
+//   else times `keep` (that is, 1 / (1 - p)) rounded to T, plus sum where it is given. y may alias x or sum. d contiguous; T f32,
+//   bf16, f16. grid `rows` (any), block 256.
 
 typedef unsigned long long u64;
 
@@ -17,17 +17,18 @@ __device__ __forceinline__ u64 finalise(u64 z) {
 
 template <class T>
 __device__ __forceinline__ void dropout(
-    const T* x, const int* keys, T* y, i64 rows, i64 d, u64 place, int threshold, float keep) {
+    const T* x, const int* keys, const T* sum, T* y, i64 rows, i64 d, u64 place, int threshold, float keep) {
     constexpr int N = Vec<T>::N, DRAWS = N / 4; // a draw serves four columns
-    const bool vec = d % N == 0 && aligned(x) && aligned(y);
+    const bool vec = d % N == 0 && aligned(x) && aligned(sum) && aligned(y);
     const u64 mixed = finalise(place + GOLDEN);
     const float kept = rounded<T>(keep);
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
         const u64 state = u64(u32(keys[2 * row])) | u64(u32(keys[2 * row + 1])) << 32;
         const u64 stream = finalise((state ^ mixed) + GOLDEN);
         for (i64 e = threadIdx.x * i64(N); e < d; e += blockDim.x * i64(N)) {
-            float v[N];
-            if (x && vec) load(x + row * d + e, v);
+            float v[N], s[N];
+            if (vec) load(x + row * d + e, v);
+            if (vec && sum) load(sum + row * d + e, s);
 #pragma unroll
             for (int q = 0; q < DRAWS; q++) {
                 const u64 bits = finalise(stream + u64(e / 4 + q + 1) * GOLDEN);
@@ -35,8 +36,11 @@ __device__ __forceinline__ void dropout(
                 for (int k = 0; k < 4; k++) {
                     const i64 j = e + q * 4 + k;
                     const float mask = int(bits >> (16 * k) & 0xffff) < threshold ? 0.0f : kept;
-                    if (vec) v[q * 4 + k] = x ? v[q * 4 + k] * mask : mask;
-                    else if (j < d) narrow(x ? widen(x[row * d + j]) * mask : mask, y[row * d + j]);
+                    if (vec) v[q * 4 + k] = v[q * 4 + k] * mask + (sum ? s[q * 4 + k] : 0.0f);
+                    else if (j < d) {
+                        const i64 i = row * d + j;
+                        narrow(widen(x[i]) * mask + (sum ? widen(sum[i]) : 0.0f), y[i]);
+                    }
                 }
             }
             if (vec) store(y + row * d + e, v);
@@ -46,8 +50,8 @@ __device__ __forceinline__ void dropout(
 
 #define KERNEL(T, NAME)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256) dropout_##NAME(                                                       \
-        const T* x, const int* keys, T* y, i64 rows, i64 d, u64 place, int threshold, float keep) {                         \
-        dropout<T>(x, keys, y, rows, d, place, threshold, keep);                                                            \
+        const T* x, const int* keys, const T* sum, T* y, i64 rows, i64 d, u64 place, int threshold, float keep) {                         \
+        dropout<T>(x, keys, sum, y, rows, d, place, threshold, keep);                                                            \
     }
 
 KERNEL(float, f32)

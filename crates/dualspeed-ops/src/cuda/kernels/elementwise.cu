@@ -42,8 +42,8 @@
 //
 // cast_A_B(const A* x, B* y, long long n, float scale)   for A, B in f32, bf16, f16, equal pairs too: y = x * scale.
 //   Launch as gelu.
-//
-// multiply_T(const T* x, const T* y, T* out, long long n)   out = x * y (dropout). Launch as gelu, out may alias.
+// cast_many_B(const Casts casts)   for B in bf16, f16: to[i] = from[i] for up to 16 f32 tensors of n[i] elements.
+//   grid: x any, best the longest n / 8192; y = number of tensors; block 256.
 //
 // sum, y and dx of the norms must not overlap their inputs except where said.
 
@@ -450,9 +450,6 @@ template <class T> __device__ __forceinline__ bool even(i64 n) { return n % Vec<
     extern "C" __global__ void __launch_bounds__(256) quick_gelu_backward_##NAME(const T* x, const T* grad, T* dx, i64 n) { \
         map(x, grad, dx, n, [](float v, float g) { return g * QuickGelu::slope(v); });                                      \
     }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(256) multiply_##NAME(const T* x, const T* y, T* out, i64 n) {              \
-        map(x, y, out, n, [](float u, float v) { return u * v; });                                                          \
-    }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) rope_##NAME(                                                          \
         const T* x, const float* cos, const float* sin, T* y, i64 b, i64 h, i64 s, i64 d, i64 x_b, i64 x_h, i64 x_s,        \
         i64 y_b, i64 y_h, i64 y_s, i64 cos_b, float direction) {                                                            \
@@ -480,3 +477,18 @@ CAST(bf16, f16, bf16_f16)
 CAST(f16, float, f16_f32)
 CAST(f16, bf16, f16_bf16)
 CAST(f16, f16, f16_f16)
+
+struct Casts {
+    const float* from[16];
+    void* to[16];
+    i64 n[16];
+};
+
+#define CAST_MANY(B, NAME)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256) cast_many_##NAME(const Casts casts) {                                 \
+        map(casts.from[blockIdx.y], static_cast<const float*>(nullptr), static_cast<B*>(casts.to[blockIdx.y]),              \
+            casts.n[blockIdx.y], [](float v, float) { return v; });                                                         \
+    }
+
+CAST_MANY(bf16, bf16)
+CAST_MANY(f16, f16)
