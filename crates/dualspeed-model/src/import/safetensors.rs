@@ -186,11 +186,11 @@ impl WeightSource for SafetensorsWeights {
     }
 
     fn read(&self, key: &str) -> Result<HostTensor, ImportError> {
-        self.read_with(key, |shape, dtype, file| HostTensor::read_le(shape, dtype, file))
+        self.read_with(key, HostTensor::read_le)
     }
 
     fn read_transposed(&self, key: &str) -> Result<HostTensor, ImportError> {
-        self.read_with(key, |shape, dtype, file| HostTensor::read_le_transposed(shape, dtype, file))
+        self.read_with(key, HostTensor::read_le_transposed)
     }
 }
 

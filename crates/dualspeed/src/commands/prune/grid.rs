@@ -86,7 +86,7 @@ fn no_grid(error: &anyhow::Error) -> bool {
 
 /// The prompt, with its tokens where the run's words are the scenes'.
 fn question(args: &PruneArgs) -> anyhow::Result<Question> {
-    let data = args.run.as_deref().map(|dir| runs::config(dir)).transpose()?;
+    let data = args.run.as_deref().map(runs::config).transpose()?;
     let data = data.map(|config| config.data.train).filter(|data| data.scene_config().is_some());
     let input_ids = match data {
         Some(data) if !args.prompt.is_empty() => match &data.tokenizer {
