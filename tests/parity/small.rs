@@ -143,6 +143,24 @@ fn a_tower_and_a_language_model_become_one_model() {
     assert_eq!(parameters, dualspeed::model::efficientnet::num_parameters());
     assert!(report["architecture"].as_str().unwrap().contains("EfficientNet-Lite0"), "{report}");
 
+    // Half as large, and written on a backend without 16-bit floats.
+    ok(&[
+        "assemble",
+        "--quiet",
+        "--vision",
+        &text("eye.safetensors"),
+        "--language",
+        &text("mouth"),
+        "--image-size",
+        &side,
+        "--dtype",
+        "bf16",
+        "--out",
+        &text("half"),
+    ]);
+    let bytes = |name: &str| std::fs::metadata(at(name).join("model.safetensors")).unwrap().len();
+    assert!(bytes("half") * 10 < bytes("model") * 6, "{} of {}", bytes("half"), bytes("model"));
+
     // Two stages, as in examples/small.
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/small");
     let train = |stage: &str, from: &str, more: &[&str]| {

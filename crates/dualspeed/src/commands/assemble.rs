@@ -15,7 +15,7 @@ use dualspeed_ops::{AutodiffBackend, Backend};
 use dualspeed_train::config::image_processor;
 
 use super::Outcome;
-use super::export::{options_of, refuse_occupied, write_model};
+use super::export::{options_of, read_as, refuse_occupied, write_model};
 use crate::assets::{ASSETS, Asset, cache_dir};
 use crate::cli::{AssembleArgs, named};
 use crate::speaker::{Model, Speaker, SpeakerOptions};
@@ -34,7 +34,8 @@ pub fn run<B: AutodiffBackend>(
 
 fn make<B: Backend>(args: &AssembleArgs, quiet: bool, device: &B::Device) -> anyhow::Result<()> {
     refuse_occupied(&args.out, args.overwrite)?;
-    let load = LoadOptions { dtype: named("dtype", args.dtype.as_ref())?, vision_tower: None };
+    let dtype = named("dtype", args.dtype.as_ref())?;
+    let load = LoadOptions { dtype: read_as(dtype), vision_tower: None };
     let (eye, mouth) = (found(&args.vision, args, quiet)?, found(&args.language, args, quiet)?);
     let options = SpeakerOptions { load: load.clone(), ..SpeakerOptions::default() };
     let (speaker, _) = Speaker::<B>::from_checkpoint(&mouth, &options, device)?;
@@ -54,7 +55,7 @@ fn make<B: Backend>(args: &AssembleArgs, quiet: bool, device: &B::Device) -> any
         model: Model::Llava(Box::new(model.clone())),
         ..speaker
     };
-    let export = options_of(&speaker, load.dtype, SHARD);
+    let export = options_of(&speaker, dtype, SHARD);
     write_model(&speaker, &model, &args.out, layout, &export)?;
     println!("{}", args.out.display());
     Ok(())

@@ -23,7 +23,9 @@ pub fn run<B: AutodiffBackend>(args: &ExportArgs, device: &B::Device) -> anyhow:
 
 fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<()> {
     refuse_occupied(&args.out, args.overwrite)?;
-    let options = args.source.options()?;
+    let mut options = args.source.options()?;
+    let dtype = options.load.dtype;
+    options.load.dtype = read_as(dtype);
     let speaker = match (&args.run, &args.model) {
         (Some(dir), _) => Speaker::<B>::from_run(dir, device)?,
         (None, Some(path)) => Speaker::from_checkpoint(path, &options, device)?.0,
@@ -32,7 +34,7 @@ fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<(
     let Model::Llava(model) = &speaker.model else {
         anyhow::bail!("only models with vision are exported")
     };
-    let export = options_of(&speaker, options.load.dtype, (args.shard_size * 1e9) as usize);
+    let export = options_of(&speaker, dtype, (args.shard_size * 1e9) as usize);
     let whole = |dir: &Path, layout: Layout| write_model(&speaker, model, dir, layout, &export);
     match args.format {
         ExportFormat::Hf => whole(&args.out, Layout::Transformers)?,
@@ -64,6 +66,11 @@ pub(super) fn refuse_occupied(dir: &Path, overwrite: bool) -> anyhow::Result<()>
         dir.display()
     );
     Ok(())
+}
+
+/// What weights are read as to be written as `dtype`: rounding to 16 bits comes last, and needs no backend that has them.
+pub(super) fn read_as(dtype: Option<FloatType>) -> Option<FloatType> {
+    dtype.filter(|dtype| *dtype == FloatType::F32)
 }
 
 /// What the files say beside the weights.
