@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{B, fixture};
 
-fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
+pub fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_dualspeed")).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))

@@ -15,7 +15,7 @@ use dualspeed::train::config::image_processor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
-use crate::commands::ok;
+use crate::commands::{dualspeed, ok};
 use crate::support::{B, fixture};
 
 /// Pixels a side: 2 x 2 tokens.
@@ -230,4 +230,39 @@ fn pixels_are_the_towers_own() {
     for (plane, expected) in host.pixels.chunks(16 * 16).zip(expected) {
         assert!(plane.iter().all(|value| (value - expected).abs() < 1e-6), "{}", plane[0]);
     }
+}
+
+#[test]
+fn halves_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let eye = dir.path().join("eye.safetensors");
+    published(&eye);
+    let out = dir.path().join("out").display().to_string();
+    let eye = eye.display().to_string();
+    let mouth = dir.path().join("mouth");
+    std::fs::create_dir(&mouth).unwrap();
+    speaking(&mouth);
+    let mouth = mouth.display().to_string();
+    let [llama, llava] =
+        ["llama_tied", "llava_mha"].map(|name| fixture(name).display().to_string());
+    for (vision, language, more, parts) in [
+        ("no-such-thing", &mouth, &[][..], ["no-such-thing", "smollm2-135m"]),
+        (&eye[..], &llava, &[], ["llava_mha", "sees already"]),
+        (&llama[..], &mouth, &[], ["llama_tied", "no CLIP"]),
+        (&eye[..], &mouth, &["--image-size", "40"], ["image_size", "16"]),
+    ] {
+        let arguments = ["assemble", "--vision", vision, "--language", language, "--out", &out];
+        let (success, _, stderr) = dualspeed(&[&arguments[..], more].concat());
+        assert!(!success && parts.iter().all(|part| stderr.contains(part)), "{vision}: {stderr}");
+        assert!(!dir.path().join("out").exists(), "{vision}");
+    }
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, "[model.vision]\nkind = \"efficientnet_lite0\"\n").unwrap();
+    let config = config.display().to_string();
+    let (success, _, stderr) = dualspeed(&["train", "--config", &config, "--out", &out]);
+    assert!(!success && stderr.contains("assemble"), "{stderr}");
+    let unknown = "[model.vision]\nkind = \"resnet\"\n";
+    std::fs::write(&config, unknown).unwrap();
+    let (success, _, stderr) = dualspeed(&["train", "--config", &config, "--out", &out]);
+    assert!(!success && stderr.contains("resnet") && stderr.contains("clip_vit"), "{stderr}");
 }
