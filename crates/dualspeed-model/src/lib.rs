@@ -19,7 +19,7 @@
 //! | [`splice`] | text and visual tokens into one batch |
 //! | [`llama`], [`lora`] | the decoder and its adapters |
 //! | [`llava`], [`forward`] | the whole model; views, contexts, results |
-//! | [`assemble`] | a new model from two halves |
+//! | [`mod@assemble`] | a new model from two halves |
 //! | [`losses`] | fast and slow losses as sums and counts |
 //! | [`generate`] | text generation with a key-value cache |
 //! | [`freeze`], [`stages`] | what is trained and what is not |
