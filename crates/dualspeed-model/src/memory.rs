@@ -3,7 +3,10 @@
 use dualspeed_ops::Keep;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, ProjectorType, VitConfig};
+use crate::config::{
+    LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, ProjectorType, VisionConfig, VitConfig,
+};
+use crate::efficientnet;
 use crate::stages::Trainable;
 
 /// What the backward pass of the decoder computes again instead of keeping it.
@@ -145,15 +148,19 @@ pub fn parameters(config: &LlavaConfig) -> [u64; 5] {
         let pairs = lora.targets.iter().map(|target| widths[*target as usize]);
         layers * lora.r as u64 * pairs.map(|(d_in, d_out)| d_in + d_out).sum::<u64>()
     });
-    let vision = config.vision.hidden_size as u64;
+    let vision = config.vision.hidden_size() as u64;
     let projector = match config.mm_projector_type {
         ProjectorType::Mlp2xGelu => vision * d + d + d * d + d,
         ProjectorType::Linear => vision * d + d,
     };
-    [tower(&config.vision), projector, config.isolator_length as u64 * d, decoder, adapters]
+    let tower = match &config.vision {
+        VisionConfig::Vit(config) => vit(config),
+        VisionConfig::EfficientNet(_) => efficientnet::num_parameters(),
+    };
+    [tower, projector, config.isolator_length as u64 * d, decoder, adapters]
 }
 
-fn tower(vision: &VitConfig) -> u64 {
+fn vit(vision: &VitConfig) -> u64 {
     let (d, mlp) = (vision.hidden_size as u64, vision.intermediate_size as u64);
     let block = 4 * (d * d + d) + 2 * d * mlp + mlp + d + 4 * d;
     let patch = 3 * (vision.patch_size * vision.patch_size) as u64 * d;
@@ -186,9 +193,13 @@ pub fn estimate(
     let blocks =
         recompute.unwrap_or(Recompute::Same(Keep::All)).blocks(config, rows, activation_bytes);
     let block_working = working(bytes(Keep::Activations));
-    let vision = &config.vision;
-    let tower_working = (images * (vision.num_patches() + 1) * activation_bytes) as u64
-        * (6 * vision.hidden_size + 2 * vision.intermediate_size) as u64;
+    let per_image = match &config.vision {
+        VisionConfig::Vit(vit) => {
+            (vit.num_patches() + 1) * (6 * vit.hidden_size + 2 * vit.intermediate_size)
+        }
+        VisionConfig::EfficientNet(config) => efficientnet::working(config.image_size),
+    };
+    let tower_working = (images * per_image * activation_bytes) as u64;
     MemoryEstimate {
         frozen: of(false) * frozen_bytes as u64,
         trained: of(true) * 16,

@@ -145,7 +145,7 @@ pub fn run<B: AutodiffBackend>(
         case.text,
         case.text / 2,
         config.model.text.vocab_size,
-        config.model.vision.image_size,
+        config.model.vision.image_size(),
     ));
     let phase = Instant::now();
     let model = random::<B>(&config, device)?;
