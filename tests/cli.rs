@@ -133,7 +133,7 @@ fn help_of_every_command_names_its_flags() {
         ("eval", &["--run", "--limit", "--json", "--pruner", "--keep", "--markdown"]),
         ("generate", &["--run", "--image", "--prompt", "--temperature", "--top-p", "--keep"]),
         ("prune", &["--image", "--pruner", "--keep", "--out", "--features", "--bench", "--json"]),
-        ("bench", &["--size", "--case", "--steps", "--json"]),
+        ("bench", &["--suite", "--size", "--case", "--steps", "--json", "--plot", "--plain"]),
         ("train-tower", &["--out", "--steps", "--lr"]),
     ];
     let overview = bench.run(&["--help"]).ok();
@@ -501,4 +501,107 @@ fn bench_runs_real_steps_and_writes_rows() {
     bench.run(&args).refused(&["rows.json", "--overwrite"]);
     let unknown = ["bench", "--size", "tiny", "--case", "stage 3"];
     bench.run(&unknown).refused(&["stage 3", "stage 2 fast"]);
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn operations_and_pruners_are_timed() {
+    let bench = Bench::new();
+    let args = ["bench", "--backend", "ndarray", "--size", "tiny"];
+    let run = |more: &[&str]| bench.run(&[&args[..], more].concat());
+    let pruners = ["--pruner", "divprune,random"];
+    let suites = ["--suite", "ops,prune", "--suite", "ops", "--plain", "--json", "out.json"];
+    let table = run(&[&suites[..], &pruners].concat()).ok();
+
+    let report = std::fs::read_to_string(bench.path("out.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let date = report["date"].as_str().unwrap();
+    assert!(date.len() == 10 && date.starts_with("20"), "{date}");
+    assert_eq!((&report["size"], &report["dtype"]), (&json!("tiny"), &json!("float32")));
+    assert!(report["device"].is_string());
+    assert!(report["command"].as_str().unwrap().starts_with("dualspeed bench --backend ndarray"));
+    let rows = report["rows"].as_array().unwrap();
+    let mut names = Vec::new();
+    for row in rows {
+        let (ms, spread) = (row["ms"].as_f64().unwrap(), row["spread_ms"].as_f64().unwrap());
+        assert!(ms > 0.0 && spread >= 0.0, "{row}");
+        let name = row["name"].as_str().unwrap();
+        assert!(table.contains(name), "{name} is not in the table");
+        match row["suite"].as_str().unwrap() {
+            "op" => assert!(row["first_ms"].as_f64().unwrap() > 0.0, "{row}"),
+            "prune" => assert!(row["keep"].as_u64() < row["tokens"].as_u64(), "{row}"),
+            other => panic!("suite {other}"),
+        }
+        names.push(name);
+    }
+    // Names are what PyTorch's rows are found by: none twice, and these as they are there.
+    let mut once = names.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), names.len());
+    for name in [
+        "product 64x64x64 dx",
+        "lora 30x64x96 r4 backward",
+        "attention b2 h4 t40 d16 backward",
+        "lm_head+ce+kl 32x64x512 forward+backward",
+        "block b2 t48 lora Input forward+backward",
+        "adamw+clip, 28 tensors, 7k",
+        "clip vit d128/14-168 forward b2",
+        "divprune 2x144x64 -> 14",
+        "divprune 2x144x64 -> 14 plain",
+        "prune divprune 2x144x64 -> 14",
+        "prune tower 1x144x64 -> 14",
+    ] {
+        assert!(names.contains(&name), "no {name:?} in {names:#?}");
+    }
+
+    run(&["--json", "out.json"]).refused(&["out.json", "--overwrite"]);
+    run(&["--suite", "ops", "--case", "nothing"]).refused(&["ops", "nothing", "rms_norm"]);
+    run(&["--case", "stage 3"]).refused(&["steps", "stage 3", "stage 2 fast"]);
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn steps_are_timed_and_growth_is_drawn() {
+    let bench = Bench::new();
+    let args = ["bench", "--backend", "ndarray", "--size", "tiny", "--warmup", "1", "--steps", "1"];
+    let run = |more: &[&str]| bench.run(&[&args[..], more].concat());
+    run(&[
+        "--suite",
+        "steps",
+        "--case",
+        "next unpad fast, tower",
+        "--case",
+        "stage 1 fast",
+        "--set",
+        "batch.size=2",
+        "--json",
+        "steps.json",
+    ])
+    .ok();
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(bench.path("steps.json")).unwrap()).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&Value> = rows.iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, ["stage 1 fast", "next unpad fast, tower"]);
+    for row in rows {
+        assert_eq!(row["suite"], "step");
+        for key in ["ms", "samples_per_s", "tokens_per_s", "tflops_4n", "first_step_s"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key} in {row}");
+        }
+    }
+
+    let curves = ["--suite", "growth", "--case", "size 1", "--case", "size 2"];
+    run(&[&curves[..], &["--json", "growth.json", "--out", "plots"]].concat()).ok();
+    let plot = bench.path("plots/growth-size.svg");
+    let drawn = std::fs::read_to_string(&plot).unwrap();
+    assert!(drawn.contains("millions") && drawn.contains("milliseconds"), "{drawn}");
+    assert!(!bench.path("plots/growth-batch.svg").exists());
+    let again = ["bench", "--plot", "growth.json", "--out"];
+    bench.run(&[&again[..], &["again"]].concat()).ok();
+    assert_eq!(std::fs::read_to_string(bench.path("again/growth-size.svg")).unwrap(), drawn);
+    bench.run(&[&again[..], &["again"]].concat()).refused(&["growth-size.svg", "--overwrite"]);
+    let steps = ["bench", "--plot", "steps.json", "--out", "none"];
+    bench.run(&steps).refused(&["steps.json", "--suite growth"]);
+    bench.run(&["bench", "--plot", "tiny.toml", "--out", "none"]).refused(&["tiny.toml", "--json"]);
 }
