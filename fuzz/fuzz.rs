@@ -1,26 +1,23 @@
-//! Mutation fuzzing of everything that reads foreign files. A plain program, because cargo-fuzz needs a nightly compiler
-//! and this workspace is built with a stable one: an input whose outcome (the error, numbers left out) is new is kept and
-//! mutated further, which stands in for coverage.
+//! Mutation fuzzing of everything that reads foreign files, with a stable compiler (cargo-fuzz, with a nightly one, is in
+//! `fuzz_targets`): an input whose outcome (the error, numbers left out) is new is kept and mutated further, which stands in
+//! for coverage.
 //!
 //!     cargo run --release --example fuzz -- TARGET [--seconds 600] [--seed 0]
 //!
 //! TARGET is gguf, pickle, safetensors, index or conversation. The corpus is in `fuzz/corpus/TARGET`; a crash is written
 //! to `fuzz/crashes/TARGET` and ends the program with exit code 1.
 
+#[path = "subject.rs"]
+mod subject;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dualspeed::data::{
-    FitMode, ImageProcessor, LlavaJson, LlavaJsonConfig, Template, TextTokenizer,
-};
-use dualspeed::model::import::gguf::Gguf;
-use dualspeed::model::import::pickle::PickleWeights;
-use dualspeed::model::import::safetensors::{SafetensorsWeights, parse_index};
-use dualspeed::model::import::source::WeightSource;
 use dualspeed::model::rng::SplitMix;
-use dualspeed::prelude::ExampleSource;
+use dualspeed::{data, model};
+
+use subject::Subject;
 
 /// Inputs longer than this only make runs slow.
 const LONGEST: usize = 1 << 17;
@@ -105,77 +102,6 @@ fn dictionary(target: &str) -> &'static [&'static [u8]] {
     }
 }
 
-/// Parses an input; the outcome as text.
-struct Subject {
-    target: String,
-    file: PathBuf,
-    tokenizer: Arc<TextTokenizer>,
-}
-
-impl Subject {
-    fn run(&self, input: &[u8]) -> String {
-        if self.target == "index" {
-            return match parse_index(input) {
-                Ok(shards) => format!("{} shards", shards.len().min(3)),
-                Err(error) => error,
-            };
-        }
-        if let Err(error) = std::fs::write(&self.file, input) {
-            panic!("{}: {error}", self.file.display());
-        }
-        match self.target.as_str() {
-            "gguf" => match Gguf::open(&self.file) {
-                Ok(gguf) => {
-                    let vocabulary = gguf.vocabulary().is_some();
-                    match gguf.into_checkpoint() {
-                        Ok(checkpoint) => {
-                            format!("{vocabulary} {}", read_all(checkpoint.weights()))
-                        }
-                        Err(error) => error.to_string(),
-                    }
-                }
-                Err(error) => error.to_string(),
-            },
-            "pickle" => {
-                PickleWeights::open(&self.file).map_or_else(|e| e.to_string(), |w| read_all(&w))
-            }
-            "safetensors" => SafetensorsWeights::open(&self.file)
-                .map_or_else(|e| e.to_string(), |w| read_all(&w)),
-            _ => {
-                let config = LlavaJsonConfig {
-                    image_root: self.file.with_file_name("images"),
-                    template: Template::VicunaV1,
-                    system: None,
-                    max_length: Some(64),
-                    processor: ImageProcessor::clip(28, FitMode::Pad),
-                    tiles: None,
-                };
-                match LlavaJson::open(&self.file, config, self.tokenizer.clone()) {
-                    Ok(data) => {
-                        let problems = data.verify();
-                        problems.first().map_or_else(|| "fine".to_owned(), ToString::to_string)
-                    }
-                    Err(error) => error.to_string(),
-                }
-            }
-        }
-    }
-}
-
-/// Reads every tensor; the outcomes, each once.
-fn read_all(weights: &dyn WeightSource) -> String {
-    let mut outcomes = BTreeSet::new();
-    for (key, info) in weights.tensors() {
-        // Sizes are checked against the file before anything is allocated; this guards the machine if they are not.
-        let outcome = match weights.read(key) {
-            Ok(tensor) => format!("read {} {}", info.dtype, tensor.shape.len()),
-            Err(error) => error.to_string().split("tensor `").next().unwrap_or_default().to_owned(),
-        };
-        outcomes.insert(outcome);
-    }
-    outcomes.into_iter().collect::<Vec<_>>().join(" | ")
-}
-
 /// An outcome without what differs from input to input: numbers, and everything between the first and the last quote.
 fn signature(outcome: &str) -> String {
     let quote = |c: char| matches!(c, '"' | '`' | '\'');
@@ -256,10 +182,8 @@ fn main() -> std::io::Result<()> {
         std::process::exit(2);
     }
     let scratch = std::env::temp_dir().join(format!("dualspeed-fuzz-{}", std::process::id()));
-    std::fs::create_dir_all(&scratch)?;
-    let words = TextTokenizer::from_words(["user", "assistant", "what", "cat"]);
-    let tokenizer = Arc::new(words.map_err(std::io::Error::other)?);
-    let subject = Subject { target: target.clone(), file: scratch.join("input"), tokenizer };
+    let subject = Subject::new(&target, &scratch)
+        .map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut kept: Vec<Vec<u8>> = corpus(&dir)?.into_values().collect();
     let mut seen: BTreeSet<String> =
         kept.iter().map(|input| signature(&subject.run(input))).collect();

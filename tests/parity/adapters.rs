@@ -45,3 +45,31 @@ fn projector_and_isolator_files() {
     let isolator = model.mode_isolator.as_ref().unwrap().val();
     assert_close("isolator", isolator, expected.tensor::<2>("isolator"));
 }
+
+/// What stage 2 of LLaVA's own code leaves: adapters on all linear layers in a pickle, the projector in
+/// `non_lora_trainables.bin`, DualSpeed's soft prompt in `mode_isolator.bin`; over the weights of `llava_mha`.
+#[test]
+fn a_directory_of_llavas_own_code_gives_its_logits() {
+    let base = Expected::of("llava_mha");
+    let expected = Expected::of("llava_lora").tensor::<2>("logits");
+    let adapter = Adapter::open(&fixture("llava_lora")).unwrap();
+    assert_eq!((adapter.config.r, adapter.config.alpha), (3, 6.0));
+    assert_eq!(adapter.config.targets.len(), 7);
+    let model = load_llava("llava_mha", &LoadOptions::default());
+    let before = model.mm_projector.linear_1.weight.val();
+    let model = adapter.apply(model, &Default::default()).unwrap();
+    assert_eq!(model.config.isolator_length, 3);
+    let moved = (model.mm_projector.linear_1.weight.val() - before).abs().max().into_scalar();
+    assert!(moved > 0.05, "the projector is the base model's: {moved}");
+
+    let pixels = base.tensor::<4>("pixel_values").narrow(0, 0, 2);
+    let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
+    let input_ids = ids(&base.ints["input_ids"][0]);
+    // All tokens, with the soft prompt before each image's.
+    let view = View::Pruned { keep: visual.tokens(), isolator: true };
+    let pruner = Registry::<B>::default().build(&"none".parse().unwrap()).unwrap();
+    let logits = model.logits(&input_ids, Some(&visual), &view, Some(&*pruner), &[]).unwrap();
+    let plain = model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap();
+    assert_eq!(plain.dims()[0] + 2 * 3, expected.dims()[0], "two soft prompts of 3");
+    assert_close("adapter, projector and soft prompt", logits, expected);
+}

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::Command;
 
 use dualspeed::data::IMAGE_TOKEN_INDEX;
-use dualspeed::model::VisionInput;
-use dualspeed::model::import::{Checkpoint, LoadOptions};
+use dualspeed::model::import::{Architecture, Checkpoint, LoadOptions};
+use dualspeed::model::{VisionInput, VisionTower};
 use dualspeed::prelude::*;
 use serde_json::Value;
 
 use crate::support::{B, fixture};
 
-fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
+pub fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_dualspeed")).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
@@ -118,7 +118,7 @@ fn logits(dir: &Path) -> Vec<f32> {
     let options = LoadOptions::default();
     let checkpoint = Checkpoint::open(dir, &options).unwrap();
     let (model, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
-    let side = model.config.vision.image_size;
+    let side = model.config.vision.image_size();
     let ramp: Vec<f32> = (0..3 * side * side).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
     let pixels = Tensor::<B, 1>::from_floats(ramp.as_slice(), &Default::default());
     let pixels = pixels.reshape([1, 3, side, side]);
@@ -148,6 +148,40 @@ fn what_is_exported_comes_back_the_same() {
             assert!(out.join("model.safetensors.index.json").is_file(), "one shard only");
             assert_eq!(logits(&out), expected, "{name} as {format}");
         }
+    }
+}
+
+/// Transformers' LLaVA and LLaVA's own code have no place for it; it comes back all the same.
+#[test]
+fn an_export_keeps_the_projection_into_the_space_of_text() {
+    use dualspeed::model::export::names::Layout;
+    use dualspeed::model::export::{ExportOptions, Tokens, export_merged};
+    let mut config = match Checkpoint::open(&fixture("llava_mha"), &LoadOptions::default()) {
+        Ok(checkpoint) => match checkpoint.config.architecture {
+            Architecture::Llava(config) => *config,
+            other => panic!("{other:?}"),
+        },
+        Err(error) => panic!("{error}"),
+    };
+    config.vision.vit_mut().unwrap().projection_dim = Some(6);
+    let model = config.init::<B>(&Default::default(), 3).unwrap();
+    let pixels = Tensor::<B, 1, Int>::arange(0..3 * 28 * 28, &Default::default());
+    let pixels = (pixels.float().reshape([1, 3, 28, 28]) / 100.0).sin();
+    let needs = Needs { patch_text: true, ..Needs::default() };
+    let expected = model.vision_tower.features(pixels.clone(), needs).patch_text.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, layout) in [("hf", Layout::Transformers), ("llava", Layout::Original)] {
+        let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
+        let options = ExportOptions { dtype: None, shard: 1 << 30, tokens };
+        let out = dir.path().join(name);
+        export_merged(&model, &out, layout, &options).unwrap();
+        assert!(out.join("visual_projection.safetensors").is_file());
+        let options = LoadOptions::default();
+        let checkpoint = Checkpoint::open(&out, &options).unwrap();
+        let (again, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
+        assert_eq!(again.config.vision.vit().unwrap().projection_dim, Some(6));
+        let found = again.vision_tower.features(pixels.clone(), needs).patch_text.unwrap();
+        assert_eq!((found - expected.clone()).abs().max().into_scalar(), 0.0, "{name}");
     }
 }
 

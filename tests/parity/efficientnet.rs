@@ -1,20 +1,15 @@
 //! EfficientNet-Lite0, where its weights have been fetched.
 
-use dualspeed::assets::{Asset, cache_dir};
 use dualspeed::model::VisionTower;
 use dualspeed::model::efficientnet::EfficientNet;
 use dualspeed::model::import::pickle::PickleWeights;
 use dualspeed::prelude::*;
 
-use crate::support::{B, Expected};
+use crate::support::{B, Expected, asset};
 
 #[test]
 fn features_of_block_ten() {
-    let path = Asset::named("efficientnet-lite0").unwrap().path(&cache_dir().unwrap());
-    if !path.is_file() {
-        println!("skipped: {} is not there (dualspeed assets fetch)", path.display());
-        return;
-    }
+    let Some(path) = asset("efficientnet-lite0") else { return };
     let weights = PickleWeights::open(&path).unwrap();
     let tower = EfficientNet::<B>::read(&weights, 96, &Default::default()).unwrap();
     let expected = Expected::of("efficientnet");

@@ -10,5 +10,6 @@ mod efficientnet;
 mod gguf;
 mod llama;
 mod llava;
+mod small;
 mod support;
 mod training;

@@ -1,8 +1,10 @@
 //! Fixtures, and comparing with them.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use burn_ndarray::NdArray;
+use dualspeed::assets::{Asset, cache_dir};
 use dualspeed::model::import::safetensors::SafetensorsWeights;
 use dualspeed::model::import::source::WeightSource;
 use dualspeed::model::import::{AnyModel, Checkpoint, LoadOptions};
@@ -17,6 +19,22 @@ pub const TOLERANCE: f32 = 1e-4;
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/fixtures").join(name)
+}
+
+/// Pretrained weights, if they have been fetched. Where they have not, the test is skipped and says so past the capture of
+/// its output; with `DUALSPEED_ASSETS=require`, as in .ci/run, it fails.
+pub fn asset(name: &str) -> Option<PathBuf> {
+    let path = Asset::named(name).unwrap().path(&cache_dir().unwrap());
+    if path.is_file() {
+        return Some(path);
+    }
+    let problem = format!("{} is not there; `dualspeed assets fetch` brings it", path.display());
+    let required = std::env::var("DUALSPEED_ASSETS").is_ok_and(|value| value == "require");
+    assert!(!required, "{problem}");
+    // Not `eprintln!`, which the test harness captures.
+    let line = format!("skipped a test that needs {name}: {problem}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    None
 }
 
 /// What the reference library computed.

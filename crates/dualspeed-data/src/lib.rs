@@ -48,8 +48,8 @@ pub use scene::{
     patch_colours, patch_labels, render, scene_tokenizer,
 };
 pub use text::{
-    BpeVocabulary, Conversation, Encoded, Segment, SpecialTokens, Template, TextTokenizer, Turn,
-    encode_prompt, encode_training,
+    BpeVocabulary, Conversation, Encoded, Segment, SentencePieceVocabulary, SpecialTokens,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training,
 };
 
 /// Stands once in `input_ids` for each image (LLaVA's `IMAGE_TOKEN_INDEX`).

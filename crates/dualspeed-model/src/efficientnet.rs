@@ -12,16 +12,21 @@ use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use crate::config::EfficientNetConfig;
 use crate::import::ImportError;
 use crate::import::source::WeightSource;
+use crate::init::Init;
 use crate::rng::hash_str;
+use crate::stages::cast;
 use crate::vision::{Geometry, Needs, VisionFeatures, VisionTower};
 
 /// Groups of blocks up to the tokens: expansion, channels, kernel, stride of the first, blocks.
 const GROUPS: [(usize, usize, usize, usize, usize); 5] =
     [(1, 16, 3, 1, 1), (6, 24, 3, 2, 2), (6, 40, 5, 2, 2), (6, 80, 3, 2, 3), (6, 112, 5, 1, 3)];
 /// Pixels along a side of a token.
-const STRIDE: usize = 16;
+pub const STRIDE: usize = 16;
+/// Width of the features.
+pub const HIDDEN: usize = 112;
 /// Added to the variance of the batch norms.
 const EPS: f32 = 1e-3;
 
@@ -63,17 +68,106 @@ pub struct EfficientNet<B: Backend> {
     pub stem: ConvBn<B>,
     /// Blocks 0 to 10.
     pub blocks: Vec<InvertedResidual<B>>,
-    /// Side of the square input, in pixels.
-    pub image_size: usize,
+    /// The configuration this was built from.
+    pub config: EfficientNetConfig,
+}
+
+/// Sizes of a convolution: its weight's shape, its stride, its groups.
+type Sizes = ([usize; 4], usize, usize);
+
+/// Where a convolution is in the module (`blocks.3.depthwise`), and what the published weights call it and its batch norm.
+struct Names {
+    path: String,
+    conv: String,
+    norm: String,
+}
+
+/// Numbers in the tower's parameters, batch norms folded in.
+pub fn num_parameters() -> u64 {
+    let mut count = 0;
+    // Nothing can fail: no convolution is made.
+    let _ = walk(|_, ([out, each, k, _], ..)| -> Result<(), ()> {
+        count += (out * each * k * k + out) as u64;
+        Ok(())
+    });
+    count
+}
+
+/// Numbers held at once at the widest place, per image: block 1's expanded maps before and after its depthwise
+/// convolution, and its input.
+pub fn working(image_size: usize) -> usize {
+    let half = image_size / 2;
+    (2 * 6 + 1) * 16 * half * half
+}
+
+/// A block of convolutions of any kind: expand, depthwise, project, and whether the input is added.
+struct Block<T> {
+    expand: Option<T>,
+    depthwise: T,
+    project: T,
+    residual: bool,
+}
+
+/// Makes the stem and all blocks up to the tokens, in order.
+fn walk<T, E>(mut make: impl FnMut(Names, Sizes) -> Result<T, E>) -> Result<(T, Vec<Block<T>>), E> {
+    let stem = Names { path: "stem".into(), conv: "_conv_stem".into(), norm: "_bn0".into() };
+    let stem = make(stem, ([32, 3, 3, 3], 2, 1))?;
+    let mut blocks = Vec::new();
+    let mut channels = 32;
+    for (expansion, out, k, stride, count) in GROUPS {
+        for index in 0..count {
+            let stride = if index == 0 { stride } else { 1 };
+            let (at, inner) = (blocks.len(), channels * expansion);
+            let names = |part: &str, conv: &str, norm: &str| Names {
+                path: format!("blocks.{at}.{part}"),
+                conv: format!("_blocks.{at}.{conv}"),
+                norm: format!("_blocks.{at}.{norm}"),
+            };
+            let expand = match expansion {
+                1 => None,
+                _ => {
+                    let names = names("expand", "_expand_conv", "_bn0");
+                    Some(make(names, ([inner, channels, 1, 1], 1, 1))?)
+                }
+            };
+            let depthwise = names("depthwise", "_depthwise_conv", "_bn1");
+            let depthwise = make(depthwise, ([inner, 1, k, k], stride, inner))?;
+            let project =
+                make(names("project", "_project_conv", "_bn2"), ([out, inner, 1, 1], 1, 1))?;
+            let residual = stride == 1 && channels == out;
+            blocks.push(Block { expand, depthwise, project, residual });
+            channels = out;
+        }
+    }
+    Ok((stem, blocks))
+}
+
+impl EfficientNetConfig {
+    /// A tower with initial weights that are a function of `init`'s seed and path.
+    pub fn init<B: Backend>(&self, init: &Init<'_, B>) -> EfficientNet<B> {
+        let made = walk(|names, (shape, stride, groups)| {
+            let at = init.at(&names.path);
+            let fan_in: usize = shape[1..].iter().product();
+            Ok::<_, std::convert::Infallible>(ConvBn {
+                weight: at.at("weight").normal(shape, (2.0 / fan_in as f64).sqrt()),
+                bias: at.at("bias").constant([shape[0]], 0.0),
+                stride,
+                groups,
+            })
+        });
+        match made {
+            Ok(parts) => EfficientNet::new(parts, self.clone()),
+            Err(never) => match never {},
+        }
+    }
 }
 
 impl<B: Backend> ConvBn<B> {
     /// Reads a convolution and folds its batch norm in.
     fn read(
         source: &dyn WeightSource,
-        (conv, norm): (&str, &str),
-        shape: [usize; 4],
-        (stride, groups): (usize, usize),
+        Names { path, conv, norm }: Names,
+        (shape, stride, groups): Sizes,
         device: &B::Device,
     ) -> Result<Self, ImportError> {
         let [out, ..] = shape;
@@ -90,7 +184,7 @@ impl<B: Backend> ConvBn<B> {
         }
         let bias: Vec<f32> =
             (0..out).map(|channel| shift[channel] - mean[channel] * scale[channel]).collect();
-        let id = |name: &str| ParamId::from(hash_str(&format!("vision_tower.{conv}.{name}")));
+        let id = |name: &str| ParamId::from(hash_str(&format!("vision_tower.{path}.{name}")));
         let weight = Tensor::from_data(TensorData::new(weight, shape), device);
         let bias = Tensor::from_data(TensorData::new(bias, [out]), device);
         Ok(Self {
@@ -105,6 +199,8 @@ impl<B: Backend> ConvBn<B> {
     fn forward(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [.., height, width] = x.dims();
         let weight = self.weight.val();
+        // The tower computes in the type of its weights.
+        let x = cast(x, weight.dtype().into());
         let kernel = weight.dims()[3];
         let padding = |side: usize| {
             let total =
@@ -145,54 +241,23 @@ impl<B: Backend> EfficientNet<B> {
         image_size: usize,
         device: &B::Device,
     ) -> Result<Self, ImportError> {
-        if image_size == 0 || !image_size.is_multiple_of(STRIDE) {
-            let problem =
-                format!("images of {image_size} pixels; the side must be a multiple of {STRIDE}");
-            return Err(ImportError::malformed(source.path(), problem));
-        }
-        let names = ("_conv_stem", "_bn0");
-        let stem = ConvBn::read(source, names, [32, 3, 3, 3], (2, 1), device)?;
-        let mut blocks = Vec::new();
-        let mut channels = 32;
-        for (expansion, out, kernel, stride, count) in GROUPS {
-            for index in 0..count {
-                let stride = if index == 0 { stride } else { 1 };
-                let sizes = [channels, channels * expansion, out];
-                blocks.push(Self::block(source, blocks.len(), sizes, kernel, stride, device)?);
-                channels = out;
-            }
-        }
-        Ok(Self { stem, blocks, image_size })
+        let config = EfficientNetConfig { image_size };
+        config.validate().map_err(|error| ImportError::Invalid {
+            path: source.path().to_owned(),
+            source: error,
+        })?;
+        let parts = walk(|names, sizes| ConvBn::read(source, names, sizes, device))?;
+        Ok(Self::new(parts, config))
     }
 
-    fn block(
-        source: &dyn WeightSource,
-        index: usize,
-        [channels, inner, out]: [usize; 3],
-        kernel: usize,
-        stride: usize,
-        device: &B::Device,
-    ) -> Result<InvertedResidual<B>, ImportError> {
-        let read = |conv: &str, norm: &str, shape, steps| {
-            let at = format!("_blocks.{index}");
-            let names = (format!("{at}.{conv}"), format!("{at}.{norm}"));
-            ConvBn::read(source, (&names.0, &names.1), shape, steps, device)
-        };
-        let expand = match inner == channels {
-            true => None,
-            false => Some(read("_expand_conv", "_bn0", [inner, channels, 1, 1], (1, 1))?),
-        };
-        Ok(InvertedResidual {
+    fn new((stem, blocks): (ConvBn<B>, Vec<Block<ConvBn<B>>>), config: EfficientNetConfig) -> Self {
+        let block = |Block { expand, depthwise, project, residual }| InvertedResidual {
             expand,
-            depthwise: read(
-                "_depthwise_conv",
-                "_bn1",
-                [inner, 1, kernel, kernel],
-                (stride, inner),
-            )?,
-            project: read("_project_conv", "_bn2", [out, inner, 1, 1], (1, 1))?,
-            residual: stride == 1 && channels == out,
-        })
+            depthwise,
+            project,
+            residual,
+        };
+        Self { stem, blocks: blocks.into_iter().map(block).collect(), config }
     }
 
     /// `[images, 3, side, side] -> [images, 112, side / 16, side / 16]`.
@@ -212,9 +277,9 @@ impl<B: Backend> EfficientNet<B> {
 
 impl<B: Backend> VisionTower<B> for EfficientNet<B> {
     fn geometry(&self) -> Geometry {
-        let side = self.image_size / STRIDE;
-        let hidden = GROUPS[GROUPS.len() - 1].1;
-        Geometry { num_patches: side * side, hidden, image_size: self.image_size }
+        let image_size = self.config.image_size;
+        let side = image_size / STRIDE;
+        Geometry { num_patches: side * side, hidden: HIDDEN, image_size }
     }
 
     /// A convolutional network has no class token, keys or text space: only the hidden state is there.

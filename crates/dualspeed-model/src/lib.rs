@@ -10,6 +10,7 @@
 //! | [`vision`], [`vit`] | what an encoder is; CLIP's ViT |
 //! | [`clip_text`] | CLIP's text tower |
 //! | [`efficientnet`] | a pretrained convolutional tower |
+//! | [`towers`] | any of them, as one module |
 //! | [`tower`] | training heads and losses of the ViT |
 //! | [`text_tower`] | questions in the space shared with text |
 //! | [`projector`] | from vision features to token embeddings |
@@ -18,6 +19,7 @@
 //! | [`splice`] | text and visual tokens into one batch |
 //! | [`llama`], [`lora`] | the decoder and its adapters |
 //! | [`llava`], [`forward`] | the whole model; views, contexts, results |
+//! | [`mod@assemble`] | a new model from two halves |
 //! | [`losses`] | fast and slow losses as sums and counts |
 //! | [`generate`] | text generation with a key-value cache |
 //! | [`freeze`], [`stages`] | what is trained and what is not |
@@ -28,6 +30,7 @@
 //! | [`import`] | checkpoints of transformers, LLaVA, peft, PyTorch and llama.cpp |
 
 pub mod anyres;
+pub mod assemble;
 pub mod clip_text;
 pub mod config;
 pub mod efficientnet;
@@ -52,13 +55,17 @@ pub mod stages;
 pub mod store;
 pub mod text_tower;
 pub mod tower;
+pub mod towers;
 pub mod vision;
 pub mod vit;
+mod walk;
 
 pub use anyres::{Slot, TileLayout};
+pub use assemble::assemble;
 pub use config::{
-    AnyresConfig, Dtype, HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, LoraTarget,
-    NewlinePolicy, PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VitConfig,
+    AnyresConfig, Dtype, EfficientNetConfig, HiddenAct, LlamaConfig, LlavaConfig, LoraConfig,
+    LoraTarget, NewlinePolicy, PositionPolicy, ProjectorType, RopeScaling, SelectFeature,
+    VisionConfig, VitConfig,
 };
 pub use error::{ConfigError, ModelError};
 pub use forward::{Forward, StepContext, View};
@@ -78,5 +85,6 @@ pub use stages::{ParamGroup, ParamInfo, Trainable};
 pub use store::Precision;
 pub use text_tower::{NameTower, TextFeatures, TextTower};
 pub use tower::{TowerConfig, TowerLoss, TowerLossWeights, TowerModel, TowerTargets};
+pub use towers::Tower;
 pub use vision::{Geometry, Needs, VisionFeatures, VisionTower};
 pub use vit::Vit;

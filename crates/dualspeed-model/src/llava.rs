@@ -20,14 +20,14 @@ use crate::splice::{
     IGNORE_INDEX, IMAGE_TOKEN_INDEX, ImageRows, SpliceOptions, SplicePlan, TextBatch,
 };
 use crate::stages::cast;
+use crate::towers::Tower;
 use crate::vision::{Needs, VisionFeatures, VisionTower};
-use crate::vit::Vit;
 
 /// A LLaVA-family model with a mode isolator and, by option, low-rank adapters.
 #[derive(Module, Debug)]
 pub struct Llava<B: Backend> {
     /// The vision tower; never trained here, never in a record.
-    pub vision_tower: Frozen<Vit<B>>,
+    pub vision_tower: Frozen<Tower<B>>,
     /// From vision features to the embedding space.
     pub mm_projector: Freezable<MlpProjector<B>>,
     /// Ends each row of patches of an image of several tiles, `[d]`.
@@ -70,7 +70,7 @@ impl LlavaConfig {
             mm_projector: Freezable::new(MlpProjector::init(
                 &init.at("mm_projector"),
                 self.mm_projector_type,
-                self.vision.hidden_size,
+                self.vision.hidden_size(),
                 d,
             )),
             image_newline: Freezable::new(newline),
@@ -113,14 +113,15 @@ impl<B: Backend> Llava<B> {
     ///
     /// # Errors
     /// [`ModelError::FeatureShape`] if its features do not fit the projector.
-    pub fn with_vision_tower(mut self, tower: Vit<B>) -> Result<Self, ModelError> {
-        let (tokens, hidden) = (self.config.vision.num_tokens(), self.config.vision.hidden_size);
+    pub fn with_vision_tower(mut self, tower: impl Into<Tower<B>>) -> Result<Self, ModelError> {
+        let tower = tower.into();
+        let (tokens, hidden) = (self.config.vision.num_tokens(), self.config.vision.hidden_size());
         let geometry = tower.geometry();
         if (geometry.num_patches, geometry.hidden) != (tokens, hidden) {
             let found = vec![geometry.num_patches, geometry.hidden];
             return Err(ModelError::FeatureShape { found, tokens, hidden });
         }
-        self.config.vision = tower.config.clone();
+        self.config.vision = tower.config();
         self.vision_tower = Frozen::new(tower);
         Ok(self)
     }

@@ -3,7 +3,10 @@
 use dualspeed_ops::Keep;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{LlamaConfig, LlavaConfig, LoraConfig, ProjectorType, VitConfig};
+use crate::config::{
+    LlamaConfig, LlavaConfig, LoraConfig, LoraTarget, ProjectorType, VisionConfig, VitConfig,
+};
+use crate::efficientnet;
 use crate::stages::Trainable;
 
 /// What the backward pass of the decoder computes again instead of keeping it.
@@ -47,8 +50,18 @@ pub fn block_bytes(
     if keep >= Keep::Products {
         numbers += 2 * mlp + 2 * rank;
     }
-    if keep >= Keep::All {
-        numbers += 2 * d + mlp;
+    if keep >= Keep::Activations {
+        numbers += 2 * d + mlp + rank;
+    }
+    if keep >= Keep::All
+        && let Some(lora) = lora.filter(|lora| lora.dropout > 0.0)
+    {
+        let inputs = lora.targets.iter().map(|target| match target {
+            LoraTarget::OProj => q,
+            LoraTarget::DownProj => mlp,
+            _ => d,
+        });
+        numbers += inputs.sum::<usize>();
     }
     // The softmax statistics are f32 whatever the activations are.
     rows as u64 * (numbers * element + statistics * 4) as u64
@@ -62,14 +75,17 @@ fn working(all: u64) -> u64 {
 /// The plan of least recomputation within `budget` bytes; all from the input if even that does not fit.
 fn fit(config: &LlavaConfig, rows: usize, element: usize, budget: u64) -> Vec<Keep> {
     let bytes = |keep: Keep| block_bytes(&config.text, config.lora.as_ref(), keep, rows, element);
-    let budget = budget.saturating_sub(working(bytes(Keep::All)));
+    let budget = budget.saturating_sub(working(bytes(Keep::Activations)));
     let mut plan = vec![Keep::Input; config.text.num_hidden_layers];
     let mut used = bytes(Keep::Input) * plan.len() as u64;
     // A byte saves about as much in the attention half as in the MLP half, so whole blocks go first and a half fills the rest.
     // From the last block on: its activations live shortest.
-    for (from, to) in
-        [(Keep::Input, Keep::Products), (Keep::Input, Keep::Attention), (Keep::Products, Keep::All)]
-    {
+    for (from, to) in [
+        (Keep::Input, Keep::Products),
+        (Keep::Input, Keep::Attention),
+        (Keep::Products, Keep::Activations),
+        (Keep::Activations, Keep::All),
+    ] {
         let more = bytes(to) - bytes(from);
         for keep in plan.iter_mut().rev().filter(|keep| **keep == from) {
             if used + more > budget {
@@ -132,15 +148,19 @@ pub fn parameters(config: &LlavaConfig) -> [u64; 5] {
         let pairs = lora.targets.iter().map(|target| widths[*target as usize]);
         layers * lora.r as u64 * pairs.map(|(d_in, d_out)| d_in + d_out).sum::<u64>()
     });
-    let vision = config.vision.hidden_size as u64;
+    let vision = config.vision.hidden_size() as u64;
     let projector = match config.mm_projector_type {
         ProjectorType::Mlp2xGelu => vision * d + d + d * d + d,
         ProjectorType::Linear => vision * d + d,
     };
-    [tower(&config.vision), projector, config.isolator_length as u64 * d, decoder, adapters]
+    let tower = match &config.vision {
+        VisionConfig::Vit(config) => vit(config),
+        VisionConfig::EfficientNet(_) => efficientnet::num_parameters(),
+    };
+    [tower, projector, config.isolator_length as u64 * d, decoder, adapters]
 }
 
-fn tower(vision: &VitConfig) -> u64 {
+fn vit(vision: &VitConfig) -> u64 {
     let (d, mlp) = (vision.hidden_size as u64, vision.intermediate_size as u64);
     let block = 4 * (d * d + d) + 2 * d * mlp + mlp + d + 4 * d;
     let patch = 3 * (vision.patch_size * vision.patch_size) as u64 * d;
@@ -172,10 +192,14 @@ pub fn estimate(
         |keep: Keep| block_bytes(&config.text, config.lora.as_ref(), keep, rows, activation_bytes);
     let blocks =
         recompute.unwrap_or(Recompute::Same(Keep::All)).blocks(config, rows, activation_bytes);
-    let block_working = working(bytes(Keep::All));
-    let vision = &config.vision;
-    let tower_working = (images * (vision.num_patches() + 1) * activation_bytes) as u64
-        * (6 * vision.hidden_size + 2 * vision.intermediate_size) as u64;
+    let block_working = working(bytes(Keep::Activations));
+    let per_image = match &config.vision {
+        VisionConfig::Vit(vit) => {
+            (vit.num_patches() + 1) * (6 * vit.hidden_size + 2 * vit.intermediate_size)
+        }
+        VisionConfig::EfficientNet(config) => efficientnet::working(config.image_size),
+    };
+    let tower_working = (images * per_image * activation_bytes) as u64;
     MemoryEstimate {
         frozen: of(false) * frozen_bytes as u64,
         trained: of(true) * 16,
@@ -231,7 +255,10 @@ mod tests {
             assert!(used <= gib * GIB && used >= last, "{gib}: {used}");
             last = used;
         }
-        assert_eq!(Recompute::Within(64 * GIB).blocks(&config, rows, 2), vec![Keep::All; 32]);
+        assert_eq!(
+            Recompute::Within(64 * GIB).blocks(&config, rows, 2),
+            vec![Keep::Activations; 32]
+        );
         assert_eq!(Recompute::Within(0).blocks(&config, rows, 2), vec![Keep::Input; 32]);
         let plan = Recompute::Within(16 * GIB).blocks(&config, rows, 2);
         assert!(plan.contains(&Keep::Input) && plan.contains(&Keep::Products), "{plan:?}");

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::llava::Llava;
+use crate::walk::Walk;
 
 /// What a stage trains; the vision tower never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +138,7 @@ impl<B: Backend> Llava<B> {
         let trainable = self.trainable();
         let mut infos = Vec::new();
         let mut collect = |group, trainable, root: &str, visit: &dyn Fn(&mut Paths)| {
-            let mut paths = Paths { stack: vec![root.to_owned()], found: Vec::new() };
+            let mut paths = Paths { walk: Walk::new(root), found: Vec::new() };
             visit(&mut paths);
             infos.extend(paths.found.into_iter().map(|(id, path, shape)| ParamInfo {
                 id,
@@ -192,20 +193,20 @@ fn visit<B: Backend, M: Module<B>>(module: &M, paths: &mut Paths) {
 
 /// Collects paths and shapes.
 struct Paths {
-    stack: Vec<String>,
+    walk: Walk,
     found: Vec<(ParamId, String, Vec<usize>)>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for Paths {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.stack.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.walk.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.stack.pop();
+        self.walk.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.found.push((param.id, self.stack.join("."), param.lazy_shape().to_vec()));
+        self.found.push((param.id, self.walk.path(), param.lazy_shape().to_vec()));
     }
 }

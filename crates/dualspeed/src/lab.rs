@@ -97,7 +97,8 @@ pub fn scenes(config: &TrainConfig) -> anyhow::Result<SceneConfig> {
 /// # Errors
 /// If the data is not made of scenes.
 pub fn test_source(config: &TrainConfig, samples: usize) -> anyhow::Result<SceneSource> {
-    Ok(SceneSource::new(SceneConfig { split: Split::Test, ..scenes(config)? }, samples)?)
+    let scenes = SceneConfig { split: Split::Test, ..scenes(config)? };
+    Ok(config.data.train.open_scenes(scenes, samples, &config.model)?)
 }
 
 /// The same test scenes in the held-out vendor's drawings.
@@ -106,7 +107,8 @@ pub fn test_source(config: &TrainConfig, samples: usize) -> anyhow::Result<Scene
 /// If the data is not made of scenes.
 pub fn held_out_source(config: &TrainConfig, samples: usize) -> anyhow::Result<SceneSource> {
     let vendors = vec![HELD_OUT_VENDOR];
-    Ok(SceneSource::new(SceneConfig { split: Split::Test, vendors, ..scenes(config)? }, samples)?)
+    let scenes = SceneConfig { split: Split::Test, vendors, ..scenes(config)? };
+    Ok(config.data.train.open_scenes(scenes, samples, &config.model)?)
 }
 
 /// The three views every table shows: full, pruned as trained, pruned without the isolator.

@@ -1,7 +1,7 @@
 //! Run directories: what a run started from, and the model it ended with.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
@@ -70,15 +70,20 @@ pub fn is_checkpoint(dir: &Path) -> bool {
     !dir.join("config.toml").is_file() && dir.join("config.json").is_file()
 }
 
-/// Where `init_from` names a published checkpoint, its architecture takes the place of the configuration's; isolator,
-/// adapters, lengths, precision and what becomes of newlines and positions after pruning stay.
+/// Where a run begins with a published checkpoint, itself or through the runs that `init_from` leads to, the checkpoint's
+/// architecture takes the place of the configuration's; isolator, adapters, lengths, precision and what becomes of
+/// newlines and positions after pruning stay. Generated scenes are then in the words of its tokenizer.
 ///
 /// # Errors
 /// If the checkpoint cannot be read or is no LLaVA.
 pub fn adopt(config: &mut TrainConfig) -> anyhow::Result<()> {
-    let Some(dir) = config.init_from.clone().filter(|dir| is_checkpoint(dir)) else {
-        return Ok(());
-    };
+    let Some(dir) = beginning(config)? else { return Ok(()) };
+    let tokenizer = dir.join("tokenizer.json");
+    for data in [Some(&mut config.data.train), config.data.valid.as_mut()].into_iter().flatten() {
+        if data.llava_json.is_none() && data.tokenizer.is_none() && tokenizer.is_file() {
+            data.tokenizer = Some(tokenizer.clone());
+        }
+    }
     let checkpoint = Checkpoint::open(&dir, &LoadOptions::default())?;
     let Architecture::Llava(theirs) = &checkpoint.config.architecture else {
         anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())
@@ -91,6 +96,21 @@ pub fn adopt(config: &mut TrainConfig) -> anyhow::Result<()> {
     ours.mm_projector_type = theirs.mm_projector_type;
     ours.validate()?;
     Ok(())
+}
+
+/// The published checkpoint that a run, or the first of the runs before it, began with.
+fn beginning(config: &TrainConfig) -> anyhow::Result<Option<PathBuf>> {
+    let mut from = config.init_from.clone();
+    for _ in 0..LONGEST_CHAIN {
+        match from {
+            Some(dir) if is_checkpoint(&dir) => return Ok(Some(dir)),
+            Some(dir) if dir.join("config.toml").is_file() => {
+                from = TrainConfig::load(&dir.join("config.toml"), &[])?.init_from;
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// The model of a published checkpoint with this configuration's isolator and adapters.

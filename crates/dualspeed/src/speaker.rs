@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    BpeVocabulary, Conversation, FitMode, ImageProcessor, SpecialTokens, Template, TextTokenizer,
-    TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
-    read_processor, scene_tokenizer,
+    BpeVocabulary, Conversation, FitMode, ImageProcessor, SentencePieceVocabulary, Template,
+    TextTokenizer, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image,
+    preprocess_image, read_processor, scene_tokenizer,
 };
 use dualspeed_model::import::{
     Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
@@ -20,6 +20,7 @@ use dualspeed_model::{
     VisionInput, VisualTokens,
 };
 use dualspeed_ops::Backend;
+use dualspeed_train::config::{image_processor, read_tokenizer};
 use dualspeed_train::features::pixel_values;
 
 use crate::clip_words::with_projection;
@@ -111,18 +112,21 @@ impl<B: Backend> Speaker<B> {
         let config = run::config(dir)?;
         let (tokenizer, template, system, fit) = match &config.data.train.llava_json {
             Some(json) => {
-                let tokenizer =
-                    TextTokenizer::from_file(&json.tokenizer, &SpecialTokens::default())?;
+                let tokenizer = read_tokenizer(&json.tokenizer)?;
                 (tokenizer, json.template, json.system.clone(), json.fit)
             }
             None => {
                 let scenes = config.data.train.scene_config();
                 let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
-                (scene_tokenizer()?, template, None, FitMode::Pad)
+                let tokenizer = match &config.data.train.tokenizer {
+                    Some(path) => read_tokenizer(path)?,
+                    None => scene_tokenizer()?,
+                };
+                (tokenizer, template, None, FitMode::Pad)
             }
         };
         let model = Model::Llava(Box::new(run::load(dir, device)?));
-        let processor = ImageProcessor::clip(config.model.vision.image_size, fit);
+        let processor = image_processor(&config.model.vision, fit);
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = None;
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
@@ -168,7 +172,7 @@ impl<B: Backend> Speaker<B> {
             model = Model::Llava(Box::new(with_projection(*llava, dir, device)?));
         }
         let tokenizer = match &vocabulary {
-            Some(vocabulary) => bpe(vocabulary).tokenizer()?,
+            Some(vocabulary) => gguf_tokenizer(vocabulary)?,
             None => TextTokenizer::from_dir(&base)?,
         };
         let texts = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -406,9 +410,34 @@ fn with_images(question: &Question) -> anyhow::Result<String> {
     }
 }
 
-fn bpe(vocabulary: &GgufVocabulary) -> BpeVocabulary {
-    let GgufVocabulary { pre, tokens, special, merges, bos, eos, .. } = vocabulary.clone();
-    BpeVocabulary { tokens, merges, pre, special, bos, eos }
+/// The tokenizer of a GGUF file.
+///
+/// # Errors
+/// If its algorithm is not known, or its parts do not fit together.
+pub fn gguf_tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<TextTokenizer> {
+    let GgufVocabulary { model, pre, tokens, special, merges, bos, eos, .. } = vocabulary.clone();
+    Ok(match model.as_str() {
+        "gpt2" => BpeVocabulary { tokens, merges, pre, special, bos, eos }.tokenizer()?,
+        "llama" => {
+            let user_defined = vocabulary.user_defined.clone();
+            let control = special.into_iter().filter(|id| !user_defined.contains(id)).collect();
+            SentencePieceVocabulary {
+                tokens,
+                scores: vocabulary.scores.clone(),
+                control,
+                user_defined,
+                unknown: vocabulary.unknown,
+                bos,
+                eos,
+                add_space_prefix: vocabulary.add_space_prefix,
+            }
+            .tokenizer()?
+        }
+        other => anyhow::bail!(
+            "the file's tokenizer is of the kind {other:?}; gpt2 and llama are read from GGUF: put the model's \
+             tokenizer.json beside the file"
+        ),
+    })
 }
 
 fn read_json(path: &Path) -> anyhow::Result<Option<serde_json::Value>> {
@@ -452,17 +481,18 @@ fn processor<B: Backend>(
     fit: Option<FitMode>,
     model: &Model<B>,
 ) -> anyhow::Result<ImageProcessor> {
-    let side = match model {
-        Model::Llava(model) => model.config.vision.image_size,
+    let vision = match model {
+        Model::Llava(model) => &model.config.vision,
         Model::Llama(_) => return Ok(ImageProcessor::default()),
     };
+    let side = vision.image_size();
     let found = match read_processor(dir) {
         Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
         // With --fit, whatever the file says is overridden.
         Err(error) if fit.is_none() => return Err(error.into()),
         Err(_) => None,
     };
-    let mut processor = found.unwrap_or_else(|| ImageProcessor::clip(side, FitMode::Pad));
+    let mut processor = found.unwrap_or_else(|| image_processor(vision, FitMode::Pad));
     processor.mode = fit.unwrap_or(processor.mode);
     anyhow::ensure!(
         processor.size == side,

@@ -1,8 +1,9 @@
 //! The embedded vision tower: a small ViT that names patches, their colours and the picture, trained by
 //! `dualspeed train-tower` on scenes from the embedded drawings.
 
+use anyhow::Context;
 use dualspeed_data::Atlas;
-use dualspeed_model::{NameTower, TowerConfig, TowerModel, Vit, VitConfig, store};
+use dualspeed_model::{NameTower, TowerConfig, TowerModel, VisionConfig, Vit, VitConfig, store};
 use dualspeed_ops::Backend;
 
 /// Optimiser steps of the embedded weights' training.
@@ -43,7 +44,14 @@ pub fn embedded_with_heads<B: Backend>(device: &B::Device) -> anyhow::Result<Tow
 ///
 /// # Errors
 /// If `wanted` is another architecture: there are no weights for it.
-pub fn embedded<B: Backend>(wanted: &VitConfig, device: &B::Device) -> anyhow::Result<Vit<B>> {
+pub fn embedded<B: Backend>(wanted: &VisionConfig, device: &B::Device) -> anyhow::Result<Vit<B>> {
+    let wanted = wanted.vit().with_context(|| {
+        format!(
+            "there are no weights for the {} in [model.vision]: start from a checkpoint that has them (`dualspeed \
+             assemble` makes one, `train --init-from` takes it)",
+            wanted.kind()
+        )
+    })?;
     let have = VitConfig {
         mm_vision_select_layer: wanted.mm_vision_select_layer,
         mm_vision_select_feature: wanted.mm_vision_select_feature,

@@ -26,6 +26,8 @@ pub struct SceneSource {
     atlas: &'static Atlas,
     tokenizer: Arc<TextTokenizer>,
     processor: ImageProcessor,
+    /// What the fingerprint says of a tokenizer and an image processor that are not the scenes' own.
+    foreign: String,
 }
 
 impl SceneSource {
@@ -37,7 +39,25 @@ impl SceneSource {
         config.validate()?;
         let tokenizer = Arc::new(scene_tokenizer()?);
         let processor = config.processor();
-        Ok(Self { config, len, atlas: Atlas::embedded()?, tokenizer, processor })
+        let foreign = String::new();
+        Ok(Self { config, len, atlas: Atlas::embedded()?, tokenizer, processor, foreign })
+    }
+
+    /// The same scenes in the words of another tokenizer: a language model's that was trained elsewhere.
+    pub fn with_tokenizer(mut self, tokenizer: Arc<TextTokenizer>) -> Self {
+        let text = tokenizer.inner().to_string(false).unwrap_or_default();
+        self.foreign += &format!("tokenizer {:x}", Sha256::digest(text));
+        self.tokenizer = tokenizer;
+        self
+    }
+
+    /// The same scenes with other pixels: those of a vision tower that was trained elsewhere.
+    pub fn with_processor(mut self, processor: ImageProcessor) -> Self {
+        if processor != self.processor {
+            self.foreign += &format!("pixels {:?} {:?}", processor.mean, processor.std);
+        }
+        self.processor = processor;
+        self
     }
 
     /// The configuration.
@@ -140,6 +160,7 @@ impl ExampleSource for SceneSource {
         let mut hash = Sha256::new();
         hash.update(format!("scenes v{GENERATOR_VERSION} {} {:?}", self.len, self.config));
         hash.update(format!("{:?}", self.atlas.classes()));
+        hash.update(&self.foreign);
         let digest = hash.finalize();
         let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         format!("scenes-{hex}")

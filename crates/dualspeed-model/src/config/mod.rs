@@ -1,6 +1,7 @@
 //! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
 
 mod anyres;
+mod encoder;
 mod rope;
 mod text;
 mod vision;
@@ -9,6 +10,7 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use encoder::{CLIP_VIT, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig};
 pub use rope::RopeScaling;
 pub use text::{LlamaConfig, LoraConfig, LoraTarget};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
@@ -64,7 +66,7 @@ impl Dtype {
 #[serde(default, deny_unknown_fields)]
 pub struct LlavaConfig {
     /// The vision tower.
-    pub vision: VitConfig,
+    pub vision: VisionConfig,
     /// The language model.
     pub text: LlamaConfig,
     /// The projector.
@@ -89,7 +91,7 @@ impl Default for LlavaConfig {
     /// The quickstart's model, with the published isolator.
     fn default() -> Self {
         Self {
-            vision: VitConfig::default(),
+            vision: VisionConfig::default(),
             text: LlamaConfig::default(),
             mm_projector_type: ProjectorType::default(),
             anyres: None,
@@ -115,7 +117,7 @@ impl LlavaConfig {
             lora.validate()?;
         }
         if let Some(anyres) = &self.anyres {
-            anyres.validate(self.vision.image_size)?;
+            anyres.validate(self.vision.image_size())?;
         }
         if self.max_length == Some(0) {
             return Err(ConfigError::Zero { field: "max_length" });
@@ -126,7 +128,7 @@ impl LlavaConfig {
     /// LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Vicuna-7B, isolator of length 4.
     pub fn llava_1_5_7b() -> Self {
         Self {
-            vision: VitConfig::clip_vit_l_14_336(),
+            vision: VitConfig::clip_vit_l_14_336().into(),
             text: LlamaConfig::vicuna_7b(),
             max_length: Some(2048),
             pad_to_multiple: 64,

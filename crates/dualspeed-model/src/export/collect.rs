@@ -9,6 +9,7 @@ use dualspeed_ops::Backend;
 use safetensors::{Dtype, View};
 
 use crate::import::tensor::{FloatType, HostTensor, Values};
+use crate::walk::Walk;
 
 /// A tensor that is fetched when it is written.
 pub(super) struct Pending<'a> {
@@ -62,32 +63,29 @@ pub(super) fn collect<B: Backend, M: Module<B>>(
     root: &str,
     dtype: Option<FloatType>,
 ) -> BTreeMap<String, Pending<'static>> {
-    let mut collector =
-        Collector { stack: vec![(root.to_owned(), String::new())], dtype, found: BTreeMap::new() };
+    let mut collector = Collector { walk: Walk::new(root), dtype, found: BTreeMap::new() };
     module.visit(&mut collector);
     collector.found
 }
 
 struct Collector {
-    /// Names on the way to the current parameter, each with the container it is a field of.
-    stack: Vec<(String, String)>,
+    walk: Walk,
     dtype: Option<FloatType>,
     found: BTreeMap<String, Pending<'static>>,
 }
 
 impl<B: Backend> ModuleVisitor<B> for Collector {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.stack.push((name.to_owned(), container.to_owned()));
+        self.walk.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.stack.pop();
+        self.walk.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let path = self.stack.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".");
-        let container = self.stack.last().map_or("", |(_, container)| container.as_str());
-        let turned = D == 2 && matches!(container, "Struct:Linear" | "Struct:LoraPair");
+        let path = self.walk.path();
+        let turned = self.walk.is_turned(D);
         let mut shape = param.lazy_shape().to_vec();
         if turned {
             shape.reverse();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::config::{
     HiddenAct, LlamaConfig, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
-    VitConfig,
+    VisionConfig, VitConfig,
 };
 use crate::import::tensor::FloatType;
 
@@ -32,7 +32,9 @@ fn torch(dtype: FloatType) -> &'static str {
 
 /// `LlavaConfig` or `LlavaNextConfig` of transformers.
 pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatType) -> Value {
-    let strategy = match config.vision.mm_vision_select_feature {
+    // What a tower of another kind has nothing like is what LLaVA-1.5 says.
+    let vit = config.vision.vit().cloned().unwrap_or_default();
+    let strategy = match vit.mm_vision_select_feature {
         SelectFeature::Patch => "default",
         SelectFeature::ClsPatch => "full",
     };
@@ -46,13 +48,13 @@ pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatTy
         "image_token_index": tokens.image,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": true,
-        "vision_feature_layer": config.vision.mm_vision_select_layer,
+        "vision_feature_layer": vit.mm_vision_select_layer,
         "vision_feature_select_strategy": strategy,
         "image_seq_length": config.vision.num_tokens(),
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "torch_dtype": torch(dtype),
         "text_config": llama(&config.text, tokens),
-        "vision_config": vit(&config.vision),
+        "vision_config": vision(&config.vision),
     });
     if let Some(anyres) = &config.anyres {
         json["image_grid_pinpoints"] = json!(anyres.image_grid_pinpoints);
@@ -67,12 +69,13 @@ pub(super) fn original(
     dtype: FloatType,
     tower: &str,
 ) -> Value {
+    let vit = config.vision.vit().cloned().unwrap_or_default();
     let mut json = llama(&config.text, tokens);
     let projector = match config.mm_projector_type {
         ProjectorType::Mlp2xGelu => "mlp2x_gelu",
         ProjectorType::Linear => "linear",
     };
-    let feature = match config.vision.mm_vision_select_feature {
+    let feature = match vit.mm_vision_select_feature {
         SelectFeature::Patch => "patch",
         SelectFeature::ClsPatch => "cls_patch",
     };
@@ -81,8 +84,8 @@ pub(super) fn original(
         "model_type": "llava_llama",
         "torch_dtype": torch(dtype),
         "mm_vision_tower": tower,
-        "mm_hidden_size": config.vision.hidden_size,
-        "mm_vision_select_layer": config.vision.mm_vision_select_layer,
+        "mm_hidden_size": config.vision.hidden_size(),
+        "mm_vision_select_layer": vit.mm_vision_select_layer,
         "mm_vision_select_feature": feature,
         "mm_projector_type": projector,
         "mm_use_im_start_end": false,
@@ -159,6 +162,16 @@ fn llama(config: &LlamaConfig, tokens: &Tokens) -> Value {
         "eos_token_id": tokens.eos,
         "pad_token_id": tokens.pad,
     })
+}
+
+/// The tower's configuration; of a kind that transformers' LLaVA knows or of one that only this reads back.
+fn vision(config: &VisionConfig) -> Value {
+    match config {
+        VisionConfig::Vit(config) => vit(config),
+        VisionConfig::EfficientNet(own) => {
+            json!({ "model_type": config.kind(), "image_size": own.image_size })
+        }
+    }
 }
 
 /// `CLIPVisionConfig` of transformers.

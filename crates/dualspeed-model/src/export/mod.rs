@@ -1,9 +1,10 @@
 //! Our models in other people's formats: a PEFT adapter, transformers' LLaVA, LLaVA's own layout.
 //!
 //! Importing what was exported gives identical logits; `transformers` and `peft` load it too (`scripts/fixtures/
-//! check_export.py`). The mode isolator, which neither knows, goes into `mode_isolator.safetensors` beside the rest; the
-//! tower's projection into the space shared with text, which `LlavaForConditionalGeneration` has no place for, is left
-//! out.
+//! check_export.py`). What they have no place for goes into files of its own beside the rest, which importing reads back:
+//! the mode isolator into `mode_isolator.safetensors`, the tower's projection into the space shared with text into
+//! `visual_projection.safetensors`. A vision tower that transformers' LLaVA does not know is written in its layout all the
+//! same; then only this reads it back.
 
 mod collect;
 mod config;
@@ -28,6 +29,8 @@ pub use self::config::Tokens;
 
 /// The file of the mode isolator.
 pub const ISOLATOR: &str = "mode_isolator.safetensors";
+/// The file of the vision tower's projection into the space shared with text.
+pub const PROJECTION: &str = "visual_projection.safetensors";
 /// The vision tower's directory in LLaVA's own layout.
 const TOWER: &str = "vision_tower";
 
@@ -57,27 +60,37 @@ pub fn export_merged<B: Backend>(
         let problem = "transformers' LLaVA has no projector of one layer; use the llava format";
         return Err(ModelError::Export { problem });
     }
+    if layout == Layout::Original && model.config.vision.vit().is_none() {
+        let problem = "LLaVA's own layout knows vision towers of CLIP only; use the hf format";
+        return Err(ModelError::Export { problem });
+    }
     make_dir(dir)?;
     let merged = model.clone().merge_lora();
     let dtype = options.dtype.unwrap_or(FloatType::F32);
     let all = everything(&merged, options.dtype);
     let mut weights = BTreeMap::new();
-    let mut tower = BTreeMap::new();
+    let (mut tower, mut projection) = (BTreeMap::new(), BTreeMap::new());
     for (path, tensor) in all {
         if let Some(key) = key_of(&path, layout) {
             weights.insert(key, tensor);
         } else if let Some(key) = tower_key(&path) {
             tower.insert(key, tensor);
+        } else if let Some(key) = path.strip_prefix("vision_tower.") {
+            projection.insert(key.to_owned(), tensor);
         }
     }
     write_shards(dir, &weights, options.shard)?;
+    if !projection.is_empty() {
+        write_file(&dir.join(PROJECTION), &projection)?;
+    }
     let json = match layout {
         Layout::Transformers => config::transformers(&model.config, &options.tokens, dtype),
         Layout::Original => {
             let tower_dir = dir.join(TOWER);
             make_dir(&tower_dir)?;
             write_shards(&tower_dir, &tower, options.shard)?;
-            write_json(&tower_dir.join("config.json"), &config::vit(&model.config.vision))?;
+            let vit = model.config.vision.vit().cloned().unwrap_or_default();
+            write_json(&tower_dir.join("config.json"), &config::vit(&vit))?;
             config::original(&model.config, &options.tokens, dtype, TOWER)
         }
     };

@@ -15,9 +15,9 @@ use super::pickle::PickleWeights;
 use super::safetensors::{INDEX, SINGLE, SafetensorsWeights};
 use super::source::{Layered, WeightSource};
 use super::tensor::FloatType;
-use crate::config::{LlamaConfig, LlavaConfig, VitConfig};
+use crate::config::{LlamaConfig, LlavaConfig, VisionConfig, VitConfig};
 use crate::error::ModelError;
-use crate::export::ISOLATOR;
+use crate::export::{ISOLATOR, PROJECTION};
 use crate::init::Init;
 use crate::llama::Llama;
 use crate::llava::Llava;
@@ -86,13 +86,16 @@ impl Checkpoint {
         let config = read_config(&file)?;
         let weights: Box<dyn WeightSource> = Box::new(Canonical::new(open_weights(dir)?)?);
         let mut checkpoint = Self { path: dir.to_owned(), config, weights };
-        let isolator = dir.join(ISOLATOR);
-        if isolator.is_file() {
-            let isolator = Canonical::new(Box::new(SafetensorsWeights::open(&isolator)?))?;
-            checkpoint.weights =
-                Box::new(Layered::new(dir, vec![checkpoint.weights, Box::new(isolator)]));
-        }
         checkpoint.add_vision_tower(options)?;
+        // What the layouts have no place for is in files of its own.
+        for name in [ISOLATOR, PROJECTION] {
+            let path = dir.join(name);
+            if path.is_file() {
+                let own = Canonical::new(Box::new(SafetensorsWeights::open(&path)?))?;
+                checkpoint.weights =
+                    Box::new(Layered::new(dir, vec![checkpoint.weights, Box::new(own)]));
+            }
+        }
         checkpoint.settle()?;
         Ok(checkpoint)
     }
@@ -170,7 +173,9 @@ impl Checkpoint {
         let tied = !head && self.config.tied == Some(true);
         match &mut self.config.architecture {
             Architecture::Llava(config) => {
-                config.vision.projection_dim = projection;
+                if let VisionConfig::Vit(vit) = &mut config.vision {
+                    vit.projection_dim = projection;
+                }
                 config.text.tie_word_embeddings = tied;
                 config.isolator_length = match shape("mode_isolator").as_deref() {
                     Some([length, _]) => *length,
@@ -315,14 +320,15 @@ pub fn fill_part<B: Backend, M: Module<B>>(
 }
 
 /// Sizes of a vision tower's own checkpoint, with what LLaVA selects of it.
-fn tower_config(dir: &Path, selected: &VitConfig) -> Result<VitConfig, ImportError> {
+fn tower_config(dir: &Path, selected: &VisionConfig) -> Result<VisionConfig, ImportError> {
+    let selected = selected.vit().cloned().unwrap_or_default();
     let file = dir.join("config.json");
     match read_config(&file)?.architecture {
-        Architecture::Clip(tower) => Ok(VitConfig {
+        Architecture::Clip(tower) => Ok(VisionConfig::Vit(VitConfig {
             mm_vision_select_layer: selected.mm_vision_select_layer,
             mm_vision_select_feature: selected.mm_vision_select_feature,
             ..tower
-        }),
+        })),
         _ => Err(ImportError::malformed(
             &file,
             "this is no vision tower; it must be a CLIP checkpoint",

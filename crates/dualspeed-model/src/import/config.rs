@@ -11,8 +11,8 @@ use super::error::ImportError;
 use super::json::Json;
 use crate::clip_text::ClipTextConfig;
 use crate::config::{
-    AnyresConfig, HiddenAct, LlamaConfig, LlavaConfig, ProjectorType, RopeScaling, SelectFeature,
-    VitConfig,
+    AnyresConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, LlamaConfig, LlavaConfig,
+    ProjectorType, RopeScaling, SelectFeature, VisionConfig, VitConfig,
 };
 
 /// What kind of model a `config.json` describes.
@@ -145,16 +145,7 @@ fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
     if !matches!(text_type, "llama" | "mistral") {
         return Err(text.refuse("model_type", text_type, "decoders are llama or mistral"));
     }
-    let mut vision = vit(&json.object("vision_config")?)?;
-    vision.mm_vision_select_layer = select_layer(json, "vision_feature_layer")?;
-    vision.mm_vision_select_feature = match json.str("vision_feature_select_strategy")? {
-        None | Some("default") => SelectFeature::Patch,
-        Some("full") => SelectFeature::ClsPatch,
-        Some(other) => {
-            let problem = "known are default and full";
-            return Err(json.refuse("vision_feature_select_strategy", other, problem));
-        }
-    };
+    let vision = vision(json)?;
     let anyres = if next { Some(anyres(json, &vision)?) } else { None };
     Ok(LlavaConfig {
         text: llama(&text, text_type)?,
@@ -164,6 +155,27 @@ fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
         isolator_length: 0,
         ..LlavaConfig::default()
     })
+}
+
+/// The vision tower of `LlavaConfig`, or the one that [`export`](crate::export) writes where transformers knows none.
+fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
+    let own = json.object("vision_config")?;
+    if own.str("model_type")? == Some(EFFICIENTNET_LITE0) {
+        let config = EfficientNetConfig { image_size: own.size("image_size", 384)? };
+        config.validate().map_err(|source| own.invalid(source))?;
+        return Ok(config.into());
+    }
+    let mut vision = vit(&own)?;
+    vision.mm_vision_select_layer = select_layer(json, "vision_feature_layer")?;
+    vision.mm_vision_select_feature = match json.str("vision_feature_select_strategy")? {
+        None | Some("default") => SelectFeature::Patch,
+        Some("full") => SelectFeature::ClsPatch,
+        Some(other) => {
+            let problem = "known are default and full";
+            return Err(json.refuse("vision_feature_select_strategy", other, problem));
+        }
+    };
+    Ok(vision.into())
 }
 
 /// `config.json` of LLaVA's own code: a Llama configuration with `mm_*` fields beside it. The vision tower's sizes are
@@ -187,6 +199,7 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
             return Err(json.refuse("mm_projector_type", other, problem));
         }
     };
+    let vision = VisionConfig::Vit(vision);
     let anyres = match json.str("mm_patch_merge_type")? {
         Some("spatial_unpad") => Some(anyres(json, &vision)?),
         _ => None,
@@ -203,8 +216,8 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
     })
 }
 
-fn anyres(json: &Json<'_>, vision: &VitConfig) -> Result<AnyresConfig, ImportError> {
-    let side = vision.image_size;
+fn anyres(json: &Json<'_>, vision: &VisionConfig) -> Result<AnyresConfig, ImportError> {
+    let side = vision.image_size();
     let default = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]].map(|grid| grid.map(|n| n * side));
     let pinpoints = match json.get("image_grid_pinpoints") {
         None | Some(Value::Null) => default.to_vec(),

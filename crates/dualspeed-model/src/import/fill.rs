@@ -9,6 +9,7 @@ use dualspeed_ops::Backend;
 use super::error::ImportError;
 use super::source::WeightSource;
 use super::tensor::{FloatType, HostTensor};
+use crate::walk::Walk;
 
 /// What was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,8 +69,7 @@ pub(crate) fn fill<B: Backend, M: Module<B>>(
     books: &mut Books,
     dtype: Option<FloatType>,
 ) -> Result<M, ImportError> {
-    let mut filler =
-        Filler { source, books, dtype, stack: vec![(root.to_owned(), String::new())], error: None };
+    let mut filler = Filler { source, books, dtype, walk: Walk::new(root), error: None };
     let module = module.map(&mut filler);
     match filler.error {
         Some(error) => Err(error),
@@ -81,22 +81,17 @@ struct Filler<'a> {
     source: &'a dyn WeightSource,
     books: &'a mut Books,
     dtype: Option<FloatType>,
-    /// Names on the way to the current parameter, each with the container it is a field of.
-    stack: Vec<(String, String)>,
+    walk: Walk,
     error: Option<ImportError>,
 }
 
 impl Filler<'_> {
-    fn path(&self) -> String {
-        self.stack.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
-    }
-
     /// Reads what belongs at the current path, in Burn's layout; `None` if there is nothing or after an error.
     fn tensor(&mut self, shape: &[usize]) -> Option<HostTensor> {
         if self.error.is_some() {
             return None;
         }
-        let path = self.path();
+        let path = self.walk.path();
         if !self.books.unused.remove(&path) {
             self.books.missing.push(path);
             return None;
@@ -111,9 +106,8 @@ impl Filler<'_> {
     }
 
     fn read(&mut self, path: &str, shape: &[usize]) -> Result<HostTensor, ImportError> {
-        let container = self.stack.last().map_or("", |(_, container)| container.as_str());
         let info = &self.source.tensors()[path];
-        let turned = matches!(container, "Struct:Linear" | "Struct:LoraPair") && shape.len() == 2;
+        let turned = self.walk.is_turned(shape.len());
         let expected: Vec<usize> =
             if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
         if info.shape != expected {
@@ -124,24 +118,26 @@ impl Filler<'_> {
             );
             return Err(ImportError::tensor(&info.path, &info.key, problem));
         }
-        let tensor = self.source.read(path)?;
+        let tensor = match turned {
+            true => self.source.read_transposed(path)?,
+            false => self.source.read(path)?,
+        };
         self.books.loaded.tensors += 1;
         self.books.loaded.bytes += (tensor.len() * tensor.dtype().size()) as u64;
-        let tensor = match self.dtype {
+        Ok(match self.dtype {
             Some(dtype) => tensor.cast(dtype),
             None => tensor,
-        };
-        Ok(if turned { tensor.transposed() } else { tensor })
+        })
     }
 }
 
 impl<B: Backend> ModuleMapper<B> for Filler<'_> {
     fn enter_module(&mut self, name: &str, container: &str) {
-        self.stack.push((name.to_owned(), container.to_owned()));
+        self.walk.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.stack.pop();
+        self.walk.exit();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {

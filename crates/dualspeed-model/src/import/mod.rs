@@ -7,7 +7,7 @@
 //! | [`adapter`] | PEFT adapters, `non_lora_trainables.bin`, `mm_projector.bin`, `mode_isolator.bin` |
 //! | [`safetensors`], [`pickle`], [`gguf`] | three formats of named tensors |
 //! | [`names`] | names in checkpoints, paths in our model |
-//! | [`source`], [`tensor`] | named tensors, read one at a time, on the host |
+//! | [`source`], [`tensor`] | named tensors, read one at a time, on the host; matrices turned on the way |
 //! | [`error`] | errors that name file and key |
 
 pub mod adapter;
@@ -22,6 +22,7 @@ pub mod pickle;
 pub mod safetensors;
 pub mod source;
 pub mod tensor;
+mod turn;
 
 pub use adapter::{Adapter, load_extra};
 pub use checkpoint::{AnyModel, Checkpoint, LoadOptions, LoadReport, open_weights};

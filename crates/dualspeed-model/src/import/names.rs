@@ -114,6 +114,11 @@ impl Canonical {
         }
         Ok(Self { inner, infos })
     }
+
+    fn key(&self, path: &str) -> Result<&str, ImportError> {
+        let missing = || ImportError::tensor(self.inner.path(), path, "there is no such tensor");
+        self.infos.get(path).map(|info| info.key.as_str()).ok_or_else(missing)
+    }
 }
 
 impl WeightSource for Canonical {
@@ -126,10 +131,11 @@ impl WeightSource for Canonical {
     }
 
     fn read(&self, path: &str) -> Result<HostTensor, ImportError> {
-        match self.infos.get(path) {
-            Some(info) => self.inner.read(&info.key),
-            None => Err(ImportError::tensor(self.path(), path, "there is no such tensor")),
-        }
+        self.inner.read(self.key(path)?)
+    }
+
+    fn read_transposed(&self, path: &str) -> Result<HostTensor, ImportError> {
+        self.inner.read_transposed(self.key(path)?)
     }
 }
 

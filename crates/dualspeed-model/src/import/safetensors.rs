@@ -186,6 +186,20 @@ impl WeightSource for SafetensorsWeights {
     }
 
     fn read(&self, key: &str) -> Result<HostTensor, ImportError> {
+        self.read_with(key, HostTensor::read_le)
+    }
+
+    fn read_transposed(&self, key: &str) -> Result<HostTensor, ImportError> {
+        self.read_with(key, HostTensor::read_le_transposed)
+    }
+}
+
+impl SafetensorsWeights {
+    fn read_with(
+        &self,
+        key: &str,
+        read: impl FnOnce(Vec<usize>, FloatType, &mut File) -> std::io::Result<HostTensor>,
+    ) -> Result<HostTensor, ImportError> {
         let place = self
             .places
             .get(key)
@@ -203,7 +217,7 @@ impl WeightSource for SafetensorsWeights {
         let shape = self.infos[key].shape.clone();
         let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         file.seek(SeekFrom::Start(place.offset))
-            .and_then(|_| HostTensor::read_le(shape, dtype, &mut *file))
+            .and_then(|_| read(shape, dtype, &mut file))
             .map_err(|error| ImportError::tensor(path, key, format!("cannot be read: {error}")))
     }
 }

@@ -32,6 +32,14 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// [`ImportError`] if there is none of that name, its type is no float, or the file ends early.
     fn read(&self, key: &str) -> Result<HostTensor, ImportError>;
+
+    /// Reads one tensor; a matrix with its rows and columns exchanged.
+    ///
+    /// # Errors
+    /// As [`WeightSource::read`].
+    fn read_transposed(&self, key: &str) -> Result<HostTensor, ImportError> {
+        Ok(self.read(key)?.transposed())
+    }
 }
 
 /// Tensors held in memory: a pickle that was read, or a test.
@@ -87,6 +95,12 @@ impl Layered {
         let infos = layers.iter().flat_map(|layer| layer.tensors().clone()).collect();
         Self { path: path.into(), infos, layers }
     }
+
+    fn layer(&self, key: &str) -> Result<&dyn WeightSource, ImportError> {
+        let layer = self.layers.iter().rev().find(|layer| layer.tensors().contains_key(key));
+        let missing = || ImportError::tensor(&self.path, key, "there is no such tensor");
+        layer.map(|layer| &**layer).ok_or_else(missing)
+    }
 }
 
 impl WeightSource for Layered {
@@ -99,10 +113,10 @@ impl WeightSource for Layered {
     }
 
     fn read(&self, key: &str) -> Result<HostTensor, ImportError> {
-        let layer = self.layers.iter().rev().find(|layer| layer.tensors().contains_key(key));
-        match layer {
-            Some(layer) => layer.read(key),
-            None => Err(ImportError::tensor(&self.path, key, "there is no such tensor")),
-        }
+        self.layer(key)?.read(key)
+    }
+
+    fn read_transposed(&self, key: &str) -> Result<HostTensor, ImportError> {
+        self.layer(key)?.read_transposed(key)
     }
 }

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::turn::{read_turned, turned};
 use crate::config::Dtype;
 
 /// Element types that weights come in.
@@ -108,6 +109,29 @@ impl HostTensor {
         Ok(Self { shape, values })
     }
 
+    /// [`HostTensor::read_le`] of a matrix, as [`HostTensor::transposed`] leaves it, in one go. Tensors of other ranks are
+    /// read as they are.
+    ///
+    /// # Errors
+    /// As [`HostTensor::read_le`].
+    pub fn read_le_transposed(
+        shape: Vec<usize>,
+        dtype: FloatType,
+        reader: &mut (impl Read + Send),
+    ) -> std::io::Result<Self> {
+        let [rows, columns] = shape[..] else { return Self::read_le(shape, dtype, reader) };
+        let values = match dtype {
+            FloatType::F32 => Values::F32(read_turned(rows, columns, reader)?),
+            FloatType::F16 => {
+                Values::F16(read_turned::<u16>(rows, columns, reader)?.reinterpret_into())
+            }
+            FloatType::Bf16 => {
+                Values::Bf16(read_turned::<u16>(rows, columns, reader)?.reinterpret_into())
+            }
+        };
+        Ok(Self { shape: vec![columns, rows], values })
+    }
+
     /// The element type.
     pub fn dtype(&self) -> FloatType {
         match &self.values {
@@ -163,9 +187,9 @@ impl HostTensor {
     pub fn transposed(self) -> Self {
         let [rows, columns] = self.shape[..] else { return self };
         let values = match &self.values {
-            Values::F32(values) => Values::F32(transpose(values, rows, columns)),
-            Values::F16(values) => Values::F16(transpose(values, rows, columns)),
-            Values::Bf16(values) => Values::Bf16(transpose(values, rows, columns)),
+            Values::F32(values) => Values::F32(turned(values, rows, columns)),
+            Values::F16(values) => Values::F16(turned(values, rows, columns)),
+            Values::Bf16(values) => Values::Bf16(turned(values, rows, columns)),
         };
         Self { shape: vec![columns, rows], values }
     }
@@ -185,49 +209,9 @@ impl HostTensor {
     }
 }
 
-/// Transposes in tiles, so that both sides stay in the cache.
-fn transpose<T: Copy + Default + Send + Sync>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
-    const TILE: usize = 32;
-    let mut result = vec![T::default(); values.len()];
-    if values.is_empty() {
-        return result;
-    }
-    let bands = result.par_chunks_mut(TILE * rows).enumerate();
-    bands.for_each(|(band, out)| {
-        let first = band * TILE;
-        let width = out.len() / rows;
-        for top in (0..rows).step_by(TILE) {
-            let height = TILE.min(rows - top);
-            // Writes run along memory: a cache line of the result is filled at once.
-            for (column, line) in out.chunks_exact_mut(rows).enumerate().take(width) {
-                let from = values[top * columns + first + column..].iter().step_by(columns);
-                for (to, value) in line[top..top + height].iter_mut().zip(from) {
-                    *to = *value;
-                }
-            }
-        }
-    });
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn transposes_odd_shapes() {
-        for (rows, columns) in [(1, 1), (3, 70), (70, 3), (33, 65), (64, 64)] {
-            let values: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
-            let tensor = HostTensor::f32(vec![rows, columns], values.clone()).transposed();
-            assert_eq!(tensor.shape, [columns, rows]);
-            let turned = tensor.to_f32();
-            for row in 0..rows {
-                for column in 0..columns {
-                    assert_eq!(turned[column * rows + row], values[row * columns + column]);
-                }
-            }
-        }
-    }
 
     #[test]
     fn reads_and_casts_every_type() {

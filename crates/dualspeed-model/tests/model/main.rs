@@ -8,4 +8,5 @@ mod pruners;
 mod splice;
 mod support;
 mod tower;
+mod towers;
 mod views;

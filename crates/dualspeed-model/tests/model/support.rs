@@ -29,7 +29,8 @@ pub fn config() -> LlavaConfig {
             patch_size: 4,
             projection_dim: Some(6),
             ..VitConfig::default()
-        },
+        }
+        .into(),
         text: LlamaConfig {
             hidden_size: 16,
             num_hidden_layers: 2,

@@ -70,7 +70,7 @@ fn features_equal_a_naive_tower_with_whole_attention_maps() {
     let needs = Needs { cls_attention: true, keys: true, patch_text: true, ..Needs::default() };
     for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
         for feature in [SelectFeature::Patch, SelectFeature::ClsPatch] {
-            let mut config = config().vision;
+            let mut config = config().vision.vit().unwrap().clone();
             config.mm_vision_select_layer = select;
             config.mm_vision_select_feature = feature;
             let model: TowerModel<B> =
@@ -111,7 +111,7 @@ fn features_equal_a_naive_tower_with_whole_attention_maps() {
 }
 
 fn tower_config() -> TowerConfig {
-    TowerConfig { vision: config().vision, num_classes: 3, num_colours: 2 }
+    TowerConfig { vision: config().vision.vit().unwrap().clone(), num_classes: 3, num_colours: 2 }
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn weights_survive_the_disk_in_both_precisions() {
 fn the_last_layer_is_shown_whatever_is_selected() {
     let needs = Needs { cls_hidden: true, last_layer: true, ..Needs::default() };
     for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
-        let mut config = config().vision;
+        let mut config = config().vision.vit().unwrap().clone();
         config.mm_vision_select_layer = select;
         let model: TowerModel<B> = TowerConfig { vision: config, num_classes: 3, num_colours: 2 }
             .init(&device::<B>(), 3)

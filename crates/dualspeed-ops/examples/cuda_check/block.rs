@@ -30,6 +30,8 @@ pub fn all() -> Vec<Block> {
         block(false, false, Keep::All),
         block(true, false, Keep::All),
         block(true, true, Keep::Products),
+        block(true, true, Keep::Activations),
+        block(true, true, Keep::All),
         block(true, false, Keep::Attention),
         block(true, true, Keep::Input),
     ]

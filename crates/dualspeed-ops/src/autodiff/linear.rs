@@ -92,7 +92,8 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
     );
     let hidden = constant::<B, C>(forward.hidden.clone());
     if !(needs_x || needs_weight || needs_a || needs_b) {
-        return LoraLinearOutput { output: constant::<B, C>(forward.output), hidden };
+        let output = constant::<B, C>(forward.output);
+        return LoraLinearOutput { output, hidden, dropped: None };
     }
     let saved = LoraLinearSaved {
         x: (needs_weight || needs_a).then(|| x.primitive.clone()),
@@ -102,11 +103,12 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
         b: b.primitive.clone(),
         adapter_dtypes: [a.dtype(), b.dtype()],
         hidden: forward.hidden,
+        dropped: forward.dropped,
         dropout,
         scale,
     };
     let output = node::<B, C, _, 4>(LoraLinear, [&x, &weight, &a, &b], saved, forward.output);
-    LoraLinearOutput { output, hidden }
+    LoraLinearOutput { output, hidden, dropped: None }
 }
 
 #[derive(Debug)]

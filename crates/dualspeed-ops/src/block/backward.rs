@@ -3,7 +3,7 @@
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorMetadata};
 
-use super::forward::{Saved, adapters, attend, gate, merge_heads, mid, split_heads};
+use super::forward::{LowRank, Saved, adapters, attend, gate, merge_heads, mid, split_heads};
 use super::{BlockContext, BlockLinear, BlockParams};
 use crate::Backend;
 use crate::types::{LinearSaved, LoraLinearSaved};
@@ -38,14 +38,15 @@ pub(crate) fn backward<B: Backend>(
     let post_norm = &params.post_attention_layernorm;
     let mid_normed = mid_normed.unwrap_or_else(|| norm(&mid, post_norm));
     let gated = gated.unwrap_or_else(|| gate(&mid_normed, params, ctx));
-    let act = act.unwrap_or_else(|| B::fused_swiglu(gated.gate.clone(), gated.up.clone()));
+    let (act, down_low_rank) =
+        act.unwrap_or_else(|| (B::fused_swiglu(gated.gate.clone(), gated.up.clone()), None));
 
     // MLP
     let (grad_act, down) = ctx.linear_backward(
         (6, dtypes[6]),
         &params.down_proj,
         act,
-        None,
+        down_low_rank,
         (grad.clone(), None),
         true,
         &needs.down_proj,
@@ -140,7 +141,7 @@ impl<B: Backend> BlockContext<B> {
         (index, dtypes): (usize, Option<[DType; 2]>),
         layer: &BlockLinear<FloatTensor<B>>,
         input: FloatTensor<B>,
-        low_rank: Option<FloatTensor<B>>,
+        low_rank: Option<LowRank<B>>,
         (grad, sum): (FloatTensor<B>, Option<FloatTensor<B>>),
         needs_x: bool,
         needs: &BlockLinear<bool>,
@@ -155,12 +156,10 @@ impl<B: Backend> BlockContext<B> {
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
         let dropout = self.dropout(index);
-        let hidden = low_rank.unwrap_or_else(|| {
-            let dropped = match &dropout {
-                Some(dropout) => B::fused_dropout(input.clone(), dropout, None),
-                None => input.clone(),
-            };
-            B::fused_linear(dropped, a.clone(), None)
+        let LowRank { hidden, dropped } = low_rank.unwrap_or_else(|| {
+            let dropped = dropout.as_ref().map(|d| B::fused_dropout(input.clone(), d, None));
+            let from = dropped.clone().unwrap_or_else(|| input.clone());
+            LowRank { hidden: B::fused_linear(from, a.clone(), None), dropped }
         });
         let saved = LoraLinearSaved {
             x: (needs.weight || needs_a).then_some(input),
@@ -170,6 +169,7 @@ impl<B: Backend> BlockContext<B> {
             b: b.clone(),
             adapter_dtypes: dtypes.unwrap_or([a.dtype(), b.dtype()]),
             hidden,
+            dropped,
             dropout,
             scale: self.lora_scale,
         };

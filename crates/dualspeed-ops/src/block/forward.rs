@@ -8,6 +8,15 @@ use crate::Backend;
 use crate::dropout::Dropout;
 use crate::types::AttentionOutput;
 
+/// What a layer's adapter leaves for its backward pass.
+#[derive(Clone, Debug)]
+pub(crate) struct LowRank<B: Backend> {
+    /// The rank-r activation.
+    pub hidden: FloatTensor<B>,
+    /// The input after dropout.
+    pub dropped: Option<FloatTensor<B>>,
+}
+
 /// Queries, keys and values as the attention took them (`[b, h, s, d]`, rotated), its output, and the adapters'
 /// rank-r activations.
 #[derive(Clone, Debug)]
@@ -16,7 +25,7 @@ pub(crate) struct Attended<B: Backend> {
     pub k: FloatTensor<B>,
     pub v: FloatTensor<B>,
     pub output: AttentionOutput<B>,
-    pub low_rank: [Option<FloatTensor<B>>; 3],
+    pub low_rank: [Option<LowRank<B>>; 3],
 }
 
 /// The two products before SwiGLU.
@@ -24,7 +33,7 @@ pub(crate) struct Attended<B: Backend> {
 pub(crate) struct Gated<B: Backend> {
     pub gate: FloatTensor<B>,
     pub up: FloatTensor<B>,
-    pub low_rank: [Option<FloatTensor<B>>; 2],
+    pub low_rank: [Option<LowRank<B>>; 2],
 }
 
 /// The adapters of the linear layers, in the order of [`BlockParams`]' fields.
@@ -39,12 +48,12 @@ pub(crate) struct Saved<B: Backend> {
     pub normed: Option<FloatTensor<B>>,
     pub attended: Option<Attended<B>>,
     /// After the attention's residual sum, with the rank-r activation of the output projection.
-    pub mid: Option<(FloatTensor<B>, Option<FloatTensor<B>>)>,
+    pub mid: Option<(FloatTensor<B>, Option<LowRank<B>>)>,
     /// After the second norm.
     pub mid_normed: Option<FloatTensor<B>>,
     pub gated: Option<Gated<B>>,
-    /// After SwiGLU.
-    pub act: Option<FloatTensor<B>>,
+    /// After SwiGLU, with the rank-r activation of the last projection.
+    pub act: Option<(FloatTensor<B>, Option<LowRank<B>>)>,
     /// The adapters in the type of the activations.
     pub adapters: Option<Adapters<B>>,
 }
@@ -76,16 +85,16 @@ pub(crate) fn forward<B: Backend>(
         B::fused_rms_norm(mid.clone(), params.post_attention_layernorm.clone(), ctx.eps);
     let gated = gate(&mid_normed, params, ctx);
     let act = B::fused_swiglu(gated.gate.clone(), gated.up.clone());
-    let (y, _) = ctx.linear(6, &params.down_proj, act.clone(), Some(mid.clone()));
+    let (y, down_low_rank) = ctx.linear(6, &params.down_proj, act.clone(), Some(mid.clone()));
     let keep = ctx.keep;
     let saved = Saved {
         x,
-        normed: (keep >= Keep::All).then_some(normed),
+        normed: (keep >= Keep::Activations).then_some(normed),
         attended: (keep >= Keep::Attention).then_some(attended),
         mid: (keep >= Keep::Attention).then_some((mid, o_low_rank)),
-        mid_normed: (keep >= Keep::All).then_some(mid_normed),
+        mid_normed: (keep >= Keep::Activations).then_some(mid_normed),
         gated: (keep >= Keep::Products).then_some(gated),
-        act: (keep >= Keep::All).then_some(act),
+        act: (keep >= Keep::Activations).then_some((act, down_low_rank)),
         adapters: (keep >= Keep::Products).then_some(adapters),
     };
     (y, saved)
@@ -114,7 +123,7 @@ pub(super) fn mid<B: Backend>(
     attended: &Attended<B>,
     params: &BlockParams<FloatTensor<B>>,
     ctx: &BlockContext<B>,
-) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+) -> (FloatTensor<B>, Option<LowRank<B>>) {
     let merged = merge_heads::<B>(attended.output.output.clone());
     ctx.linear(3, &params.o_proj, merged, Some(x.clone()))
 }
@@ -131,15 +140,15 @@ pub(super) fn gate<B: Backend>(
 }
 
 impl<B: Backend> BlockContext<B> {
-    /// Linear layer `index` (in the order of the fields), added to the residual stream where one is given, and its rank-r
-    /// activation.
+    /// Linear layer `index` (in the order of the fields), added to the residual stream where one is given, and what its adapter
+    /// leaves.
     pub(super) fn linear(
         &self,
         index: usize,
         layer: &BlockLinear<FloatTensor<B>>,
         x: FloatTensor<B>,
         residual: Option<FloatTensor<B>>,
-    ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    ) -> (FloatTensor<B>, Option<LowRank<B>>) {
         let weight = layer.weight.clone();
         let Some((a, b)) = layer.lora.clone() else {
             let y = match residual {
@@ -153,7 +162,8 @@ impl<B: Backend> BlockContext<B> {
             Some(residual) => B::fused_lora_linear_add(x, weight, a, b, scale, dropout, residual),
             None => B::fused_lora_linear(x, weight, a, b, scale, dropout),
         };
-        (out.output, Some(out.hidden))
+        let dropped = out.dropped.filter(|_| self.keep >= Keep::All);
+        (out.output, Some(LowRank { hidden: out.hidden, dropped }))
     }
 
     /// The dropout of adapter `index`.

@@ -24,6 +24,8 @@ pub enum Keep {
     Attention,
     /// The results of all products and of the attention; norms and SwiGLU are computed again.
     Products,
+    /// Everything but what dropout left of the adapters' inputs.
+    Activations,
     /// Everything.
     #[default]
     All,

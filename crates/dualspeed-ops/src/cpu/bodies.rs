@@ -94,6 +94,7 @@ pub(super) fn lora_linear<B: Host>(
     LoraLinearOutput {
         output: B::make(y, &with_last(&xs.shape, n)),
         hidden: B::make(hidden, &[m, r]),
+        dropped: None,
     }
 }
 

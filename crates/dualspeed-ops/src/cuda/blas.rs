@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::cublaslt::result as lt;
@@ -14,10 +15,20 @@ use cudarc::driver::sys as driver;
 
 use super::error::CudaError;
 use super::gpu::{Gpu, check};
+use super::kernel::{cache_file, digest, write_cache};
 use super::tensor::Element;
 
 /// Scratch memory for one product; what NVIDIA recommends on Hopper. One product runs at a time.
 const WORKSPACE: usize = 32 << 20;
+
+/// Multiplications and additions from which a product's algorithm is chosen by measuring.
+const MEASURED: f64 = 2.5e8;
+
+/// Algorithms that are measured.
+const CANDIDATES: usize = 6;
+
+/// An algorithm has to be this much faster than the library's first choice.
+const WORTH: f32 = 0.98;
 
 static TF32: AtomicBool = AtomicBool::new(false);
 
@@ -128,6 +139,7 @@ struct Conditions {
 }
 
 /// Descriptors and the chosen algorithm; alive as long as the process.
+#[derive(Clone, Copy)]
 struct Plan {
     matmul: sys::cublasLtMatmulDesc_t,
     a: sys::cublasLtMatrixLayout_t,
@@ -140,6 +152,10 @@ struct Plan {
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
+    /// What the device is, for choices on disk.
+    device: String,
+    /// Whether the driver has the clock that measuring needs: CUDA 12.8 and later.
+    measures: bool,
     plans: HashMap<(Product, Conditions), Plan>,
 }
 
@@ -168,7 +184,7 @@ fn address<T>(value: &T) -> *const c_void {
 }
 
 impl Blas {
-    pub(super) fn new() -> Result<Self, CudaError> {
+    pub(super) fn new(device: String) -> Result<Self, CudaError> {
         let mut workspace = 0;
         // SAFETY: the pointer is to a local; the context is current.
         let code = unsafe { driver::cuMemAlloc_v2(&mut workspace, WORKSPACE) };
@@ -178,10 +194,20 @@ impl Blas {
             code: format!("{error}"),
             product: "the device".into(),
         })?;
-        Ok(Self { handle, workspace, plans: HashMap::new() })
+        let mut version = 0;
+        // SAFETY: the pointer is to a local.
+        unsafe { driver::cuDriverGetVersion(&mut version) };
+        let measures = version >= 12_080;
+        Ok(Self { handle, workspace, device, measures, plans: HashMap::new() })
     }
 
-    fn plan(&self, product: &Product, conditions: &Conditions) -> Result<Plan, CudaError> {
+    fn plan(
+        &self,
+        product: &Product,
+        conditions: &Conditions,
+        operands: &Operands,
+        stream: driver::CUstream,
+    ) -> Result<Plan, CudaError> {
         let p = product;
         let compute = match (p.input, conditions.tf32) {
             (Element::F32, true) => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -217,8 +243,160 @@ impl Blas {
             };
             blas("cublasLtMatmulDescSetAttribute", p, result)?;
         }
-        let algorithm = self.algorithm(p, conditions, [first, second, c], matmul)?;
-        Ok(Plan { matmul, a: first, b: second, c, algorithm })
+        let algorithms = self.algorithms(p, conditions, [first, second, c], matmul)?;
+        let Some(algorithm) = algorithms.first().copied() else {
+            let call = "cublasLtMatmulAlgoGetHeuristic";
+            let (code, product) = ("no algorithm".to_owned(), format!("{p:?}"));
+            return Err(CudaError::Blas { call, code, product });
+        };
+        let mut plan = Plan { matmul, a: first, b: second, c, algorithm };
+        let count = p.batch.map_or(1, |batch| batch.count);
+        if self.measures && (p.m * p.n * p.k * count) as f64 >= MEASURED && algorithms.len() > 1 {
+            plan.algorithm = self.chosen(p, conditions, &plan, &algorithms, operands, stream);
+        }
+        Ok(plan)
+    }
+
+    /// The fastest of `algorithms`, from the disk where it was measured before: a run that is resumed computes what the run
+    /// before it did. The library's guess is off where the last wave of tiles is nearly empty.
+    fn chosen(
+        &self,
+        product: &Product,
+        conditions: &Conditions,
+        plan: &Plan,
+        algorithms: &[sys::cublasLtMatmulAlgo_t],
+        operands: &Operands,
+        stream: driver::CUstream,
+    ) -> sys::cublasLtMatmulAlgo_t {
+        // SAFETY: the function takes nothing and returns a number.
+        let version = unsafe { sys::cublasLtGetVersion() }.to_string();
+        let digest = digest(&[&self.device, &version, &format!("{product:?} {conditions:?}")]);
+        let file = cache_file(&format!("product-{digest}.algorithm"));
+        let known = file.as_ref().and_then(|file| std::fs::read(file).ok());
+        let known = known.and_then(|bytes| <[u8; 64]>::try_from(bytes).ok()).map(|bytes| {
+            let word = |i: usize| std::array::from_fn(|j| bytes[8 * i + j]);
+            sys::cublasLtMatmulAlgo_t { data: std::array::from_fn(|i| u64::from_le_bytes(word(i))) }
+        });
+        // Only what the library offers is trusted.
+        if let Some(known) = known.filter(|known| algorithms.contains(known)) {
+            return known;
+        }
+        let fastest = match self.measured(product, conditions, plan, algorithms, operands, stream) {
+            Ok(fastest) => fastest,
+            Err(error) => {
+                tracing::debug!("the first algorithm is taken unmeasured: {error}");
+                return plan.algorithm;
+            }
+        };
+        if let Some(file) = file {
+            let bytes: Vec<u8> = fastest.data.iter().flat_map(|word| word.to_le_bytes()).collect();
+            write_cache(&file, &bytes);
+        }
+        fastest
+    }
+
+    /// Runs each algorithm a few times on the operands, into memory of its own.
+    fn measured(
+        &self,
+        product: &Product,
+        conditions: &Conditions,
+        plan: &Plan,
+        algorithms: &[sys::cublasLtMatmulAlgo_t],
+        operands: &Operands,
+        stream: driver::CUstream,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
+        let rows = match product.batch {
+            Some(batch) => (batch.count - 1) * batch.c + product.m * product.c_stride,
+            None => product.m * product.c_stride,
+        };
+        let (mut scratch, mut events) = (0, [std::ptr::null_mut(); 2]);
+        // SAFETY: the pointers are to locals; the stream belongs to the current context.
+        unsafe {
+            let code = driver::cuMemAllocAsync(&mut scratch, rows * product.output.bytes(), stream);
+            check("cuMemAllocAsync", code)?;
+            for event in &mut events {
+                check("cuEventCreate", driver::cuEventCreate(event, 0))?;
+            }
+        }
+        let beta = if conditions.accumulate { 1.0 } else { 0.0 };
+        let add = if operands.add == 0 { scratch } else { operands.add };
+        let operands = Operands { c: scratch, add, ..*operands };
+        let time = |algorithm| {
+            let plan = Plan { algorithm, ..*plan };
+            let run = || self.run(product, &plan, &operands, 1.0, beta, stream);
+            let mut ms = 0.0;
+            run()?;
+            // SAFETY: events and stream are alive and of the current context.
+            unsafe {
+                check("cuEventRecord", driver::cuEventRecord(events[0], stream))?;
+                (0..3).try_for_each(|_| run())?;
+                check("cuEventRecord", driver::cuEventRecord(events[1], stream))?;
+                check("cuEventSynchronize", driver::cuEventSynchronize(events[1]))?;
+                let code = driver::cuEventElapsedTime_v2(&mut ms, events[0], events[1]);
+                check("cuEventElapsedTime", code)?;
+            }
+            Ok(ms)
+        };
+        let times: Result<Vec<f32>, CudaError> = algorithms.iter().copied().map(time).collect();
+        // SAFETY: nothing uses them after this point of the stream.
+        unsafe {
+            driver::cuMemFreeAsync(scratch, stream);
+            for event in events {
+                driver::cuEventDestroy_v2(event);
+            }
+        }
+        let times = times?;
+        let fastest = (0..times.len()).min_by(|i, j| times[*i].total_cmp(&times[*j])).unwrap_or(0);
+        let taken = if times[fastest] < WORTH * times[0] { fastest } else { 0 };
+        let Product { m, n, k, .. } = product;
+        tracing::debug!("product {m}x{k}x{n}: algorithm {taken} of {times:?}");
+        Ok(algorithms[taken])
+    }
+
+    /// Queues a product by a plan.
+    fn run(
+        &self,
+        product: &Product,
+        plan: &Plan,
+        operands: &Operands,
+        alpha: f32,
+        beta: f32,
+        stream: driver::CUstream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the descriptors are alive; the operands' memory holds the matrices that they describe (the callers take
+        // the strides from the tensors' metadata); workspace and stream belong to this context.
+        let result = unsafe {
+            let bias = match product.bias {
+                true => lt::set_matmul_desc_attribute(
+                    plan.matmul,
+                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    address(&operands.bias),
+                    size_of::<u64>(),
+                ),
+                false => Ok(()),
+            };
+            bias.and_then(|()| {
+                lt::matmul(
+                    self.handle,
+                    plan.matmul,
+                    address(&alpha),
+                    address(&beta),
+                    operands.b as *const c_void,
+                    plan.a,
+                    operands.a as *const c_void,
+                    plan.b,
+                    operands.add as *const c_void,
+                    plan.c,
+                    operands.c as *mut c_void,
+                    plan.c,
+                    &plan.algorithm,
+                    self.workspace as *mut c_void,
+                    WORKSPACE,
+                    stream.cast(),
+                )
+            })
+        };
+        blas("cublasLtMatmul", product, result)
     }
 
     /// A column-major matrix.
@@ -262,14 +440,14 @@ impl Blas {
         Ok(layout)
     }
 
-    /// The library's first choice: no measuring, so a new length costs microseconds.
-    fn algorithm(
+    /// The library's choices, the first first: one for a product that is too small to be measured.
+    fn algorithms(
         &self,
         product: &Product,
         conditions: &Conditions,
         [first, second, c]: [sys::cublasLtMatrixLayout_t; 3],
         matmul: sys::cublasLtMatmulDesc_t,
-    ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
+    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, CudaError> {
         type P = sys::cublasLtMatmulPreferenceAttributes_t;
         let preference = blas("cublasLtMatmulPreferenceCreate", product, lt::create_matmul_pref())?;
         let [a, b, d] = conditions.alignment;
@@ -289,14 +467,37 @@ impl Blas {
         ] {
             set(attribute, address(&alignment), 4)?;
         }
-        // SAFETY: all descriptors are alive.
+        let mut results =
+            [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
+        let mut count = 0;
+        // SAFETY: all descriptors are alive; there is room for as many results as are asked for.
         let found = unsafe {
-            lt::get_matmul_algo_heuristic(self.handle, matmul, first, second, c, c, preference)
+            let room = results.as_mut_ptr().cast();
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                matmul,
+                first,
+                second,
+                c,
+                c,
+                preference,
+                CANDIDATES as i32,
+                room,
+                &mut count,
+            )
+            .result()
         };
         // SAFETY: created above and not used any more.
         let destroyed = unsafe { lt::destroy_matmul_pref(preference) };
         blas("cublasLtMatmulPreferenceDestroy", product, destroyed)?;
-        Ok(blas("cublasLtMatmulAlgoGetHeuristic", product, found)?.algo)
+        blas("cublasLtMatmulAlgoGetHeuristic", product, found)?;
+        // SAFETY: the library filled in the first `count`.
+        let found =
+            results.iter().take(count as usize).map(|result| unsafe { result.assume_init() });
+        let usable = |result: &sys::cublasLtMatmulHeuristicResult_t| {
+            result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+        };
+        Ok(found.filter(usable).map(|result| result.algo).collect())
     }
 }
 
@@ -318,43 +519,11 @@ impl Gpu {
         let key = (product, conditions);
         let library = &mut self.blas;
         if !library.plans.contains_key(&key) {
-            let plan = library.plan(&product, &conditions)?;
+            let plan = library.plan(&product, &conditions, &operands, self.stream)?;
             library.plans.insert(key, plan);
         }
         let Some(plan) = library.plans.get(&key) else { return Ok(()) };
-        // SAFETY: the descriptors are alive; the operands' memory holds the matrices that they describe (the callers take
-        // the strides from the tensors' metadata); workspace and stream belong to this context.
-        let result = unsafe {
-            let bias = match product.bias {
-                true => lt::set_matmul_desc_attribute(
-                    plan.matmul,
-                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                    address(&operands.bias),
-                    size_of::<u64>(),
-                ),
-                false => Ok(()),
-            };
-            bias.and_then(|()| {
-                lt::matmul(
-                    library.handle,
-                    plan.matmul,
-                    address(&alpha),
-                    address(&beta),
-                    operands.b as *const c_void,
-                    plan.a,
-                    operands.a as *const c_void,
-                    plan.b,
-                    add as *const c_void,
-                    plan.c,
-                    operands.c as *mut c_void,
-                    plan.c,
-                    &plan.algorithm,
-                    library.workspace as *mut c_void,
-                    WORKSPACE,
-                    self.stream.cast(),
-                )
-            })
-        };
-        blas("cublasLtMatmul", &product, result)
+        let operands = Operands { add, ..operands };
+        library.run(&product, plan, &operands, alpha, beta, self.stream)
     }
 }

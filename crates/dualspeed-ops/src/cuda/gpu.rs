@@ -303,7 +303,8 @@ impl Gpu {
             (&super::elementwise::ELEMENTWISE, String::new()),
             (&super::losses::LOSSES, String::new()),
         ]);
-        let (blas, multiprocessors) = (Blas::new()?, count as usize);
+        let name = format!("{} {count}", kernels.arch());
+        let (blas, multiprocessors) = (Blas::new(name)?, count as usize);
         let staging = Staging::default();
         Ok(Self { context, stream, before, after, blas, kernels, multiprocessors, staging })
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::thread::JoinHandle;
 
@@ -190,14 +190,8 @@ fn cubin(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaErro
     let (mut major, mut minor) = (0, 0);
     // SAFETY: the pointers are to locals.
     unsafe { nvrtc_sys::nvrtcVersion(&mut major, &mut minor) };
-    let mut hash = Sha256::new();
-    for part in [source.text, defines, arch, &format!("{major}.{minor}")] {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    let digest: String =
-        hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let file = cache_dir().map(|dir| dir.join(format!("{}-{arch}-{digest}.cubin", source.name)));
+    let digest = digest(&[source.text, defines, arch, &format!("{major}.{minor}")]);
+    let file = cache_file(&format!("{}-{arch}-{digest}.cubin", source.name));
     if let Some(image) = file.as_ref().and_then(|file| fs::read(file).ok())
         && !image.is_empty()
     {
@@ -205,24 +199,38 @@ fn cubin(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaErro
     }
     let image = compile(source, defines, arch)?;
     if let Some(file) = file {
-        // A cache that cannot be written costs time only. Renamed into place, so that no reader sees half a file.
-        let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
-        let temporary = file.with_extension(unique);
-        let written = file.parent().map_or(Ok(()), fs::create_dir_all);
-        if written.and_then(|()| fs::write(&temporary, &image)).is_ok() {
-            let _ = fs::rename(&temporary, &file);
-        }
+        write_cache(&file, &image);
     }
     Ok(image)
 }
 
-/// `$DUALSPEED_CACHE`, else `dualspeed` in the user's cache folder.
-fn cache_dir() -> Option<PathBuf> {
+/// 32 hexadecimal digits of what the parts say together.
+pub(super) fn digest(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A cache that cannot be written costs time only. Renamed into place, so that no reader sees half a file.
+pub(super) fn write_cache(file: &Path, bytes: &[u8]) {
+    let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
+    let temporary = file.with_extension(unique);
+    let written = file.parent().map_or(Ok(()), fs::create_dir_all);
+    if written.and_then(|()| fs::write(&temporary, bytes)).is_ok() {
+        let _ = fs::rename(&temporary, file);
+    }
+}
+
+/// A file in `$DUALSPEED_CACHE`, else in `dualspeed` in the user's cache folder.
+pub(super) fn cache_file(name: &str) -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     folder("DUALSPEED_CACHE")
         .or_else(|| folder("XDG_CACHE_HOME").map(|dir| dir.join("dualspeed")))
         .or_else(|| folder("HOME").map(|dir| dir.join(".cache").join("dualspeed")))
-        .map(|dir| dir.join("kernels"))
+        .map(|dir| dir.join("kernels").join(name))
 }
 
 fn compile(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaError> {

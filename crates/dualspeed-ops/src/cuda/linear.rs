@@ -154,6 +154,7 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     let shape = with_last(&dims(x), columns(weight));
     let rank = columns(a);
     let dropped = Rows::new(dropped::<B>(x, dropout));
+    let kept = dropout.as_ref().map(|_| dropped.tensor.clone());
     let x = Rows::new(x.clone());
     let (weight, a, b) = (
         weight_operand(weight.clone(), element),
@@ -187,7 +188,7 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
             gpu.product(dense, Operands::new(x, weight, y), 1.0, 1.0)
         },
     );
-    Some(LoraLinearOutput { output: y, hidden })
+    Some(LoraLinearOutput { output: y, hidden, dropped: kept })
 }
 
 /// `sum` is added to the gradient of the input.
@@ -260,7 +261,10 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     };
     let grad_a = match (needs_a, &saved.x, &grad_hidden) {
         (true, Some(x), Some(hidden)) => {
-            let x = Rows::new(dropped::<B>(&cast(x.clone(), dtype), &saved.dropout));
+            let x = Rows::new(match &saved.dropped {
+                Some(dropped) => dropped.clone(),
+                None => dropped::<B>(&cast(x.clone(), dtype), &saved.dropout),
+            });
             let x = (x.tensor.clone(), x.layout().t());
             Some(product(
                 [k, rank, m],

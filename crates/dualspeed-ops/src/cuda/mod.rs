@@ -134,8 +134,7 @@ where
         let (ab, around) = ([&a, &b], Some(residual.clone()));
         linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout, around).or_slow(|| {
             let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout);
-            let output = Self::float_add(residual, out.output);
-            LoraLinearOutput { output, hidden: out.hidden }
+            LoraLinearOutput { output: Self::float_add(residual, out.output), ..out }
         })
     }
 

@@ -62,7 +62,7 @@ pub fn lora_linear<B: Backend>(
     };
     let hidden = dropped.matmul(a); // [rows, r]
     let y = x.matmul(weight) + hidden.clone().matmul(b).mul_scalar(scale);
-    LoraLinearOutput { output: reshape(y, shape), hidden: primitive(hidden) }
+    LoraLinearOutput { output: reshape(y, shape), hidden: primitive(hidden), dropped: None }
 }
 
 /// See [`Backend::fused_lora_linear_backward`](crate::Backend::fused_lora_linear_backward).

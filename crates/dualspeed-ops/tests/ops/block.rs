@@ -136,7 +136,7 @@ fn of_single_operations<B: Backend>(block: Block<B>, dropout: bool) -> Tensor<B,
 fn equals_its_parts_whatever_is_kept<B: Backend>(_: usize) {
     for (adapters, dropout) in [(false, false), (true, false), (true, true)] {
         let inputs = [values(BATCH * SEQ * D, 1), values(numbers(adapters), 2)];
-        for keep in [Keep::Input, Keep::Attention, Keep::Products, Keep::All] {
+        for keep in [Keep::Input, Keep::Attention, Keep::Products, Keep::Activations, Keep::All] {
             let one = |x: &[Flat<B>]| as_one(unpack(&x[0], &x[1], adapters), keep, dropout);
             let parts =
                 |x: &[Flat<B>]| of_single_operations(unpack(&x[0], &x[1], adapters), dropout);

@@ -18,7 +18,7 @@ pub use sections::{
     BatchConfig, CheckpointConfig, Compat, DistillConfig, IsolatorConfig, MemoryConfig, ModeConfig,
     OptimConfig, PruningConfig, RecomputeMode, Schedule, Stage, ValidationConfig,
 };
-pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
+pub use source::{DataConfig, LlavaJsonSection, SourceConfig, image_processor, read_tokenizer};
 
 use crate::error::ConfigError;
 use crate::mode::{AlwaysFast, AlwaysSlow, Bernoulli, ModeSchedule, Periodic};

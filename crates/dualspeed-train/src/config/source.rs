@@ -1,13 +1,13 @@
 //! The data sets of a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dualspeed_data::{
     DataError, ExampleSource, FitMode, Grouping, ImageProcessor, LlavaJson, LlavaJsonConfig,
     SceneConfig, SceneSource, SpecialTokens, Template, TextTokenizer, TileConfig,
 };
-use dualspeed_model::LlavaConfig;
+use dualspeed_model::{LlavaConfig, VisionConfig};
 use serde::{Deserialize, Serialize};
 
 use super::invalid;
@@ -47,6 +47,9 @@ pub struct SourceConfig {
     pub samples: Option<usize>,
     /// Generated scenes of the embedded drawings.
     pub scenes: Option<SceneConfig>,
+    /// With generated scenes: a Hugging Face `tokenizer.json`. Left out: that of the checkpoint the run starts from, else
+    /// one of the scenes' own words.
+    pub tokenizer: Option<PathBuf>,
     /// Conversations from disk.
     pub llava_json: Option<LlavaJsonSection>,
 }
@@ -82,33 +85,53 @@ impl SourceConfig {
     /// # Errors
     /// What is wrong with the files, or with the scenes' section.
     pub fn open(&self, model: &LlavaConfig) -> Result<Arc<dyn ExampleSource>, TrainError> {
-        let image_size = model.vision.image_size;
         if let Some(section) = &self.llava_json {
             let config = LlavaJsonConfig {
                 image_root: section.image_root.clone(),
                 template: section.template,
                 system: section.system.clone(),
                 max_length: None,
-                processor: ImageProcessor::clip(image_size, section.fit),
+                processor: image_processor(&model.vision, section.fit),
                 tiles: model.anyres.as_ref().map(|anyres| TileConfig {
                     pinpoints: anyres.image_grid_pinpoints.clone(),
                     side: model.vision.grid(),
                 }),
             };
-            let tokenizer = Arc::new(
-                TextTokenizer::from_file(&section.tokenizer, &SpecialTokens::default())
-                    .map_err(DataError::from)?,
-            );
+            let tokenizer = Arc::new(read_tokenizer(&section.tokenizer)?);
             return Ok(Arc::new(LlavaJson::open(&section.path, config, tokenizer)?));
         }
-        let config = SceneConfig { image_size, ..self.scenes.clone().unwrap_or_default() };
-        Ok(Arc::new(SceneSource::new(config, self.samples.unwrap_or(DEFAULT_SCENES))?))
+        let samples = self.samples.unwrap_or(DEFAULT_SCENES);
+        Ok(Arc::new(self.open_scenes(self.scenes.clone().unwrap_or_default(), samples, model)?))
+    }
+
+    /// Generated scenes with this data set's tokenizer, for a model's vision tower.
+    ///
+    /// # Errors
+    /// If the scenes' section is wrong, or the tokenizer cannot be read.
+    pub fn open_scenes(
+        &self,
+        scenes: SceneConfig,
+        samples: usize,
+        model: &LlavaConfig,
+    ) -> Result<SceneSource, TrainError> {
+        let config = SceneConfig { image_size: model.vision.image_size(), ..scenes };
+        let processor = image_processor(&model.vision, config.processor().mode);
+        let source = SceneSource::new(config, samples)?.with_processor(processor);
+        Ok(match &self.tokenizer {
+            Some(path) => source.with_tokenizer(Arc::new(read_tokenizer(path)?)),
+            None => source,
+        })
     }
 
     fn validate(&self, key: &str) -> Result<(), ConfigError> {
         if self.scenes.is_some() && self.llava_json.is_some() {
             let advice = "keep one of the two sections";
             return Err(invalid(key, "{..}", "both `scenes` and `llava_json` are given", advice));
+        }
+        if self.tokenizer.is_some() && self.llava_json.is_some() {
+            let advice = "name it in the section `llava_json`";
+            let key = format!("{key}.tokenizer");
+            return Err(invalid(&key, "..", "it is for generated scenes", advice));
         }
         if self.samples == Some(0) {
             return Err(invalid(
@@ -125,4 +148,26 @@ impl SourceConfig {
             None => Ok(()),
         }
     }
+}
+
+/// What makes the pixels of a vision tower.
+pub fn image_processor(vision: &VisionConfig, mode: FitMode) -> ImageProcessor {
+    let clip = ImageProcessor::clip(vision.image_size(), mode);
+    match vision.normalisation() {
+        Some([mean, std]) => ImageProcessor { mean, std, ..clip },
+        None => clip,
+    }
+}
+
+/// A `tokenizer.json`, with the special tokens that `tokenizer_config.json` names if one lies beside it.
+///
+/// # Errors
+/// If a file cannot be read, or a named token is not in the vocabulary.
+pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, TrainError> {
+    let beside = path.with_file_name("tokenizer_config.json").is_file();
+    let read = match path.parent() {
+        Some(dir) if beside && path.ends_with("tokenizer.json") => TextTokenizer::from_dir(dir),
+        _ => TextTokenizer::from_file(path, &SpecialTokens::default()),
+    };
+    Ok(read.map_err(DataError::from)?)
 }

@@ -183,7 +183,7 @@ fn a_tower_learns_to_name_patches() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("tower.safetensors");
     let mut config = TowerConfig {
-        vision: self::config().model.vision,
+        vision: self::config().model.vision.vit().unwrap().clone(),
         steps: 0,
         batch: 16,
         valid_scenes: 32,

@@ -32,7 +32,8 @@ pub fn config() -> TrainConfig {
                 image_size: 56,
                 projection_dim: Some(8),
                 ..VitConfig::default()
-            },
+            }
+            .into(),
             text: LlamaConfig {
                 hidden_size: 32,
                 num_hidden_layers: 2,

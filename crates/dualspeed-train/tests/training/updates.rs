@@ -195,7 +195,7 @@ fn a_half_precision_run_follows_the_f32_run() {
         let outcome = train(TrainJob::new(config, model, scenes(4), &path)).unwrap();
         let model = outcome.model;
         let types = [
-            model.vision_tower.post_layernorm.weight.val().dtype(),
+            model.vision_tower.vit().unwrap().post_layernorm.weight.val().dtype(),
             model.language_model.layers[0].mlp.up_proj.weight.val().dtype(),
             model.mm_projector.linear_1.weight.val().dtype(),
             model.lora.as_ref().unwrap().layers[1].q_proj.as_ref().unwrap().lora_b.val().dtype(),

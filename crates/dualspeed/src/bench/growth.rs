@@ -91,18 +91,20 @@ const TINY_TOKENS: [(usize, usize); 5] = [(4, 1), (8, 1), (12, 1), (12, 2), (12,
 fn points(size: Size, dtype: Dtype) -> Vec<Point> {
     let tiny = size == Size::Tiny;
     let base = size.config(dtype);
+    // All sizes have CLIP's tower.
+    let tower = base.vision.vit().cloned().unwrap_or_default();
     let mut points = Vec::new();
     let (batch, text) = if tiny { (2, 32) } else { (4, 64) };
     for &(side, tiles) in if tiny { &TINY_TOKENS[..] } else { &TOKENS[..] } {
-        let image_size = side * base.vision.patch_size;
-        let vision = VitConfig { image_size, ..base.vision.clone() };
+        let image_size = side * tower.patch_size;
+        let vision = VitConfig { image_size, ..tower.clone() };
         let tokens = tiles * vision.num_tokens();
         points.push(Point {
             axis: Axis::Tokens,
             x: tokens as f64,
             label: tokens.to_string(),
             setting: format!("{}, batch {batch}, {text} text tokens", size.name()),
-            model: LlavaConfig { vision, ..base.clone() },
+            model: LlavaConfig { vision: vision.into(), ..base.clone() },
             shape: [batch, tiles, text],
         });
     }

@@ -54,7 +54,7 @@ impl Size {
         };
         match self {
             Self::Tiny => LlavaConfig {
-                vision: VitConfig { num_hidden_layers: 2, ..VitConfig::default() },
+                vision: VitConfig { num_hidden_layers: 2, ..VitConfig::default() }.into(),
                 text: LlamaConfig { vocab_size: 512, ..text(64, 2, 4, 2, 96) },
                 lora: Some(LoraConfig { r: 4, ..LoraConfig::default() }),
                 pad_to_multiple: 8,

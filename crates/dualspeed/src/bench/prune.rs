@@ -62,12 +62,12 @@ impl PruneShapes {
         let (batch, tiles) = if tiny { (2, 2) } else { (16, 5) };
         Self {
             width: config.text.hidden_size,
-            hidden: config.vision.hidden_size,
+            hidden: config.vision.hidden_size(),
             cells: vec![(n, 1), (n, batch), (tiles * n, 1), (tiles * n, batch)],
             sizes: Vec::new(),
             shares: if tiny { Vec::new() } else { vec![0.25] },
             keep: None,
-            tower: ("tower".into(), config.vision.clone()),
+            tower: ("tower".into(), config.vision.vit().cloned().unwrap_or_default()),
         }
     }
 

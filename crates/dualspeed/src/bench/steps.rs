@@ -163,14 +163,15 @@ pub(super) fn prepare(
 ) -> anyhow::Result<Work> {
     let mut config = TrainConfig {
         stage: case.stage,
-        steps: Some((options.warmup + options.steps) as u64),
+        // The last step is read back as soon as it is queued, so it is not counted.
+        steps: Some((options.warmup + options.steps + 1) as u64),
         model,
         ..TrainConfig::default()
     };
     if case.stage == Stage::Pretrain {
         config.model.lora = None;
     }
-    let side = config.model.vision.image_size;
+    let side = config.model.vision.image_size();
     let square = [2 * side; 2];
     if case.unpad {
         let anyres = AnyresConfig { image_grid_pinpoints: vec![square], ..Default::default() };
@@ -232,7 +233,8 @@ pub(super) fn measure<B: AutodiffBackend>(
     let whole = begin.elapsed().as_secs_f64();
     let records = read_metrics(&dir.path().join(METRICS_FILE))?;
     let later: f64 = records.iter().skip(1).map(|r| r.time.step_seconds).sum();
-    let mut counted: Vec<&StepRecord> = records.iter().skip(options.warmup).collect();
+    let mut counted: Vec<&StepRecord> =
+        records.iter().skip(options.warmup).take(options.steps).collect();
     counted.sort_by(|a, b| a.time.step_seconds.total_cmp(&b.time.step_seconds));
     let (Some(first), Some(last)) = (counted.first(), counted.last()) else {
         anyhow::bail!("no step was counted; give --steps 1 or more");

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
+use dualspeed_model::Llava;
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::export::{ExportOptions, Tokens, export_adapter, export_merged};
+use dualspeed_model::import::FloatType;
 use dualspeed_ops::{AutodiffBackend, Backend};
 use serde_json::json;
 
@@ -20,13 +22,10 @@ pub fn run<B: AutodiffBackend>(args: &ExportArgs, device: &B::Device) -> anyhow:
 }
 
 fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<()> {
-    let occupied = args.out.is_dir() && std::fs::read_dir(&args.out)?.next().is_some();
-    anyhow::ensure!(
-        args.overwrite || !occupied,
-        "{} exists and is not empty; give another --out, or --overwrite to write into it",
-        args.out.display()
-    );
-    let options = args.source.options()?;
+    refuse_occupied(&args.out, args.overwrite)?;
+    let mut options = args.source.options()?;
+    let dtype = options.load.dtype;
+    options.load.dtype = read_as(dtype);
     let speaker = match (&args.run, &args.model) {
         (Some(dir), _) => Speaker::<B>::from_run(dir, device)?,
         (None, Some(path)) => Speaker::from_checkpoint(path, &options, device)?.0,
@@ -35,22 +34,8 @@ fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<(
     let Model::Llava(model) = &speaker.model else {
         anyhow::bail!("only models with vision are exported")
     };
-    let tokenizer = &speaker.tokenizer;
-    let image = speaker.image_token_id.unwrap_or(tokenizer.pad_id());
-    let export = ExportOptions {
-        dtype: options.load.dtype,
-        shard: (args.shard_size * 1e9) as usize,
-        tokens: Tokens {
-            image,
-            bos: tokenizer.bos_id(),
-            eos: tokenizer.eos_id(),
-            pad: tokenizer.pad_id(),
-        },
-    };
-    let whole = |dir: &Path, layout: Layout| -> anyhow::Result<()> {
-        export_merged(model, dir, layout, &export)?;
-        write_texts(&speaker, dir)
-    };
+    let export = options_of(&speaker, dtype, (args.shard_size * 1e9) as usize);
+    let whole = |dir: &Path, layout: Layout| write_model(&speaker, model, dir, layout, &export);
     match args.format {
         ExportFormat::Hf => whole(&args.out, Layout::Transformers)?,
         ExportFormat::Llava => whole(&args.out, Layout::Original)?,
@@ -61,8 +46,7 @@ fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<(
                     // The adapter's base, beside it: the model without its adapters.
                     let dir = args.out.join("base");
                     let plain = model.clone().without_lora();
-                    export_merged(&plain, &dir, Layout::Transformers, &export)?;
-                    write_texts(&speaker, &dir)?;
+                    write_model(&speaker, &plain, &dir, Layout::Transformers, &export)?;
                     "base".to_owned()
                 }
             };
@@ -71,6 +55,46 @@ fn export<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<(
     }
     println!("{}", args.out.display());
     Ok(())
+}
+
+/// Refuses to write among other files unless told to.
+pub(super) fn refuse_occupied(dir: &Path, overwrite: bool) -> anyhow::Result<()> {
+    let occupied = dir.is_dir() && std::fs::read_dir(dir)?.next().is_some();
+    anyhow::ensure!(
+        overwrite || !occupied,
+        "{} exists and is not empty; give another --out, or --overwrite to write into it",
+        dir.display()
+    );
+    Ok(())
+}
+
+/// What weights are read as to be written as `dtype`: rounding to 16 bits comes last, and needs no backend that has them.
+pub(super) fn read_as(dtype: Option<FloatType>) -> Option<FloatType> {
+    dtype.filter(|dtype| *dtype == FloatType::F32)
+}
+
+/// What the files say beside the weights.
+pub(super) fn options_of<B: Backend>(
+    speaker: &Speaker<B>,
+    dtype: Option<FloatType>,
+    shard: usize,
+) -> ExportOptions {
+    let tokenizer = &speaker.tokenizer;
+    let image = speaker.image_token_id.unwrap_or(tokenizer.pad_id());
+    let (bos, eos, pad) = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id());
+    ExportOptions { dtype, shard, tokens: Tokens { image, bos, eos, pad } }
+}
+
+/// A whole model with all that stands between it and people.
+pub(super) fn write_model<B: Backend>(
+    speaker: &Speaker<B>,
+    model: &Llava<B>,
+    dir: &Path,
+    layout: Layout,
+    options: &ExportOptions,
+) -> anyhow::Result<()> {
+    export_merged(model, dir, layout, options)?;
+    write_texts(speaker, dir)
 }
 
 /// Tokenizer, image processor, and how conversations are written out.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dualspeed_model::import::{Adapter, Architecture};
 use dualspeed_model::memory::{self, MemoryEstimate, Workload};
-use dualspeed_model::{LlamaConfig, LlavaConfig, Trainable, VitConfig};
+use dualspeed_model::{LlamaConfig, LlavaConfig, Trainable, VisionConfig, VitConfig};
 use serde::Serialize;
 
 use super::Outcome;
@@ -208,7 +208,15 @@ fn describe_llava(config: &LlavaConfig) -> String {
     };
     format!(
         "LLaVA{tiles}\n  vision    {}\n  projector {:?}\n  isolator  {isolator}\n  language  {}",
-        describe_vit(&config.vision),
+        match &config.vision {
+            VisionConfig::Vit(config) => describe_vit(config),
+            VisionConfig::EfficientNet(_) => format!(
+                "EfficientNet-Lite0, block 10, width {}, {} px, {} tokens",
+                config.vision.hidden_size(),
+                config.vision.image_size(),
+                config.vision.num_tokens()
+            ),
+        },
         config.mm_projector_type,
         describe_llama(&config.text)
     )

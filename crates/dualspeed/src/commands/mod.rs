@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod assemble;
 mod assets;
 mod bench;
 mod eval;
@@ -60,6 +61,7 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Generate(args) => generate::run::<B, E>(args, cli.quiet, device),
             Command::Inspect(args) => inspect::run(args),
             Command::Export(args) => export::run::<B>(args, device),
+            Command::Assemble(args) => assemble::run::<B>(args, cli.quiet, device),
             Command::Assets(args) => assets::run(args, cli.quiet),
             Command::Prune(args) => prune::run::<B, E>(cli, args, device),
             Command::Bench(args) => bench::run::<B, E>(cli, args, device),

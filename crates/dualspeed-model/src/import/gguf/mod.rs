@@ -11,6 +11,7 @@
 
 mod meta;
 mod quants;
+mod rope;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,7 +38,7 @@ pub struct Gguf {
 }
 
 /// The vocabulary in a file's metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct GgufVocabulary {
     /// The algorithm: `gpt2` is byte-level BPE, `llama` sentencepiece.
     pub model: String,
@@ -47,8 +48,16 @@ pub struct GgufVocabulary {
     pub tokens: Vec<String>,
     /// Ids of tokens that are no text (control and user-defined ones).
     pub special: Vec<u32>,
-    /// Merges, `"a b"`, best first.
+    /// Those of them that text may spell all the same: user-defined ones.
+    pub user_defined: Vec<u32>,
+    /// Merges, `"a b"`, best first; sentencepiece has none.
     pub merges: Vec<String>,
+    /// Sentencepiece's scores, by id.
+    pub scores: Vec<f32>,
+    /// Whether a text is put behind a space before it is cut (sentencepiece).
+    pub add_space_prefix: bool,
+    /// What stands for text that no token spells.
+    pub unknown: Option<u32>,
     /// Begins a sequence.
     pub bos: Option<u32>,
     /// Ends an answer.
@@ -131,18 +140,13 @@ impl Gguf {
             let problem = "only files of Llama's architecture are read";
             return Err(self.refuse("general.architecture", architecture, problem));
         }
-        if let Some(kind) = self.text("llama.rope.scaling.type")
-            && kind != "none"
-        {
-            return Err(self.refuse("llama.rope.scaling.type", kind, "it is not read from GGUF"));
-        }
         let heads = self.required("llama.attention.head_count")?;
         let hidden_size = self.required("llama.embedding_length")?;
         let vocab_size = match self.size("llama.vocab_size")? {
             Some(size) => size,
             None => self.texts("tokenizer.ggml.tokens").len(),
         };
-        let config = LlamaConfig {
+        let mut config = LlamaConfig {
             hidden_size,
             num_hidden_layers: self.required("llama.block_count")?,
             num_attention_heads: heads,
@@ -156,8 +160,10 @@ impl Gguf {
             tie_word_embeddings: !self.header.tensors.iter().any(|t| t.name == "output.weight"),
             initializer_range: Some(0.02),
         };
-        let path = self.path.clone();
-        config.validate().map_err(|source| ImportError::Invalid { path, source })?;
+        let invalid = |source| ImportError::Invalid { path: self.path.clone(), source };
+        config.validate().map_err(invalid)?;
+        config.rope_scaling = self.rope_scaling(&config)?;
+        config.validate().map_err(invalid)?;
         Ok(config)
     }
 
@@ -168,24 +174,62 @@ impl Gguf {
             _ => None,
         };
         // llama.cpp's types: 1 is text, 2 unknown, 3 control, 4 user-defined, 6 a byte.
-        let special = match self.get("tokenizer.ggml.token_type") {
-            Some(MetaValue::Array(kinds)) => (0u32..)
-                .zip(kinds)
-                .filter(|(_, kind)| matches!(kind, MetaValue::Int(3 | 4)))
-                .map(|(id, _)| id)
+        let of_kinds = |wanted: &[i64]| -> Vec<u32> {
+            let Some(MetaValue::Array(kinds)) = self.get("tokenizer.ggml.token_type") else {
+                return Vec::new();
+            };
+            let is =
+                |kind: &MetaValue| matches!(kind, MetaValue::Int(kind) if wanted.contains(kind));
+            (0u32..).zip(kinds).filter(|(_, kind)| is(kind)).map(|(id, _)| id).collect()
+        };
+        let scores = match self.get("tokenizer.ggml.scores") {
+            Some(MetaValue::Array(scores)) => scores
+                .iter()
+                .map(|score| match score {
+                    MetaValue::Float(score) => *score as f32,
+                    _ => f32::NEG_INFINITY,
+                })
                 .collect(),
             _ => Vec::new(),
         };
+        let space = self.get("tokenizer.ggml.add_space_prefix");
         Some(GgufVocabulary {
             model: self.text("tokenizer.ggml.model")?.to_owned(),
             pre: self.text("tokenizer.ggml.pre").unwrap_or("default").to_owned(),
             tokens: self.texts("tokenizer.ggml.tokens"),
-            special,
+            special: of_kinds(&[3, 4]),
+            user_defined: of_kinds(&[4]),
+            scores,
+            add_space_prefix: space != Some(&MetaValue::Bool(false)),
+            unknown: id("tokenizer.ggml.unknown_token_id"),
             merges: self.texts("tokenizer.ggml.merges"),
             bos: id("tokenizer.ggml.bos_token_id"),
             eos: id("tokenizer.ggml.eos_token_id"),
             chat_template: self.text("tokenizer.chat_template").map(str::to_owned),
         })
+    }
+
+    /// The values of the tensor that the header lists at this place.
+    fn decode(&self, at: usize) -> Result<HostTensor, String> {
+        let listed = &self.header.tensors[at];
+        let kind = GgmlType::new(listed.kind);
+        let count = listed.shape.iter().try_fold(1usize, |n, side| n.checked_mul(*side));
+        let count = count.ok_or("its shape overflows")?;
+        let bytes = kind.bytes(count, listed.shape.last().copied().unwrap_or(1))?;
+        let start = self.header.data.checked_add(listed.offset);
+        let end = start.and_then(|start| start.checked_add(bytes as u64));
+        let (Some(start), Some(_)) = (start, end.filter(|end| *end <= self.size)) else {
+            return Err(format!(
+                "it ends beyond the file's {} bytes; the file is truncated",
+                self.size
+            ));
+        };
+        let mut buffer = vec![0; bytes];
+        let mut file = File::open(&self.path).map_err(|error| error.to_string())?;
+        file.seek(SeekFrom::Start(start))
+            .and_then(|_| file.read_exact(&mut buffer))
+            .map_err(|error| format!("cannot be read: {error}"))?;
+        Ok(HostTensor { shape: listed.shape.clone(), values: kind.decode(&buffer) })
     }
 
     /// The file as a checkpoint.
@@ -219,6 +263,10 @@ impl GgufWeights {
     fn new(gguf: Gguf, config: LlamaConfig) -> Result<Self, ImportError> {
         let (mut infos, mut index) = (BTreeMap::new(), BTreeMap::new());
         for (at, listed) in gguf.header.tensors.iter().enumerate() {
+            // The configuration has them already.
+            if listed.name == rope::FACTORS {
+                continue;
+            }
             let path = path_of(&listed.name);
             let info = TensorInfo {
                 path: gguf.path.clone(),
@@ -232,28 +280,6 @@ impl GgufWeights {
             index.insert(path, at);
         }
         Ok(Self { gguf, config, infos, index })
-    }
-
-    fn decode(&self, at: usize) -> Result<HostTensor, String> {
-        let listed = &self.gguf.header.tensors[at];
-        let kind = GgmlType::new(listed.kind);
-        let count = listed.shape.iter().try_fold(1usize, |n, side| n.checked_mul(*side));
-        let count = count.ok_or("its shape overflows")?;
-        let bytes = kind.bytes(count, listed.shape.last().copied().unwrap_or(1))?;
-        let start = self.gguf.header.data.checked_add(listed.offset);
-        let end = start.and_then(|start| start.checked_add(bytes as u64));
-        let (Some(start), Some(_)) = (start, end.filter(|end| *end <= self.gguf.size)) else {
-            return Err(format!(
-                "it ends beyond the file's {} bytes; the file is truncated",
-                self.gguf.size
-            ));
-        };
-        let mut buffer = vec![0; bytes];
-        let mut file = File::open(&self.gguf.path).map_err(|error| error.to_string())?;
-        file.seek(SeekFrom::Start(start))
-            .and_then(|_| file.read_exact(&mut buffer))
-            .map_err(|error| format!("cannot be read: {error}"))?;
-        Ok(HostTensor { shape: listed.shape.clone(), values: kind.decode(&buffer) })
     }
 }
 
@@ -269,7 +295,7 @@ impl WeightSource for GgufWeights {
     fn read(&self, path: &str) -> Result<HostTensor, ImportError> {
         let missing = || ImportError::tensor(&self.gguf.path, path, "there is no such tensor");
         let at = *self.index.get(path).ok_or_else(missing)?;
-        let tensor = self.decode(at).map_err(|problem| {
+        let tensor = self.gguf.decode(at).map_err(|problem| {
             ImportError::tensor(&self.gguf.path, &self.gguf.header.tensors[at].name, problem)
         })?;
         let heads = match () {

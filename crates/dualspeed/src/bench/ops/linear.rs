@@ -50,6 +50,7 @@ pub(super) fn lora<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyho
                 b: b.clone(),
                 adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
+                dropped: None,
                 dropout: None,
                 scale: 2.0,
             };

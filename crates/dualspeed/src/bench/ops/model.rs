@@ -162,7 +162,7 @@ pub(super) fn tower<B: Backend>(
     shapes: &Shapes,
     config: &LlavaConfig,
 ) -> anyhow::Result<()> {
-    let vision = &config.vision;
+    let Some(vision) = config.vision.vit() else { return Ok(()) };
     let (images, side) = (shapes.images, vision.image_size);
     let name = match *vision == VitConfig::clip_vit_l_14_336() {
         true => format!("clip vit-l/14-336 forward b{images}"),

@@ -1,9 +1,10 @@
 //! The picture as several pruners leave it, side by side.
 
 use anyhow::Context;
-use dualspeed_data::{FitMode, ImageProcessor, load_image, scene_tokenizer};
+use dualspeed_data::{FitMode, load_image, scene_tokenizer};
 use dualspeed_model::{Llava, PruneError, Registry};
 use dualspeed_ops::Backend;
+use dualspeed_train::config::{image_processor, read_tokenizer};
 use image::RgbImage;
 
 use super::{Eye, Question, kept_patches, specs};
@@ -32,12 +33,12 @@ pub(super) fn run<B: Backend>(
     refuse_existing(out, args.overwrite)?;
     let model: Option<Llava<B>> =
         args.run.as_deref().map(|dir| runs::load(dir, device)).transpose()?;
-    let vit = tower::embedded(&tower::config().vision, device)?;
+    let vit = tower::embedded(&tower::config().vision.into(), device)?;
     let (eye, vision) = match &model {
         Some(model) => (Eye::Model(model), model.config.vision.clone()),
-        None => (Eye::Tower(&vit), vit.config.clone()),
+        None => (Eye::Tower(&vit), vit.config.clone().into()),
     };
-    let processor = ImageProcessor::clip(vision.image_size, FitMode::Pad);
+    let processor = image_processor(&vision, FitMode::Pad);
     let picture = load_image(image, &processor.limits)?.pixels;
     let (host, fitted) = (processor.process(&picture), processor.fit(&picture));
     let question = question(args)?;
@@ -85,13 +86,14 @@ fn no_grid(error: &anyhow::Error) -> bool {
 
 /// The prompt, with its tokens where the run's words are the scenes'.
 fn question(args: &PruneArgs) -> anyhow::Result<Question> {
-    let scenes = match &args.run {
-        Some(dir) => runs::config(dir)?.data.train.scene_config().is_some(),
-        None => false,
-    };
-    let input_ids = match scenes && !args.prompt.is_empty() {
-        true => scene_tokenizer()?.encode(&args.prompt)?,
-        false => Vec::new(),
+    let data = args.run.as_deref().map(runs::config).transpose()?;
+    let data = data.map(|config| config.data.train).filter(|data| data.scene_config().is_some());
+    let input_ids = match data {
+        Some(data) if !args.prompt.is_empty() => match &data.tokenizer {
+            Some(path) => read_tokenizer(path)?.encode(&args.prompt)?,
+            None => scene_tokenizer()?.encode(&args.prompt)?,
+        },
+        _ => Vec::new(),
     };
     Ok(Question { prompt: args.prompt.clone(), input_ids })
 }
