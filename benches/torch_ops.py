@@ -1,11 +1,14 @@
-"""The work of `cuda_bench` in PyTorch, one JSON object per line, same names.
+#!/usr/bin/env python3
+"""The work of `dualspeed bench --suite ops --size 7b` in PyTorch, under the same names.
 
-    python3 benches/torch_ops.py [FILTER] > torch.jsonl
+    python3 benches/torch_ops.py [FILTER] [--json OUT]
 
 Written as a user of PyTorch would: `F.linear`, `F.rms_norm`, SDPA, fused AdamW; DivPrune image by image, as published
 (Alvar et al. 2025). A time is the median over blocks of calls between two synchronisations, after a warm-up.
 """
 
+import argparse
+import datetime
 import json
 import sys
 import time
@@ -13,9 +16,25 @@ import time
 import torch
 import torch.nn.functional as F
 
-FILTER = sys.argv[1] if len(sys.argv) > 1 else ""
 BF16 = torch.bfloat16
 DEVICE = "cuda"
+ARGS = None
+ROWS = []
+
+
+def report(row):
+    """Prints a row, and writes all so far: what is measured survives a limit on time."""
+    print(f"{row['name']:<52} {row['ms']:11.4f} {row['spread_ms']:9.4f} {row['tflops'] or 0:9.1f}", flush=True)
+    ROWS.append(row)
+    if ARGS.json:
+        head = {
+            "device": torch.cuda.get_device_name(),
+            "date": datetime.date.today().isoformat(),
+            "command": "python3 " + " ".join(sys.argv),
+            "versions": {"torch": torch.__version__},
+        }
+        with open(ARGS.json, "w") as file:
+            json.dump({**head, "rows": ROWS}, file, indent=1)
 
 
 def rand(*shape, dtype=BF16, grad=False):
@@ -23,7 +42,7 @@ def rand(*shape, dtype=BF16, grad=False):
 
 
 def timed(name, flops, call):
-    if FILTER not in name:
+    if ARGS.filter not in name:
         return
 
     def block(calls):
@@ -38,9 +57,8 @@ def timed(name, flops, call):
     calls = min(max(int(20 / max(block(3), 1e-3)), 1), 400)
     block(calls)
     times = sorted(block(calls) for _ in range(7))
-    row = {"name": name, "ms": times[3], "spread": times[5] - times[1], "first_ms": first}
-    row["tflops"] = round(flops / times[3] / 1e9, 1)
-    print(json.dumps(row), flush=True)
+    rate = flops / times[3] / 1e9 if flops else None
+    report({"suite": "op", "name": name, "ms": times[3], "spread_ms": times[5] - times[1], "tflops": rate, "first_ms": first})
 
 
 def products():
@@ -179,9 +197,19 @@ def rest():
     timed("adamw+clip, 448 tensors, 320M", 0, step)
 
 
-products()
-lora()
-attention()
-elementwise()
-losses()
-rest()
+def main():
+    global ARGS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("filter", nargs="?", default="", help="only names that contain it")
+    parser.add_argument("--json", help="also write the rows here")
+    ARGS = parser.parse_args()
+    products()
+    lora()
+    attention()
+    elementwise()
+    losses()
+    rest()
+
+
+if __name__ == "__main__":
+    main()

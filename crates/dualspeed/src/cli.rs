@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
-use crate::bench::Size;
+use crate::bench::{Size, Suite};
 use crate::commands;
 use crate::extensions::Extensions;
 use crate::speaker::SpeakerOptions;
@@ -54,7 +54,7 @@ pub enum Command {
     Assets(AssetsArgs),
     /// Show which visual tokens pruners keep, side by side; or run them on given features, or time them.
     Prune(PruneArgs),
-    /// Time whole training steps at published shapes, with random weights.
+    /// Time training steps, operations and pruners at published shapes, with random weights; plot how costs grow.
     Bench(BenchArgs),
     /// Train the small vision tower whose weights are embedded (names patches, colours, the picture).
     TrainTower(TrainTowerArgs),
@@ -430,25 +430,42 @@ pub struct PruneArgs {
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
+    /// What to time (repeatable, or separated by commas).
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "steps")]
+    pub suite: Vec<Suite>,
     /// Shapes of the model.
     #[arg(long, value_enum, default_value_t = Size::Llava7b)]
     pub size: Size,
-    /// A case, e.g. `--case "stage 2 fast"` (repeatable; all by default).
+    /// Only rows with NAME in their name, e.g. `--case "stage 2 fast"`, which is one step, or
+    /// `--case attention` (repeatable; all by default).
     #[arg(long, value_name = "NAME")]
     pub case: Vec<String>,
-    /// Steps before the counted ones.
+    /// Suites steps and growth: steps before the counted ones.
     #[arg(long, default_value_t = 3)]
     pub warmup: usize,
-    /// Counted steps.
+    /// Suites steps and growth: counted steps.
     #[arg(long, default_value_t = 10)]
     pub steps: usize,
-    /// Override a key of the training configuration, e.g. `--set memory.recompute=input` (repeatable).
+    /// Suites steps and growth: override a key of the training configuration, e.g.
+    /// `--set memory.recompute=input` (repeatable).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Also write the rows as JSON.
+    /// Suite ops: also time Burn's own bodies on a few shapes.
+    #[arg(long)]
+    pub plain: bool,
+    /// Suite prune: pruners by name, separated by commas, as in `prune`; `all`.
+    #[arg(long, default_value = "all", value_delimiter = ',')]
+    pub pruner: Vec<String>,
+    /// Also write the rows as JSON, after each of them.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Replace the JSON file if it exists.
+    /// Suite growth: also draw the curves, as SVG.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Measure nothing; draw the growth curves of FILE, which --json wrote, into --out.
+    #[arg(long, value_name = "FILE", requires = "out", conflicts_with_all = ["suite", "json"])]
+    pub plot: Option<PathBuf>,
+    /// Replace files that exist.
     #[arg(long)]
     pub overwrite: bool,
 }

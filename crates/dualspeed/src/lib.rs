@@ -14,7 +14,7 @@
 //! |---|---|
 //! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
-//! | [`mod@bench`] | times of whole training steps |
+//! | [`mod@bench`] | times of training steps, operations and pruners |
 //! | [`clip_words`] | CLIP's text tower and projection for text-guided pruners |
 //! | [`extensions`] | pruners of another crate, known to every command |
 //! | [`tower`] | the embedded vision tower and how it is trained |

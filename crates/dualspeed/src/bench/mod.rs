@@ -1,39 +1,31 @@
-//! Benchmarks of whole training steps, through the trainer that runs use: the same loop, data path and optimiser.
+//! Benchmarks: whole training steps, single operations, pruners, and how a step's cost grows.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`steps`] | steps of the published recipes, through the trainer that runs use: the same loop, data path and optimiser |
+//! | [`ops`] | the operations of `dualspeed-ops`, a decoder block, the vision tower |
+//! | [`prune`] | pruners beside the tower that makes their input |
+//! | [`growth`] | a step's time against visual tokens, batch and model |
+//! | [`report`] | what is written, the same for all |
+//! | [`clock`] | medians |
 //!
 //! Weights are random, drawn on the device; so are pictures and text. Nothing is zero.
 
+pub mod clock;
+pub mod growth;
 mod model;
+pub mod ops;
+pub mod prune;
+pub mod report;
 mod source;
 pub mod steps;
 
-use std::path::Path;
-
-use serde::{Deserialize, Serialize};
-
-use crate::run::write_json;
-
+pub use growth::GrowthRow;
 pub use model::Size;
-pub use steps::{Case, StepRow};
+pub use ops::OpRow;
+pub use prune::PruneRow;
+pub use report::{BenchReport, Filter, Row, Suite, today};
+pub use steps::{Case, StepOptions, StepRow};
 
-/// What a benchmark writes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BenchReport {
-    /// The backend and its device.
-    pub device: String,
-    /// The command line.
-    pub command: String,
-    /// Shapes of the model.
-    pub size: String,
-    /// One row per case.
-    pub rows: Vec<StepRow>,
-}
-
-impl BenchReport {
-    /// Writes the report as JSON.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        write_json(path, self)
-    }
-}
+/// Takes the rows as they come: prints them, writes them.
+pub type Sink<'a> = &'a mut dyn FnMut(Row) -> anyhow::Result<()>;

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Distribution, FloatDType, Tensor};
 use clap::ValueEnum;
-use dualspeed_model::{Dtype, LlamaConfig, Llava, LlavaConfig, LoraConfig, VitConfig};
-use dualspeed_ops::AutodiffBackend;
+use dualspeed_model::init::Init;
+use dualspeed_model::{Dtype, LlamaConfig, Llava, LlavaConfig, LoraConfig, Vit, VitConfig};
+use dualspeed_ops::{AutodiffBackend, Backend};
 use dualspeed_train::TrainConfig;
 use dualspeed_train::stage::apply_stage;
 
@@ -83,12 +84,19 @@ pub fn random<B: AutodiffBackend>(
     Ok(model.map(&mut Draw { dtype: config.model.dtype, trained }))
 }
 
+/// A frozen tower with random weights like those of [`random`].
+pub fn random_tower<B: Backend>(config: &VitConfig, dtype: Dtype, device: &B::Device) -> Vit<B> {
+    B::seed(device, 0);
+    let tower: Vit<B> = config.init(&Init::new(0, device).frozen());
+    tower.map(&mut Draw { dtype, trained: HashSet::new() })
+}
+
 struct Draw {
     dtype: Dtype,
     trained: HashSet<ParamId>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Draw {
+impl<B: Backend> ModuleMapper<B> for Draw {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (device, trained) = (param.lazy_device(), self.trained.contains(&param.id));
         // Norms and biases have the values they start with; they are small.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dualspeed_data::{
-    DataError, Example, ExampleSource, HostImage, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Modality,
+    DataError, Example, ExampleSource, HostImage, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Modality, Tiling,
 };
 use dualspeed_model::rng::SplitMix;
 
@@ -12,9 +12,11 @@ use dualspeed_model::rng::SplitMix;
 pub struct Synthetic {
     /// Number of examples.
     pub samples: usize,
-    /// Tiles per example, each an image of its own to the tower, the pruner and the isolator (LLaVA-NeXT's `flat`
-    /// layout for more than one).
+    /// Tiles per example. Without a tiling each is an image of its own to the tower, the pruner and the isolator
+    /// (LLaVA-NeXT's `flat` layout for more than one).
     pub tiles: usize,
+    /// How the tiles make one image (LLaVA-NeXT's `spatial_unpad`).
+    pub tiling: Option<Tiling>,
     /// Text tokens per example.
     pub text: usize,
     /// How many of them, at the end, are supervised.
@@ -43,7 +45,14 @@ impl Synthetic {
             Arc::new(HostImage { key: key as u64, size: side, pixels })
         };
         let images = (0..PICTURES).map(picture).collect();
-        Self { samples, tiles, text, supervised, vocab, images }
+        Self { samples, tiles, tiling: None, text, supervised, vocab, images }
+    }
+
+    /// Examples whose tiles make one image.
+    pub fn tiled(mut self, tiling: Tiling) -> Self {
+        self.tiles = tiling.tiles();
+        self.tiling = Some(tiling);
+        self
     }
 }
 
@@ -55,7 +64,8 @@ impl ExampleSource for Synthetic {
     fn get(&self, index: usize) -> Result<Example, DataError> {
         let mut rng = SplitMix::new(&[index as u64, 5]);
         let mut input_ids = vec![1];
-        input_ids.extend(std::iter::repeat_n(IMAGE_TOKEN_INDEX, self.tiles));
+        let images = if self.tiling.is_some() { 1 } else { self.tiles };
+        input_ids.extend(std::iter::repeat_n(IMAGE_TOKEN_INDEX, images));
         input_ids.extend((1..self.text).map(|_| 3 + rng.below(self.vocab - 3) as i64));
         let mut labels = vec![IGNORE_INDEX; input_ids.len()];
         let from = input_ids.len() - self.supervised.min(self.text - 1);
@@ -66,7 +76,7 @@ impl ExampleSource for Synthetic {
             input_ids,
             labels,
             images: (0..self.tiles).map(image).collect(),
-            tilings: Vec::new(),
+            tilings: self.tiling.iter().cloned().collect(),
             questions: Vec::new(),
             prompt: String::new(),
         })
@@ -81,6 +91,8 @@ impl ExampleSource for Synthetic {
     }
 
     fn fingerprint(&self) -> String {
-        format!("synthetic-{}-{}-{}-{}", self.samples, self.tiles, self.text, self.supervised)
+        let tiled = if self.tiling.is_some() { "-tiled" } else { "" };
+        let Self { samples, tiles, text, supervised, .. } = self;
+        format!("synthetic-{samples}-{tiles}{tiled}-{text}-{supervised}")
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use dualspeed_data::ExampleSource;
-use dualspeed_model::{Dtype, Needs};
+use anyhow::Context;
+use dualspeed_data::{ExampleSource, Tiling};
+use dualspeed_model::{AnyresConfig, Dtype, LlavaConfig, Needs};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::config::Schedule;
 use dualspeed_train::{
@@ -33,37 +34,62 @@ pub struct Case {
     pub tiles: usize,
     /// Text tokens per sample.
     pub text: usize,
-    /// Whether the tower runs in the step.
+    /// Whether the tower runs in the step; else its features come from the host's cache.
     pub tower: bool,
+    /// Whether the tiles make one image with newlines (LLaVA-NeXT's `spatial_unpad`) instead of an image each (`flat`).
+    pub unpad: bool,
 }
 
-const fn case(name: &'static str, stage: Stage, mode: Mode, shape: [usize; 3]) -> Case {
-    let [batch, tiles, text] = shape;
-    Case { name, stage, mode, distill: false, batch, tiles, text, tower: false }
+/// A fast or a full step with cached features, `[batch, tiles, text]`.
+pub(super) const fn case(
+    name: &'static str,
+    stage: Stage,
+    mode: Mode,
+    [batch, tiles, text]: [usize; 3],
+) -> Case {
+    Case { name, stage, mode, distill: false, batch, tiles, text, tower: false, unpad: false }
 }
 
-const fn tower(name: &'static str, distill: bool, case: Case) -> Case {
-    Case { name, distill, tower: true, ..case }
+/// The same with the tower in the step.
+const fn tower(name: &'static str, stage: Stage, mode: Mode, shape: [usize; 3]) -> Case {
+    Case { tower: true, ..case(name, stage, mode, shape) }
+}
+
+/// A slow step: full tokens, the fast view as the teacher, the tower for both.
+const fn slow(name: &'static str, shape: [usize; 3]) -> Case {
+    Case { distill: true, ..tower(name, Stage::Finetune, Mode::Slow, shape) }
+}
+
+/// The same with tiles that make one image.
+const fn unpad(case: Case) -> Case {
+    Case { unpad: true, ..case }
 }
 
 const STAGE_1: [usize; 3] = [32, 1, 32];
-const STAGE_2: [usize; 3] = [16, 1, 192];
+pub(super) const STAGE_2: [usize; 3] = [16, 1, 192];
 const NEXT: [usize; 3] = [4, 5, 192];
 
 /// The steps that are compared with PyTorch, then those whose ratios are DualSpeed's speed-up.
-pub const CASES: [Case; 12] = [
+pub const CASES: [Case; 19] = [
     case("stage 1 full", Stage::Pretrain, Mode::Slow, STAGE_1),
     case("stage 1 fast", Stage::Pretrain, Mode::Fast, STAGE_1),
     case("stage 2 full", Stage::Finetune, Mode::Slow, STAGE_2),
     case("stage 2 fast", Stage::Finetune, Mode::Fast, STAGE_2),
     case("next full", Stage::Finetune, Mode::Slow, NEXT),
     case("next fast", Stage::Finetune, Mode::Fast, NEXT),
-    tower("stage 2 full, tower", false, case("", Stage::Finetune, Mode::Slow, STAGE_2)),
-    tower("stage 2 fast, tower", false, case("", Stage::Finetune, Mode::Fast, STAGE_2)),
-    tower("stage 2 slow, tower", true, case("", Stage::Finetune, Mode::Slow, STAGE_2)),
-    tower("next full, tower", false, case("", Stage::Finetune, Mode::Slow, NEXT)),
-    tower("next fast, tower", false, case("", Stage::Finetune, Mode::Fast, NEXT)),
-    tower("next slow, tower", true, case("", Stage::Finetune, Mode::Slow, NEXT)),
+    tower("stage 1 full, tower", Stage::Pretrain, Mode::Slow, STAGE_1),
+    tower("stage 1 fast, tower", Stage::Pretrain, Mode::Fast, STAGE_1),
+    tower("stage 2 full, tower", Stage::Finetune, Mode::Slow, STAGE_2),
+    tower("stage 2 fast, tower", Stage::Finetune, Mode::Fast, STAGE_2),
+    slow("stage 2 slow, tower", STAGE_2),
+    tower("next full, tower", Stage::Finetune, Mode::Slow, NEXT),
+    tower("next fast, tower", Stage::Finetune, Mode::Fast, NEXT),
+    slow("next slow, tower", NEXT),
+    unpad(case("next unpad full", Stage::Finetune, Mode::Slow, NEXT)),
+    unpad(case("next unpad fast", Stage::Finetune, Mode::Fast, NEXT)),
+    unpad(tower("next unpad full, tower", Stage::Finetune, Mode::Slow, NEXT)),
+    unpad(tower("next unpad fast, tower", Stage::Finetune, Mode::Fast, NEXT)),
+    unpad(slow("next unpad slow, tower", NEXT)),
 ];
 
 /// One measured case; times are medians over the counted steps.
@@ -72,7 +98,7 @@ pub struct StepRow {
     /// The case.
     pub name: String,
     /// Milliseconds of a step.
-    pub step_ms: f64,
+    pub ms: f64,
     /// Largest less smallest of the counted steps.
     pub spread_ms: f64,
     /// Parts of the median step, in milliseconds, as far as the host sees them: on asynchronous devices work shows where
@@ -120,16 +146,36 @@ pub fn run<B: AutodiffBackend>(
     options: &StepOptions,
     device: &B::Device,
 ) -> anyhow::Result<StepRow> {
-    // What earlier cases left in the pools would count here.
-    B::memory_cleanup(device);
+    let work = prepare(case, options, options.size.config(options.dtype))?;
+    measure::<B>(case, work, options, device).with_context(|| format!("step `{}`", case.name))
+}
+
+/// A case's configuration and data.
+pub(super) struct Work {
+    pub(super) config: TrainConfig,
+    pub(super) source: Arc<dyn ExampleSource>,
+}
+
+pub(super) fn prepare(
+    case: &Case,
+    options: &StepOptions,
+    model: LlavaConfig,
+) -> anyhow::Result<Work> {
     let mut config = TrainConfig {
         stage: case.stage,
-        steps: Some((options.warmup + options.steps) as u64),
-        model: options.size.config(options.dtype),
+        // The last step is read back as soon as it is queued, so it is not counted.
+        steps: Some((options.warmup + options.steps + 1) as u64),
+        model,
         ..TrainConfig::default()
     };
     if case.stage == Stage::Pretrain {
         config.model.lora = None;
+    }
+    let side = config.model.vision.image_size();
+    let square = [2 * side; 2];
+    if case.unpad {
+        let anyres = AnyresConfig { image_grid_pinpoints: vec![square], ..Default::default() };
+        config.model.anyres = Some(anyres);
     }
     config.mode.schedule = Some(match case.mode {
         Mode::Fast => Schedule::AlwaysFast,
@@ -139,14 +185,29 @@ pub fn run<B: AutodiffBackend>(
     config.batch.size = case.batch;
     config.data.workers = Some(2);
     let config = TrainConfig::parse(&config.to_toml()?, &options.overrides)?;
-    let source: Arc<dyn ExampleSource> = Arc::new(Synthetic::new(
+    let mut source = Synthetic::new(
         8 * config.batch.size,
         case.tiles,
         case.text,
         case.text / 2,
         config.model.text.vocab_size,
-        config.model.vision.image_size(),
-    ));
+        side,
+    );
+    if case.unpad {
+        let tiling = Tiling::new(square, &[square], side, config.model.vision.grid());
+        source = source.tiled(tiling.context("two by two tiles are no grid of the tower's")?);
+    }
+    Ok(Work { config, source: Arc::new(source) })
+}
+
+pub(super) fn measure<B: AutodiffBackend>(
+    case: &Case,
+    Work { config, source }: Work,
+    options: &StepOptions,
+    device: &B::Device,
+) -> anyhow::Result<StepRow> {
+    // What earlier cases left in the pools would count here.
+    B::memory_cleanup(device);
     let phase = Instant::now();
     let model = random::<B>(&config, device)?;
     B::sync(device)?;
@@ -172,7 +233,8 @@ pub fn run<B: AutodiffBackend>(
     let whole = begin.elapsed().as_secs_f64();
     let records = read_metrics(&dir.path().join(METRICS_FILE))?;
     let later: f64 = records.iter().skip(1).map(|r| r.time.step_seconds).sum();
-    let mut counted: Vec<&StepRecord> = records.iter().skip(options.warmup).collect();
+    let mut counted: Vec<&StepRecord> =
+        records.iter().skip(options.warmup).take(options.steps).collect();
     counted.sort_by(|a, b| a.time.step_seconds.total_cmp(&b.time.step_seconds));
     let (Some(first), Some(last)) = (counted.first(), counted.last()) else {
         anyhow::bail!("no step was counted; give --steps 1 or more");
@@ -192,7 +254,7 @@ pub fn run<B: AutodiffBackend>(
     let kept_less = |keep: &&dualspeed_ops::Keep| **keep < dualspeed_ops::Keep::Products;
     Ok(StepRow {
         name: case.name.into(),
-        step_ms: 1e3 * seconds,
+        ms: 1e3 * seconds,
         spread_ms: 1e3 * (last.time.step_seconds - first.time.step_seconds),
         parts_ms: parts.map(|(name, seconds)| (name.to_string(), 1e3 * seconds)),
         samples_per_s: median.samples as f64 / seconds,

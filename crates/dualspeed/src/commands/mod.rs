@@ -64,7 +64,7 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Assemble(args) => assemble::run::<B>(args, cli.quiet, device),
             Command::Assets(args) => assets::run(args, cli.quiet),
             Command::Prune(args) => prune::run::<B, E>(cli, args, device),
-            Command::Bench(args) => bench::run::<B>(cli, args, device),
+            Command::Bench(args) => bench::run::<B, E>(cli, args, device),
             Command::TrainTower(args) => train_tower::run::<B>(cli, args, device),
         }
     }

@@ -1,0 +1,72 @@
+//! Medians of repeated work.
+
+use std::time::Instant;
+
+use dualspeed_ops::Backend;
+
+/// What came of timing one piece of work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Time {
+    /// Milliseconds of a call: the median.
+    pub ms: f64,
+    /// Spread of the repetitions, in milliseconds.
+    pub spread_ms: f64,
+    /// Milliseconds of the very first call, compilation included.
+    pub first_ms: f64,
+}
+
+/// Times short operations: blocks of calls from one synchronisation to the next, after a warm-up.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Milliseconds a block lasts about.
+    pub block_ms: f64,
+}
+
+/// Blocks that are counted.
+const BLOCKS: usize = 7;
+/// A block has no more calls than this.
+const CALLS: f64 = 400.0;
+
+impl Clock {
+    /// Times `run`, which makes the given number of calls. The spread is that of the middle five of seven blocks.
+    ///
+    /// # Errors
+    /// If the device reports one.
+    pub fn time<B: Backend>(
+        &self,
+        device: &B::Device,
+        mut run: impl FnMut(usize),
+    ) -> anyhow::Result<Time> {
+        let mut block = |calls: usize| {
+            let start = Instant::now();
+            run(calls);
+            B::sync(device)?;
+            anyhow::Ok(start.elapsed().as_secs_f64() * 1e3 / calls as f64)
+        };
+        let first_ms = block(1)?;
+        let estimate = block(3)?.max(1e-3);
+        let calls = (self.block_ms / estimate).clamp(1.0, CALLS) as usize;
+        block(calls)?; // warm-up
+        let mut times = (0..BLOCKS).map(|_| block(calls)).collect::<anyhow::Result<Vec<f64>>>()?;
+        times.sort_by(f64::total_cmp);
+        let spread_ms = times[BLOCKS - 2] - times[1];
+        Ok(Time { ms: times[BLOCKS / 2], spread_ms, first_ms })
+    }
+}
+
+/// Times a longer piece of work that waits for its own result: `runs` of it after one that is not counted, fewer when
+/// `seconds` have passed. The spread is that of all runs.
+pub fn few_runs(runs: usize, seconds: f64, mut run: impl FnMut()) -> Time {
+    let begin = Instant::now();
+    run();
+    let first_ms = begin.elapsed().as_secs_f64() * 1e3;
+    let mut times = Vec::new();
+    while times.is_empty() || (times.len() < runs && begin.elapsed().as_secs_f64() < seconds) {
+        let clock = Instant::now();
+        run();
+        times.push(clock.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    let spread_ms = times[times.len() - 1] - times[0];
+    Time { ms: times[times.len() / 2], spread_ms, first_ms }
+}
