@@ -159,6 +159,8 @@ fn a_tower_and_a_language_model_become_one_model() {
         &text("half"),
     ]);
     let bytes = |name: &str| std::fs::metadata(at(name).join("model.safetensors")).unwrap().len();
+    let config = std::fs::read_to_string(at("half").join("config.json")).unwrap();
+    assert!(config.contains("\"torch_dtype\": \"bfloat16\""), "{config}");
     assert!(bytes("half") * 10 < bytes("model") * 6, "{} of {}", bytes("half"), bytes("model"));
 
     // Two stages, as in examples/small.

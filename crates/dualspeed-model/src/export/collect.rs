@@ -24,6 +24,11 @@ impl Pending<'_> {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
 
+    /// What it will be written as.
+    pub fn dtype(&self) -> FloatType {
+        self.dtype
+    }
+
     /// The shape, in PyTorch's layout.
     pub fn shape(&self) -> &[usize] {
         &self.shape

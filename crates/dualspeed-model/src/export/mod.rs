@@ -66,8 +66,8 @@ pub fn export_merged<B: Backend>(
     }
     make_dir(dir)?;
     let merged = model.clone().merge_lora();
-    let dtype = options.dtype.unwrap_or(FloatType::F32);
     let all = everything(&merged, options.dtype);
+    let dtype = commonest(all.values());
     let mut weights = BTreeMap::new();
     let (mut tower, mut projection) = (BTreeMap::new(), BTreeMap::new());
     for (path, tensor) in all {
@@ -125,6 +125,15 @@ pub fn export_adapter<B: Backend>(
     write_file(&dir.join("adapter_model.safetensors"), &weights)?;
     write_json(&dir.join("adapter_config.json"), &config::peft(&lora.config, base))?;
     write_isolator(model, dir)
+}
+
+/// What most of the weights are written as.
+fn commonest<'a>(tensors: impl Iterator<Item = &'a Pending<'static>>) -> FloatType {
+    let mut bytes: BTreeMap<FloatType, usize> = BTreeMap::new();
+    for tensor in tensors {
+        *bytes.entry(tensor.dtype()).or_default() += tensor.bytes();
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(FloatType::F32, |(dtype, _)| dtype)
 }
 
 fn write_isolator<B: Backend>(model: &Llava<B>, dir: &Path) -> Result<(), ModelError> {
