@@ -158,6 +158,27 @@ pub enum TrainError {
         /// The sample's id.
         sample: String,
     },
+    /// Features of the tower could not be written.
+    #[error(
+        "cannot write the features {path}: {source}; those written before stay and are not computed again: free some space, \
+         set data.features.dir to another disk, or data.features.cache = \"memory\""
+    )]
+    FeatureWrite {
+        /// The shard.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A feature store that cannot be used.
+    #[error("the feature store {path} cannot be used: {problem}; {advice}")]
+    FeatureStore {
+        /// The folder or the shard.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
     /// A background thread ended without a result.
     #[error("the {what} thread stopped unexpectedly; its message is on stderr")]
     Thread {
