@@ -264,13 +264,17 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
 
     /// Runs the tower over the first `count` pending images.
     fn compute(&mut self, count: usize) -> Result<(), TrainError> {
-        if count == 0 {
-            return Ok(());
-        }
         let rest = self.pending.split_off(count);
-        let images = std::mem::replace(&mut self.pending, rest);
+        let mut images = std::mem::replace(&mut self.pending, rest);
+        let Some(last) = images.last().cloned() else { return Ok(()) };
+        // Products of other sizes round otherwise: the rest goes through the tower in a whole batch too.
+        images.resize(count.max(self.work.batch), last);
         let pixels = pixel_values(&images, self.device);
-        let features = self.tower.features(pixels, self.work.needs);
+        let mut features = self.tower.features(pixels, self.work.needs);
+        if images.len() > count {
+            features = features.map(|feature| feature.narrow(0, 0, count));
+            images.truncate(count);
+        }
         let block = self.cache.blocks.len();
         for (row, image) in (self.rows.keys.len()..).zip(&images) {
             self.known.remove(&image.key);

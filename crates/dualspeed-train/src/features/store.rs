@@ -2,7 +2,7 @@
 //!
 //! `DIR/TOWER/NAME.safetensors`: one folder per tower (see [`tower_fingerprint`](super::tower_fingerprint)), one file per
 //! shard, each with an index of its own. Images go by [`HostImage::key`](dualspeed_data::HostImage), the hash of pixels
-//! and normalisation as the tower sees them. Nothing is locked: a shard is written under a temporary name and renamed when
+//! and normalisation as the tower sees them; a data set of one's own has to make them so too. Nothing is locked: a shard is written under a temporary name and renamed when
 //! it is on disk, so a reader sees all of it or nothing, and two processes that make the same images write the same rows.
 //! Shards that are cut short, of another format or of another tower are left out with a warning that names the file; their
 //! images are computed again. What a shard's rows hold is not checked: reading it all would cost what mapping saves.
@@ -190,7 +190,8 @@ impl FeatureStore {
 
     fn left_out(&self, path: &Path, problem: &str) {
         tracing::warn!(
-            "the features in {} cannot be used: {problem}; their images are computed again: delete the file",
+            "the features in {} cannot be used: {problem}; its images are computed again, delete the file if \
+             this is said of it again",
             path.display()
         );
     }
