@@ -120,7 +120,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let restored = if job.resume {
         Some(restore(&checkpoints, &config, &fingerprint)?)
     } else {
-        run_dir::create(&job.run_dir, job.overwrite, &config)?;
+        run_dir::check(&job.run_dir, job.overwrite)?;
         None
     };
 
@@ -175,6 +175,10 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
                 valid = Some(cache.source());
             }
         }
+    }
+    // What can take hours and fail has succeeded.
+    if !job.resume {
+        run_dir::create(&job.run_dir, job.overwrite, &config)?;
     }
     // Examples without pixels are free to read; the cache has them when it was computed from this
     // data.

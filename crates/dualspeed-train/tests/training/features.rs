@@ -305,10 +305,12 @@ fn a_disk_that_takes_no_more_costs_nothing_that_was_written() {
     assert_eq!(files(dir.path()).len(), 2);
     assert_eq!(stored(dir.path(), &tower, &source, NEEDS).computed(), 4);
 
-    // In a run: before the first step, in words of the config.
+    // In a run: before the run has a directory that another attempt would have to overwrite.
     let mut config = config();
     config.data.features.cache = CacheMode::Disk;
     config.data.features.dir = Some(files(dir.path())[0].join("features"));
-    let error = train(job(config, &dir.path().join("run"))).err().unwrap();
+    let run_dir = dir.path().join("run");
+    let error = train(job(config, &run_dir)).err().unwrap();
     assert!(matches!(error, TrainError::Io { .. }), "{error:?}");
+    assert!(!run_dir.exists());
 }
