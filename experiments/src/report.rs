@@ -136,7 +136,7 @@ fn table(study: &Study, arms: &[ArmResults]) -> (Vec<String>, Vec<Vec<String>>) 
                 arm.overrides.clone(),
                 own(|r| r.accuracy("full"), 100.0, 1, " %"),
                 own(|r| r.accuracy("pruned"), 100.0, 1, " %"),
-                relative(100.0, 1, " %", |a, b| a.accuracy("full") / b.accuracy("full").max(1e-9)),
+                relative(100.0, 1, " %", |a, b| a.accuracy("full") / b.accuracy("full")),
                 own(|r| r.slow_share, 100.0, 0, " %"),
                 own(|r| r.train_seconds, 1.0, 1, " s"),
                 relative(1.0, 2, "x", |a, b| b.train_seconds / a.train_seconds.max(1e-9)),
@@ -147,6 +147,9 @@ fn table(study: &Study, arms: &[ArmResults]) -> (Vec<String>, Vec<Vec<String>>) 
 }
 
 fn show(stat: Stat, seeds: usize, scale: f64, digits: usize, unit: &str) -> String {
+    if !stat.mean.is_finite() {
+        return "-".to_owned(); // relative to nothing
+    }
     let spread =
         if seeds > 1 { format!(" ± {:.digits$}", stat.std * scale) } else { String::new() };
     format!("{:.digits$}{spread}{unit}", stat.mean * scale)

@@ -49,6 +49,9 @@ pub struct StepContext {
     /// Whether pruners' picks are read back and checked; costs a synchronisation on a GPU, so a
     /// trainer may do it on its first steps only.
     pub verify_picks: bool,
+    /// Whether tokens that a pruner selected go through the projector once more, by themselves: gradients are the same up to
+    /// rounding, and the backward pass leaves out the tokens that were dropped.
+    pub project_kept: bool,
     /// What the decoder's backward pass computes again; by default every operation keeps what it
     /// needs.
     pub recompute: Option<Recompute>,

@@ -290,8 +290,31 @@ impl<B: Backend> Llava<B> {
         if kept.unprojected {
             kept.tokens = self.mm_projector.forward(kept.tokens); // [images, keep, d]
             kept.unprojected = false;
+        } else if ctx.project_kept
+            && let Some(indices) = &kept.indices
+        {
+            kept.tokens = self.project_kept(visual, indices.clone());
         }
         Ok(Some(kept))
+    }
+
+    /// Projected tokens at `indices` `[images, keep]` of each image's rows, from the hidden states: `[images, keep, d]`.
+    fn project_kept(&self, visual: &VisualTokens<B>, indices: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let hidden = visual.features.hidden.clone();
+        let ([rows, n, d_v], [images, keep]) = (hidden.dims(), indices.dims());
+        let per_image = visual.tiles.as_ref().map(|tiles| tiles.per_image.clone());
+        let per_image = per_image.unwrap_or_else(|| vec![1; images]);
+        let first_rows = per_image.iter().scan(0, |next, rows| {
+            let first = *next;
+            *next += rows;
+            Some((first * n) as i64)
+        });
+        let starts = TensorData::new(first_rows.collect::<Vec<i64>>(), [images, 1]);
+        let starts = Tensor::<B, 2, Int>::from_data(starts, &hidden.device());
+        // Entries behind an image's length point nowhere in particular.
+        let flat = (indices + starts).clamp(0, (rows * n) as i64 - 1).reshape([images * keep]);
+        let kept = dualspeed_ops::select_rows(hidden.reshape([rows * n, d_v]), flat);
+        self.mm_projector.forward(kept.reshape([images, keep, d_v]))
     }
 
     /// Visual tokens as tiles of images, with masks over what shows only canvas; `None` where each row is an image.

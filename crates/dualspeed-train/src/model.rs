@@ -216,6 +216,8 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         ctx.layouts = layouts(batch);
         // Free on the host; on a GPU it synchronises, so only while a run is young.
         ctx.verify_picks = *step < 3 || computes_on_host::<B>(&runtime.device);
+        // On the host it saves little, and would move recorded results by their rounding.
+        ctx.project_kept = !computes_on_host::<B>(&runtime.device);
         let mut time = TimeSplit::default();
         let mut clock = Instant::now();
 

@@ -189,6 +189,10 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let sampler =
         BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
     let total_steps = config.total_steps(sampler.steps_per_epoch());
+    // What loading and rounding the weights, and the tower, left behind.
+    B::memory_cleanup(&device);
+    let synced = B::sync(&device);
+    synced.map_err(|e| TrainError::Device { what: "the weights", message: e.to_string() })?;
     let memory = MemoryPlan::new::<B>(&config, &*source, features.is_some(), &device)?;
     if memory.exceeds() {
         tracing::warn!("{memory}");

@@ -200,3 +200,41 @@ fn recomputed_blocks_give_the_same_gradients() {
         }
     }
 }
+
+/// Projecting selected tokens by themselves changes what the backward pass runs over, not what comes out: flat images, and
+/// images of several tiles with padding.
+#[test]
+fn selected_tokens_are_projected_by_themselves() {
+    use dualspeed_model::{AnyresConfig, TileLayout};
+
+    let layout = |grid, rows, columns| TileLayout { side: 4, grid, rows, columns };
+    let layouts =
+        vec![layout([1, 2], 0..4, 1..7), layout([2, 1], 0..8, 0..4), layout([1, 1], 1..3, 0..4)];
+    let tiled = LlavaConfig { anyres: Some(AnyresConfig::default()), ..config() };
+    for (config, layouts) in [(config(), Vec::new()), (tiled, layouts)] {
+        let model = model::<A>(&config).with_trainable(Trainable::pretrain()).unwrap();
+        let batch = Batch::mixed();
+        let rows = if layouts.is_empty() { 3 } else { 8 };
+        let visual = encode(&model, rows);
+        let gradients = |project_kept: bool| {
+            let ctx = StepContext { project_kept, layouts: layouts.clone(), ..ctx(&batch) };
+            let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+            let forward =
+                model.forward(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx).unwrap();
+            let sums = fast_loss(&model, &forward);
+            let loss = sums.loss(sums.tokens, 0, 0.0);
+            let grads = loss.backward();
+            let layers =
+                [&model.mm_projector.linear_1, model.mm_projector.linear_2.as_ref().unwrap()];
+            let mut found = values(&loss);
+            for layer in layers {
+                found.extend(values(&layer.weight.val().grad(&grads).unwrap()));
+                found.extend(values(&layer.bias.as_ref().unwrap().val().grad(&grads).unwrap()));
+            }
+            found
+        };
+        let (all, kept) = (gradients(false), gradients(true));
+        assert!(all.iter().any(|x| x.abs() > 1e-3), "the projector learns something");
+        assert_close(&kept, &all, 1e-5);
+    }
+}

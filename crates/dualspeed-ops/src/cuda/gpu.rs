@@ -55,9 +55,11 @@ static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
 /// See [`DeviceMemory`].
 pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
     flush();
-    let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(|server| {
+    // Of the caller's stream: the server's thread has another.
+    let stream = StreamId::current();
+    let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(move |server| {
         // A server call makes the context current.
-        let usage = server.memory_usage(StreamId::current()).ok()?;
+        let usage = server.memory_usage(stream).ok()?;
         let [free, total] = driver_memory()?;
         // Memory that CubeCL holds but does not use serves the next tensors.
         let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);

@@ -6,9 +6,9 @@
 
 use burn::tensor::DType;
 
-use super::blas::{Layout, Operands, Product};
 use super::elementwise::bias_gradient;
 use super::gpu::submit;
+use super::product::{Layout, Operands, Product};
 use super::tensor::{
     Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
 };

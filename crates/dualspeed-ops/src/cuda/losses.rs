@@ -2,10 +2,10 @@
 
 use burn::tensor::DType;
 
-use super::blas::{Layout, Operands, Product};
 use super::error::CudaError;
 use super::gpu::{Gpu, submit};
 use super::kernel::{Arg, Grid, Source};
+use super::product::{Layout, Operands, Product};
 use super::tensor::{Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, served};
 use crate::Backend;
 use crate::types::*;

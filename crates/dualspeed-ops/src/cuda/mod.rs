@@ -4,7 +4,7 @@
 //! | module | content |
 //! |---|---|
 //! | `gpu` | work on CubeCL's server thread, ordered with Burn's launches |
-//! | `blas` | matrix products, their layouts and chosen algorithms |
+//! | `product`, `blas` | matrix products: what they are, and the chosen algorithms |
 //! | `kernel` | compiling, caching and launching `kernels/*.cu` |
 //! | `tensor` | element types, strides, rows |
 //! | `staging` | uploads |
@@ -25,6 +25,7 @@ mod kernel;
 mod linear;
 mod losses;
 mod points;
+mod product;
 mod ready;
 mod select;
 mod staging;

@@ -2,9 +2,9 @@
 
 use burn::tensor::DType;
 
-use super::blas::{Batch, Layout, Operands, Product};
 use super::gpu::submit;
 use super::kernel::{Arg, Grid, Source};
+use super::product::{Batch, Layout, Operands, Product};
 use super::tensor::{Element, Tensor, contiguous, dims, empty, served};
 
 static POINTS: Source = Source {

@@ -6,9 +6,9 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::CudaRuntime;
 
-use super::blas::Layout;
 use super::elementwise;
 use super::gpu::flush;
+use super::product::Layout;
 use super::ready::is_fast;
 
 /// Burn's tensor on the device.

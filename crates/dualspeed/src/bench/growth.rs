@@ -188,6 +188,7 @@ fn one<B: AutodiffBackend>(
     let work = prepare(&case, options, point.model.clone())?;
     // The weights of the point before must not count as taken.
     B::memory_cleanup(device);
+    B::sync(device)?;
     let plan = MemoryPlan::new::<B>(&work.config, &*work.source, false, device)?;
     let mut row = GrowthRow {
         name,

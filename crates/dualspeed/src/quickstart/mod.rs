@@ -178,13 +178,15 @@ fn seed_result<B: AutodiffBackend>(
     lab: &Lab<B>,
 ) -> SeedResult {
     let baseline = results.first().map_or((1.0, 1.0), |b| (b.accuracy("full"), b.train_seconds));
+    // Of a baseline that answers nothing there is nothing to retain.
+    let retained = |accuracy: f64| if baseline.0 > 0.0 { accuracy / baseline.0 } else { f64::NAN };
     let measured = |r: &RunResult| Measured {
         accuracy_full: r.accuracy("full"),
         accuracy_pruned: r.accuracy("pruned"),
         accuracy_pruned_no_isolator: r.accuracy("pruned_no_isolator"),
         accuracy_full_heldout_vendor: r.held_out.view("full").map_or(0.0, |v| v.accuracy),
-        retention_full: r.accuracy("full") / baseline.0.max(f64::MIN_POSITIVE),
-        retention_pruned: r.accuracy("pruned") / baseline.0.max(f64::MIN_POSITIVE),
+        retention_full: retained(r.accuracy("full")),
+        retention_pruned: retained(r.accuracy("pruned")),
         train_seconds: r.train_seconds,
         speedup: baseline.1 / r.train_seconds.max(f64::MIN_POSITIVE),
         visual_tokens_full: r.visual_tokens("full"),

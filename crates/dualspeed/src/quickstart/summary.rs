@@ -16,7 +16,7 @@ pub struct Measured {
     pub accuracy_pruned_no_isolator: f64,
     /// As `accuracy_full`, on drawings by a vendor that no model saw in training.
     pub accuracy_full_heldout_vendor: f64,
-    /// `accuracy_full` over the baseline's `accuracy_full`.
+    /// `accuracy_full` over the baseline's `accuracy_full`; NaN (`null` in JSON) where that is 0.
     pub retention_full: f64,
     /// `accuracy_pruned` over the baseline's `accuracy_full`.
     pub retention_pruned: f64,
@@ -194,6 +194,9 @@ impl Summary {
 
     /// A number for people: mean, and standard deviation where there are several seeds.
     pub fn show(&self, stat: Stat, scale: f64, digits: usize, unit: &str) -> String {
+        if !stat.mean.is_finite() {
+            return "-".to_owned();
+        }
         let spread = match self.seeds.len() {
             0 | 1 => String::new(),
             _ => format!(" ± {:.digits$}", stat.std * scale),
@@ -273,6 +276,16 @@ mod tests {
         assert_eq!(json["seeds"], 2);
         assert_eq!(json["chance"], 0.2);
         assert!((baseline["accuracy_full_by_kind"]["count"].as_f64().unwrap() - 0.7).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_undefined_is_a_dash_and_null() {
+        let mut summary = summary(&[0.0]);
+        for measured in summary.seeds[0].models.values_mut() {
+            measured.retention_full = f64::NAN;
+        }
+        assert_eq!(summary.table().1[2][5], "-");
+        assert!(summary.to_json()["models"]["dualspeed"]["retention_full"].is_null());
     }
 
     #[test]
