@@ -169,6 +169,17 @@ pub enum TrainError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The run was told to end while features were computed.
+    #[error(
+        "interrupted at sample {done} of {of} while features were computed; start it again: with data.features.cache = \
+         \"disk\" they are not computed again"
+    )]
+    FeaturesInterrupted {
+        /// Samples that are done.
+        done: usize,
+        /// Samples in all.
+        of: usize,
+    },
     /// A feature store that cannot be used.
     #[error("the feature store {path} cannot be used: {problem}; {advice}")]
     FeatureStore {

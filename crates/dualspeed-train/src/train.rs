@@ -163,6 +163,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             batch: config.batch.size,
             samples,
             progress: job.progress == Progress::Bar,
+            interrupt: Some(&*job.interrupt),
         };
         let needs = work(pruner.needs(), usize::MAX);
         features = configured(section, &*tower, &job.train, needs, &device)?.map(Arc::new);

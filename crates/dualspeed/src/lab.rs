@@ -138,7 +138,8 @@ impl<B: AutodiffBackend> Lab<B> {
         let inner: Vit<B::InnerBackend> = tower::embedded(&base.model.vision, device)?;
         let inner = Tower::from(inner);
         let cache = |source: Arc<dyn ExampleSource>| {
-            let work = FeatureWork { needs, batch: 32, samples: usize::MAX, progress };
+            let work =
+                FeatureWork { needs, batch: 32, samples: usize::MAX, progress, interrupt: None };
             let kept = configured(&base.data.features, &inner, &source, work, device)?;
             // Several runs share them: in memory, unless the configuration says otherwise.
             kept.map_or_else(

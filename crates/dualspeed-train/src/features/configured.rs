@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use dualspeed_data::ExampleSource;
 use dualspeed_model::{Needs, Tower};
@@ -13,7 +14,7 @@ use crate::error::TrainError;
 
 /// Which features are computed, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct FeatureWork {
+pub struct FeatureWork<'a> {
     /// Features beyond the hidden state.
     pub needs: Needs,
     /// Images that go through the tower at once.
@@ -22,17 +23,19 @@ pub struct FeatureWork {
     pub samples: usize,
     /// Whether a progress bar is shown.
     pub progress: bool,
+    /// Once it is set, what is computed is kept and the rest is not.
+    pub interrupt: Option<&'a AtomicBool>,
 }
 
 /// The features of a data set as a config asks for them; `None` where the tower is to run in every step.
 ///
 /// # Errors
-/// As [`FeatureStore::open`] and [`FeatureCache::compute_stored`]; no folder is named and the system names none.
+/// As [`FeatureStore::open`] and [`FeatureCache::compute_stored`]; [`TrainError::FeaturesInterrupted`]; no folder is named and the system names none.
 pub fn configured<B: Backend>(
     config: &FeaturesConfig,
     tower: &Tower<B>,
     source: &Arc<dyn ExampleSource>,
-    work: FeatureWork,
+    work: FeatureWork<'_>,
     device: &B::Device,
 ) -> Result<Option<FeatureCache>, TrainError> {
     let store = match config.cache {

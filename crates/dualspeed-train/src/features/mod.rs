@@ -16,6 +16,7 @@ pub mod store;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
@@ -61,7 +62,7 @@ impl FeatureCache {
         device: &B::Device,
         progress: bool,
     ) -> Result<Self, TrainError> {
-        let work = FeatureWork { needs, batch, samples: usize::MAX, progress };
+        let work = FeatureWork { needs, batch, samples: usize::MAX, progress, interrupt: None };
         Filling::new(tower, None, work, device).run(source)
     }
 
@@ -79,7 +80,8 @@ impl FeatureCache {
         device: &B::Device,
         progress: bool,
     ) -> Result<Self, TrainError> {
-        let work = FeatureWork { needs: store.needs(), batch, samples: usize::MAX, progress };
+        let needs = store.needs();
+        let work = FeatureWork { needs, batch, samples: usize::MAX, progress, interrupt: None };
         Filling::new(tower, Some(store), work, device).run(source)
     }
 
@@ -164,7 +166,7 @@ struct Filling<'a, B: Backend, T> {
     cache: FeatureCache,
     tower: &'a T,
     store: Option<FeatureStore>,
-    work: FeatureWork,
+    work: FeatureWork<'a>,
     device: &'a B::Device,
     /// What will be the next block.
     rows: Rows,
@@ -177,7 +179,7 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
     fn new(
         tower: &'a T,
         store: Option<FeatureStore>,
-        work: FeatureWork,
+        work: FeatureWork<'a>,
         device: &'a B::Device,
     ) -> Self {
         let blocks =
@@ -229,6 +231,11 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
             }
             while self.pending.len() >= batch {
                 self.compute(batch)?;
+            }
+            let stop = self.work.interrupt.is_some_and(|flag| flag.load(Ordering::SeqCst));
+            if stop && examples.len() < samples {
+                self.close_block()?;
+                return Err(TrainError::FeaturesInterrupted { done: examples.len(), of: samples });
             }
         }
         self.compute(self.pending.len())?;

@@ -131,6 +131,22 @@ fn a_resumed_run_may_read_features_from_disk() {
 }
 
 #[test]
+fn an_interrupted_computation_keeps_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut on_disk = config();
+    on_disk.data.features.cache = CacheMode::Disk;
+    on_disk.data.features.dir = Some(dir.path().join("features"));
+    let run_dir = dir.path().join("run");
+    let mut first = job(on_disk.clone(), &run_dir);
+    first.interrupt = Arc::new(AtomicBool::new(true));
+    let error = train(first).err().unwrap();
+    assert!(matches!(error, TrainError::FeaturesInterrupted { done: 4, of: 12 }), "{error:?}");
+    assert_eq!(open(&dir.path().join("features"), &tower(3), Needs::default()).len(), 4);
+    // Nothing stands in the way of the next attempt.
+    assert_eq!(run(on_disk, &run_dir).steps, 4);
+}
+
+#[test]
 fn what_is_there_is_not_computed_again() {
     let dir = tempfile::tempdir().unwrap();
     let (tower, source) = (tower(3), scenes(10));
@@ -255,7 +271,7 @@ fn concurrent_writers_and_readers_see_whole_shards() {
             let mut before = 0;
             while !done.load(std::sync::atomic::Ordering::SeqCst) {
                 let now = open(dir.path(), &tower, NEEDS).len();
-                assert!(now >= before && now % 2 == 0, "{before} -> {now}");
+                assert!(now >= before && now.is_multiple_of(2), "{before} -> {now}");
                 before = now;
             }
         });
