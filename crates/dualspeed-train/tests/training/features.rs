@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use dualspeed_data::{ExampleSource, ImageProcessor, SceneSource};
-use dualspeed_model::{Geometry, Needs, Tower, VisionFeatures, VisionTower};
+use dualspeed_model::{Dtype, Geometry, Needs, Tower, VisionFeatures, VisionTower};
 use dualspeed_train::config::CacheMode;
 use dualspeed_train::features::tower_fingerprint;
 use dualspeed_train::{
-    FeatureCache, FeatureStore, TrainConfig, TrainError, VALIDATION_FILE, train,
+    FeatureCache, FeatureStore, TrainConfig, TrainError, TrainJob, VALIDATION_FILE, train,
 };
 
 use crate::support::{Inner, config, job, model, run, scene_config, scenes, timeless, weights};
@@ -110,6 +111,35 @@ fn a_run_is_the_same_wherever_features_are_kept() {
     assert!(!shards.is_empty());
     assert!(plain == with(CacheMode::Disk, "read"));
     assert_eq!(shards, files(&dir.path().join("features")));
+}
+
+#[test]
+fn sixteen_bits_stay_sixteen_bits() {
+    type Half = Autodiff<burn_flex::Flex>;
+    let dir = tempfile::tempdir().unwrap();
+    let with = |cache, dtype| {
+        let mut config = config();
+        config.model.dtype = dtype;
+        config.data.features.cache = cache;
+        config.data.features.dir = Some(dir.path().join("features"));
+        let run_dir = dir.path().join(format!("{cache:?}-{dtype:?}"));
+        let model = config.model.init::<Half>(&Default::default(), config.seed).unwrap();
+        train(TrainJob::new(config, model, scenes(12), &run_dir)).unwrap();
+        let bytes: u64 = files(dir.path())
+            .iter()
+            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+            .filter(|path| path.starts_with(dir.path().join("features")))
+            .map(|path| std::fs::metadata(path).unwrap().len())
+            .sum();
+        (timeless(&run_dir), bytes)
+    };
+    let (plain, nothing) = with(CacheMode::None, Dtype::BFloat16);
+    let (half, half_bytes) = with(CacheMode::Disk, Dtype::BFloat16);
+    assert_eq!((&half, nothing), (&plain, 0));
+    // Another precision of the same weights is another tower: 12 images of 16 x 16 values, twice as wide.
+    let (whole, bytes) = with(CacheMode::Disk, Dtype::Float32);
+    assert_ne!(half, whole);
+    assert!(half_bytes > 12 * 256 * 2 && bytes - half_bytes > 12 * 256 * 4, "{half_bytes} {bytes}");
 }
 
 #[test]
