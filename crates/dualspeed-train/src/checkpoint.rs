@@ -236,7 +236,7 @@ pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), TrainError> 
 }
 
 /// Makes renames in `dir` durable; not every platform lets a directory be opened.
-fn sync_dir(dir: &Path) -> Result<(), TrainError> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), TrainError> {
     if cfg!(unix) {
         let handle = File::open(dir).map_err(TrainError::io("open", dir))?;
         handle.sync_all().map_err(TrainError::io("sync", dir))?;

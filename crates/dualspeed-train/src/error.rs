@@ -158,6 +158,38 @@ pub enum TrainError {
         /// The sample's id.
         sample: String,
     },
+    /// Features of the tower could not be written.
+    #[error(
+        "cannot write the features {path}: {source}; those written before stay and are not computed again: free some space, \
+         set data.features.dir to another disk, or data.features.cache = \"memory\""
+    )]
+    FeatureWrite {
+        /// The shard.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The run was told to end while features were computed.
+    #[error(
+        "interrupted at sample {done} of {of} while features were computed; start it again: with data.features.cache = \
+         \"disk\" they are not computed again"
+    )]
+    FeaturesInterrupted {
+        /// Samples that are done.
+        done: usize,
+        /// Samples in all.
+        of: usize,
+    },
+    /// A feature store that cannot be used.
+    #[error("the feature store {path} cannot be used: {problem}; {advice}")]
+    FeatureStore {
+        /// The folder or the shard.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
     /// A background thread ended without a result.
     #[error("the {what} thread stopped unexpectedly; its message is on stderr")]
     Thread {

@@ -14,7 +14,7 @@
 //! | [`checkpoint`] | atomic checkpoints |
 //! | [`memory`] | what a step needs, and what it recomputes to fit |
 //! | [`metrics`] | step records, Burn metrics, `metrics.jsonl`, progress bar |
-//! | [`features`] | features of the frozen tower, computed once |
+//! | [`features`] | features of the frozen tower, computed once, in memory or on disk |
 //! | [`mod@evaluate`] | accuracy by kind of question and view |
 //! | [`tower`] | training a vision tower to name patches |
 
@@ -41,7 +41,7 @@ pub mod train;
 pub use config::{Stage, TrainConfig};
 pub use error::{ConfigError, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
-pub use features::FeatureCache;
+pub use features::{FeatureCache, FeatureStore};
 pub use memory::MemoryPlan;
 pub use metrics::{Progress, StepRecord, TimeSplit, Totals, read_metrics};
 pub use mode::{AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, Periodic};

@@ -15,21 +15,28 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub const VALIDATION_FILE: &str = "validation.jsonl";
 const CHECKPOINT_DIR: &str = "checkpoints";
 
-/// Makes a fresh run directory and writes the config into it.
+/// Refuses a directory that holds anything, unless `overwrite` is set; says whether it does.
 ///
 /// # Errors
-/// `RunDirExists` when it holds anything and `overwrite` is false. With `overwrite` the files of
-/// the earlier run are removed, and nothing else.
-pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Result<(), TrainError> {
+/// `RunDirExists`, or it cannot be listed.
+pub(crate) fn check(dir: &Path, overwrite: bool) -> Result<bool, TrainError> {
     let occupied = match fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_some(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(TrainError::io("list", dir)(error)),
     };
-    if occupied && !overwrite {
-        return Err(TrainError::RunDirExists { path: dir.to_owned() });
+    match occupied && !overwrite {
+        true => Err(TrainError::RunDirExists { path: dir.to_owned() }),
+        false => Ok(occupied),
     }
-    if occupied {
+}
+
+/// Makes a fresh run directory and writes the config into it.
+///
+/// # Errors
+/// As [`check`]. With `overwrite` the files of the earlier run are removed, and nothing else.
+pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Result<(), TrainError> {
+    if check(dir, overwrite)? {
         for name in [CONFIG_FILE, METRICS_FILE, VALIDATION_FILE] {
             remove(&dir.join(name), |path| fs::remove_file(path))?;
         }

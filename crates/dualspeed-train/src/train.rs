@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::module::AutodiffModule;
 use burn_train::{Learner, SupervisedTraining, TrainingStrategy};
 use dualspeed_data::{BatchSampler, ExampleSource};
-use dualspeed_model::{Llava, Registry};
+use dualspeed_model::{Llava, Needs, Registry};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
 use crate::config::TrainConfig;
 use crate::dataloader::{TrainLoader, ValidLoader};
 use crate::error::TrainError;
-use crate::features::FeatureCache;
+use crate::features::{FeatureCache, FeatureWork, configured};
 use crate::loader::WindowPlan;
 use crate::memory::MemoryPlan;
 use crate::metrics::{
@@ -37,7 +38,7 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub train: Arc<dyn ExampleSource>,
     /// The validation data, used when `validation.every` is set.
     pub valid: Option<Arc<dyn ExampleSource>>,
-    /// Features of the training (and validation) images; without them the tower runs in every step.
+    /// Features of the training (and validation) images; without them `data.features` of the config decides.
     pub features: Option<Arc<FeatureCache>>,
     /// Features of the validation images, where they are cached apart.
     pub valid_features: Option<Arc<FeatureCache>>,
@@ -119,7 +120,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let restored = if job.resume {
         Some(restore(&checkpoints, &config, &fingerprint)?)
     } else {
-        run_dir::create(&job.run_dir, job.overwrite, &config)?;
+        run_dir::check(&job.run_dir, job.overwrite)?;
         None
     };
 
@@ -147,20 +148,53 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
+    let samples = job
+        .valid
+        .as_ref()
+        .map_or(0, |valid| config.validation.samples.unwrap_or(usize::MAX).min(valid.len()));
+    let (mut features, mut valid_features, mut valid) =
+        (job.features, job.valid_features, job.valid);
+    if features.is_none() {
+        // With the weights as they are stored for this run.
+        let tower = llava.vision_tower.valid();
+        let section = &config.data.features;
+        let work = |needs, samples| FeatureWork {
+            needs,
+            batch: config.batch.size,
+            samples,
+            progress: job.progress == Progress::Bar,
+            interrupt: Some(&*job.interrupt),
+        };
+        let needs = work(pruner.needs(), usize::MAX);
+        features = configured(section, &*tower, &job.train, needs, &device)?.map(Arc::new);
+        if let Some(source) = valid.as_ref().filter(|_| config.validation.every > 0)
+            && valid_features.is_none()
+        {
+            let needs = work(Needs::default(), samples);
+            valid_features = configured(section, &*tower, source, needs, &device)?.map(Arc::new);
+            if let Some(cache) = &valid_features {
+                valid = Some(cache.source());
+            }
+        }
+    }
+    // What can take hours and fail has succeeded.
+    if !job.resume {
+        run_dir::create(&job.run_dir, job.overwrite, &config)?;
+    }
     // Examples without pixels are free to read; the cache has them when it was computed from this
     // data.
-    let source = match &job.features {
+    let source = match &features {
         Some(cache) if cache.source().fingerprint() == fingerprint => cache.source(),
         _ => job.train,
     };
     let sampler =
         BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
     let total_steps = config.total_steps(sampler.steps_per_epoch());
-    // What loading and rounding the weights left behind.
+    // What loading and rounding the weights, and the tower, left behind.
     B::memory_cleanup(&device);
     let synced = B::sync(&device);
     synced.map_err(|e| TrainError::Device { what: "the weights", message: e.to_string() })?;
-    let memory = MemoryPlan::new::<B>(&config, &*source, job.features.is_some(), &device)?;
+    let memory = MemoryPlan::new::<B>(&config, &*source, features.is_some(), &device)?;
     if memory.exceeds() {
         tracing::warn!("{memory}");
     }
@@ -170,20 +204,16 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let runtime = Arc::new(TrainRuntime {
         pruner,
         config: config.clone(),
-        features: job.features.clone(),
+        features: features.clone(),
         recompute: memory.recompute,
         device,
         errors: errors.clone(),
     });
     let valid_runtime = Arc::new(ValidRuntime {
-        features: job.valid_features.or(job.features),
+        features: valid_features.or(features),
         device: inner_device,
         errors: errors.clone(),
     });
-    let samples = job
-        .valid
-        .as_ref()
-        .map_or(0, |valid| config.validation.samples.unwrap_or(usize::MAX).min(valid.len()));
     let schedule = config.mode_schedule();
     let train_loader = TrainLoader {
         plan: WindowPlan {
@@ -197,7 +227,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         runtime,
     };
     let valid_loader = ValidLoader {
-        source: job.valid,
+        source: valid,
         range: 0..samples,
         batch: config.batch.size,
         runtime: valid_runtime,

@@ -151,13 +151,8 @@ impl Asset {
 /// # Errors
 /// If none of the variables is set.
 pub fn cache_dir() -> anyhow::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(dir) = variable("DUALSPEED_CACHE") {
-        return Ok(dir.into());
-    }
-    let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    Ok(base.context("neither DUALSPEED_CACHE nor HOME is set; give --cache DIR")?.join("dualspeed"))
+    dualspeed_train::features::cache_dir()
+        .context("neither DUALSPEED_CACHE nor HOME is set; give --cache DIR")
 }
 
 fn sha256(path: &Path) -> anyhow::Result<String> {

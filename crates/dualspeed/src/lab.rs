@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use dualspeed_data::{ExampleSource, SceneConfig, SceneSource, Split, Vendor, chance};
-use dualspeed_model::{Needs, View, Vit};
+use dualspeed_model::{Needs, Tower, View, Vit};
 use dualspeed_ops::AutodiffBackend;
+use dualspeed_train::features::{FeatureWork, configured};
 use dualspeed_train::{
     EvalOptions, EvalReport, EvalView, FeatureCache, Progress, TrainConfig, TrainJob, evaluate,
     train,
@@ -135,8 +136,16 @@ impl<B: AutodiffBackend> Lab<B> {
     ) -> anyhow::Result<Self> {
         let tower: Vit<B> = tower::embedded(&base.model.vision, device)?;
         let inner: Vit<B::InnerBackend> = tower::embedded(&base.model.vision, device)?;
+        let inner = Tower::from(inner);
         let cache = |source: Arc<dyn ExampleSource>| {
-            FeatureCache::compute(&inner, &source, needs, 32, device, progress)
+            let work =
+                FeatureWork { needs, batch: 32, samples: usize::MAX, progress, interrupt: None };
+            let kept = configured(&base.data.features, &inner, &source, work, device)?;
+            // Several runs share them: in memory, unless the configuration says otherwise.
+            kept.map_or_else(
+                || FeatureCache::compute(&inner, &source, needs, work.batch, device, progress),
+                Ok,
+            )
         };
         let test = test_source(base, test_samples)?;
         let questions: Vec<_> = (0..test.len())

@@ -1,5 +1,6 @@
 //! The configuration of a run: plain data, TOML on disk, checked once.
 
+mod features;
 mod load;
 mod sections;
 mod source;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use dualspeed_model::{LlavaConfig, PrunerSpec, View};
 use serde::{Deserialize, Serialize};
 
+pub use features::{CacheMode, FeaturesConfig};
 pub(crate) use load::differing_keys;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use sections::{
@@ -67,7 +69,7 @@ pub struct TrainConfig {
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 3] = ["checkpoint", "memory", "validation"];
+const FREE_ON_RESUME: [&str; 4] = ["checkpoint", "data.features", "memory", "validation"];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.

@@ -10,7 +10,7 @@ use dualspeed_data::{
 use dualspeed_model::{LlavaConfig, VisionConfig};
 use serde::{Deserialize, Serialize};
 
-use super::invalid;
+use super::{FeaturesConfig, invalid};
 use crate::error::{ConfigError, TrainError};
 
 /// The data sets of a run.
@@ -25,6 +25,8 @@ pub struct DataConfig {
     pub grouping: Grouping,
     /// Threads that make batches ahead of the training thread; 1 is enough for cached features.
     pub workers: Option<usize>,
+    /// Whether the frozen tower's features are computed once, and where they are kept.
+    pub features: FeaturesConfig,
 }
 
 impl DataConfig {
@@ -35,6 +37,7 @@ impl DataConfig {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         self.train.validate("data.train")?;
+        self.features.validate()?;
         self.valid.as_ref().map_or(Ok(()), |valid| valid.validate("data.valid"))
     }
 }

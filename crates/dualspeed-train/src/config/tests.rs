@@ -28,6 +28,12 @@ fn values_out_of_range_come_with_advice() {
         ("checkpoint.keep = 0", ["checkpoint.keep", "resumed"]),
         ("steps = 5\nepochs = 1", ["steps", "one of them"]),
         ("steps = 0", ["steps", "at least 1"]),
+        ("data.features.dir = \"\"", ["data.features.dir", "user's cache folder"]),
+        (
+            "data.features = { cache = \"disk\", dir = \"Cargo.toml\" }",
+            ["is a file", "name a folder"],
+        ),
+        ("data.features.cache = \"ram\"", ["memory", "disk"]),
         ("data.train.samples = 0", ["data.train.samples", "empty"]),
         ("model.text.hidden_size = 0", ["model", "hidden_size"]),
         ("data.train.scenes.grid = 7", ["data.train.scenes", "grid"]),
@@ -87,4 +93,17 @@ fn overrides_are_applied_before_validation() {
     assert_eq!(set("batch.size=5").unwrap().batch.size, 5);
     assert!(set("batch.size=0").is_err());
     assert_eq!(set("pruning.pruner.name=random").unwrap().pruning.pruner.name, "random");
+}
+
+#[test]
+fn where_features_are_kept_does_not_stand_in_the_way_of_a_resume() {
+    // A checkpoint from before there was a choice.
+    let mut stored = TrainConfig::default().fingerprint().unwrap();
+    stored["data"].as_object_mut().unwrap().remove("features").unwrap();
+    let config =
+        TrainConfig::parse("data.features = { cache = \"disk\", dir = \"x\" }", &[]).unwrap();
+    for now in [&TrainConfig::default(), &config] {
+        assert_eq!(now.differences(&stored).unwrap(), Vec::<String>::new());
+    }
+    assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
 }

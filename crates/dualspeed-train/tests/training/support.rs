@@ -55,16 +55,19 @@ pub fn config() -> TrainConfig {
     config
 }
 
-pub fn scenes(count: usize) -> Arc<dyn ExampleSource> {
-    let config = SceneConfig {
+pub fn scene_config() -> SceneConfig {
+    SceneConfig {
         image_size: 56,
         grid: 2,
         max_objects: 3,
         classes: 8,
         turns: 3,
         ..SceneConfig::default()
-    };
-    Arc::new(SceneSource::new(config, count).unwrap())
+    }
+}
+
+pub fn scenes(count: usize) -> Arc<dyn ExampleSource> {
+    Arc::new(SceneSource::new(scene_config(), count).unwrap())
 }
 
 pub fn model(config: &TrainConfig) -> Llava<Train> {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use dualspeed_ops::AutodiffBackend;
+use dualspeed_train::TrainError;
 
 use crate::backend::BackendTask;
 use crate::cli::{Cli, Command};
@@ -29,19 +30,24 @@ use crate::lab::Interrupted;
 pub enum Outcome {
     /// It did what was asked.
     Done,
-    /// Ctrl-C; a checkpoint is written.
+    /// Ctrl-C; a checkpoint, or what there is of features on disk, is written.
     Interrupted,
 }
 
 /// Runs the chosen command on the chosen backend.
 pub fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
     match cli.backend.run(cli.device, Dispatch::<E> { cli, extensions: PhantomData }) {
-        Err(error) if error.is::<Interrupted>() => {
+        Err(error) if interrupted(&error) => {
             eprintln!("{error}");
             Ok(Outcome::Interrupted)
         }
         other => other,
     }
+}
+
+fn interrupted(error: &anyhow::Error) -> bool {
+    let featurising = |error| matches!(error, &TrainError::FeaturesInterrupted { .. });
+    error.is::<Interrupted>() || error.downcast_ref().is_some_and(featurising)
 }
 
 struct Dispatch<'a, E> {

@@ -48,7 +48,8 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
             config.keep_count(n),
             config.pruner().name
         );
-        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, false, device)?);
+        let cached = config.data.features.is_cached();
+        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, cached, device)?);
     }
     let outcome = train(TrainJob {
         valid,

@@ -1,0 +1,102 @@
+//! Rows of features, image after image: in memory, or in a mapped shard.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::DType;
+use dualspeed_model::VisionFeatures;
+use dualspeed_ops::Backend;
+
+use super::shard::Shard;
+
+/// Shape and type of one image's rows of one kind of feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub shape: [usize; 2],
+    pub dtype: DType,
+}
+
+impl Layout {
+    /// Bytes of one image.
+    pub fn bytes(&self) -> usize {
+        self.shape[0] * self.shape[1] * self.dtype.size()
+    }
+}
+
+/// One kind of feature of several images.
+#[derive(Clone, Debug)]
+pub(crate) struct Kind {
+    pub layout: Layout,
+    pub bytes: Vec<u8>,
+}
+
+/// All features of several images, in memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rows {
+    /// The images, in the order of the rows.
+    pub keys: Vec<u64>,
+    /// By the names of `VisionFeatures::named`.
+    pub kinds: BTreeMap<String, Kind>,
+}
+
+impl Rows {
+    /// Adds what a tower made of the images `keys`.
+    pub fn push<B: Backend>(
+        &mut self,
+        keys: impl Iterator<Item = u64>,
+        features: &VisionFeatures<B>,
+    ) {
+        self.keys.extend(keys);
+        for (name, feature) in features.named() {
+            let [_, rows, width] = feature.dims();
+            let data = feature.into_data();
+            let layout = Layout { shape: [rows, width], dtype: data.dtype };
+            let kind = self
+                .kinds
+                .entry(name.to_owned())
+                .or_insert_with(|| Kind { layout, bytes: Vec::new() });
+            kind.bytes.extend_from_slice(data.as_bytes());
+        }
+    }
+
+    /// Bytes of all kinds.
+    pub fn bytes(&self) -> usize {
+        self.kinds.values().map(|kind| kind.bytes.len()).sum()
+    }
+}
+
+/// Some images' features, wherever they lie.
+#[derive(Clone, Debug)]
+pub(crate) enum Block {
+    Memory(Arc<Rows>),
+    Disk(Arc<Shard>),
+}
+
+impl Block {
+    pub fn layout(&self, kind: &str) -> Option<Layout> {
+        match self {
+            Self::Memory(rows) => rows.kinds.get(kind).map(|kind| kind.layout),
+            Self::Disk(shard) => shard.layouts().get(kind).copied(),
+        }
+    }
+
+    /// The bytes of one image.
+    pub fn row(&self, kind: &str, row: usize) -> Option<&[u8]> {
+        match self {
+            Self::Memory(rows) => {
+                let kind = rows.kinds.get(kind)?;
+                let size = kind.layout.bytes();
+                kind.bytes.get(row * size..(row + 1) * size)
+            }
+            Self::Disk(shard) => shard.row(kind, row),
+        }
+    }
+
+    /// Bytes of host memory that are this process's own.
+    pub fn memory(&self) -> usize {
+        match self {
+            Self::Memory(rows) => rows.bytes(),
+            Self::Disk(_) => 0,
+        }
+    }
+}
