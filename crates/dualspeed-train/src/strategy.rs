@@ -150,10 +150,12 @@ impl<B: AutodiffBackend> Run<'_, B> {
             if open.is_none() {
                 self.clock = Instant::now();
             }
-            let launched = self.launch(step, batches)?;
-            if let Some(before) = open.replace(launched) {
+            let launched = self.launch(step, batches);
+            // Also where this step failed: the record of the one before is complete.
+            if let Some(before) = open.take() {
                 self.finish(before, &mut log)?;
             }
+            open = Some(launched?);
             let done = step + 1;
             let interrupted =
                 this.interrupt.load(Ordering::Relaxed) || self.interrupter.should_stop();
