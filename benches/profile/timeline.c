@@ -56,6 +56,13 @@ static void CUPTIAPI completed(CUcontext context, uint32_t stream, uint8_t *buff
       line("driver", a->start, a->end, a->threadId, 0, name);
       break;
     }
+    case CUPTI_ACTIVITY_KIND_MEMORY2: {
+      CUpti_ActivityMemory4 *m = (CUpti_ActivityMemory4 *)record;
+      if (m->memoryKind != CUPTI_ACTIVITY_MEMORY_KIND_DEVICE) break;
+      int taken = m->memoryOperationType == CUPTI_ACTIVITY_MEMORY_OPERATION_TYPE_ALLOCATION;
+      line("memory", m->timestamp, m->timestamp, m->streamId, m->bytes, taken ? "allocation" : "release");
+      break;
+    }
     default: break;
     }
   }
@@ -76,6 +83,7 @@ int InitializeInjection(void) {
   cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMCPY);
   cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMSET);
   cuptiActivityEnable(CUPTI_ACTIVITY_KIND_DRIVER);
+  cuptiActivityEnable(CUPTI_ACTIVITY_KIND_MEMORY2);
   atexit(finish);
   return 1;
 }

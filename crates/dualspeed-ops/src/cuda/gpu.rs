@@ -129,6 +129,8 @@ pub(super) fn submit_all(
 ) {
     let Some(device) = operands.first().map(|operand| operand.device.clone()) else { return };
     // Bindings keep the memory without making it look shared to Burn's in-place operations.
+    let bytes = |tensor: &&Tensor| tensor.meta.shape().num_elements() * tensor.dtype.size();
+    let size: usize = operands.iter().map(bytes).sum();
     let operands = operands.iter().map(|operand| operand.handle.clone().binding()).collect();
     let work = Work { operands, job: Box::new(job) };
     let elsewhere = BATCH.with_borrow(|batch| batch.device.as_ref().is_some_and(|d| *d != device));
@@ -141,10 +143,13 @@ pub(super) fn submit_all(
         }
         batch.device = Some(device.clone());
         batch.work.push(work);
+        batch.bytes += size;
         None
     });
-    if let Some(work) = now {
-        send(&device, vec![work]);
+    match now {
+        Some(work) => send(&device, vec![work]),
+        None if BATCH.with_borrow(|batch| batch.bytes > HELD) => flush(),
+        None => {}
     }
 }
 
@@ -160,7 +165,12 @@ struct Batch {
     depth: usize,
     device: Option<CudaDevice>,
     work: Vec<Work>,
+    /// Of all operands, those of several jobs as often as they occur.
+    bytes: usize,
 }
+
+/// Bytes of operands from which jobs wait no longer: until they are sent, nothing that they read is free for the tensors that follow.
+const HELD: usize = 1 << 30;
 
 thread_local! {
     static BATCH: RefCell<Batch> = RefCell::default();
@@ -191,8 +201,10 @@ pub(super) fn batched<R>(f: impl FnOnce() -> R) -> R {
 
 /// Sends the jobs that wait.
 pub(super) fn flush() {
-    let (device, work) =
-        BATCH.with_borrow_mut(|batch| (batch.device.take(), std::mem::take(&mut batch.work)));
+    let (device, work) = BATCH.with_borrow_mut(|batch| {
+        batch.bytes = 0;
+        (batch.device.take(), std::mem::take(&mut batch.work))
+    });
     if let Some(device) = device {
         send(&device, work);
     }
