@@ -358,7 +358,7 @@ class Attention:
     def __init__(self, d, prefix="attention", **options):
         self.d, self.prefix = d, "attention_any" if prefix == "attention_any" else "attention"
         if prefix == "attention_sm90":
-            self.k = Module("attention_sm90", f"-DHEAD_DIM={d}", "-DWGMMA", **options)
+            self.k = Module("attention_sm90", f"-DHEAD_DIM={d}", "-DPARTS_ONLY", **options)
             self.config = self.k.constant("attention_config", 9)
         elif prefix == "attention":
             self.k = Module("attention", f"-DHEAD_DIM={d}", **options)

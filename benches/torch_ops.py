@@ -103,7 +103,7 @@ def lora():
 
 def attention():
     h, d = 32, 128
-    for b, t in [(16, 256), (16, 704), (4, 3072)]:
+    for b, t in [(16, 256), (16, 704), (4, 3072), (32, 93)]:
         q, k, v = (rand(b, t, h, d).transpose(1, 2).requires_grad_() for _ in range(3))
         g = rand(b, t, h, d).transpose(1, 2)
         flops = 2 * b * h * t * t * d

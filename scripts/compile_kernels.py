@@ -21,7 +21,10 @@ HEAD_DIMS = [64, 80, 96, 128]
 MODULES = [(name, [name], [], ARCHS) for name in ("elementwise", "losses", "points", "adamw", "dropout", "select", "attention_any")]
 MODULES += [(f"attention d{d}", ["attention"], [f"-DHEAD_DIM={d}"], ARCHS) for d in HEAD_DIMS]
 MODULES += [
-    (f"attention_sm90 d{d}", ["attention", "attention_sm90"], [f"-DHEAD_DIM={d}", "-DWGMMA"], ["sm_90a"]) for d in (64, 128)
+    (f"attention_whole d{d}", ["attention", "attention_whole"], [f"-DHEAD_DIM={d}", "-DPARTS_ONLY"], ARCHS) for d in HEAD_DIMS
+]
+MODULES += [
+    (f"attention_sm90 d{d}", ["attention", "attention_sm90"], [f"-DHEAD_DIM={d}", "-DPARTS_ONLY"], ["sm_90a"]) for d in (64, 128)
 ]
 
 

@@ -1,4 +1,5 @@
-"""Where a step's time goes: reads what timeline.c recorded and looks at the steps between calls of the optimiser.
+"""Where a step's time goes: reads what timeline.c recorded and looks at the steps between calls of the optimiser. What
+the program took from the device and gave back is in the lines `memory`, which are for other eyes.
 
     python3 benches/profile/timeline.py out.tsv [--end adamw] [--top 20]
 """
@@ -43,14 +44,19 @@ def main():
     with open(args.path) as lines:
         for line in lines:
             kind, start, end, place, size, name = line.rstrip("\n").split("\t", 5)
+            if kind == "memory":
+                continue
             name = re.sub(r"_f_.*|_[0-9a-f]{16,}", "", name)
             entry = (int(start), int(end), int(size), name, place)
             (driver if kind == "driver" else device).append(entry)
     device.sort()
     ends = [entry[1] for entry in device if args.end in entry[3]]
     steps = []
-    for end in ends:  # launches of one optimiser step lie close together
-        if steps and end - steps[-1] < 50e6 and not any(steps[-1] < e[0] < end and args.end not in e[3] for e in device):
+    copies = ("copy", "memset")
+    for end in ends:  # between launches of one optimiser step there are copies only
+        if steps and end - steps[-1] < 50e6 and not any(
+            steps[-1] < e[0] < end and args.end not in e[3] and not e[3].startswith(copies) for e in device
+        ):
             steps[-1] = end
         else:
             steps.append(end)

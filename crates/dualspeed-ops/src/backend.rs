@@ -273,6 +273,29 @@ pub trait Backend: BurnBackend {
         plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs)
     }
 
+    /// [`fused_attention`](Backend::fused_attention) of queries and keys after [`fused_rope`](Backend::fused_rope).
+    fn fused_rotary_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        [cos, sin]: [FloatTensor<Self>; 2],
+        spec: &AttentionSpec,
+    ) -> RotaryAttentionOutput<Self> {
+        rotary_attention(q, k, v, [cos, sin], spec)
+    }
+
+    /// Gradients of [`fused_rotary_attention`](Backend::fused_rotary_attention) for queries and keys before the rotation, and for
+    /// `v`.
+    fn fused_rotary_attention_backward(
+        v: FloatTensor<Self>,
+        [cos, sin]: [FloatTensor<Self>; 2],
+        spec: &AttentionSpec,
+        forward: RotaryAttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+    ) -> AttentionGrads<Self> {
+        rotary_attention_backward(v, [cos, sin], spec, forward, grad)
+    }
+
     /// `[n, 3]`: cross entropy, `tau^2 KL(teacher || student)` at temperature `tau`, and whether the arg max is the
     /// target, for logits `hidden lm_head` that are never kept.
     fn fused_token_losses(
@@ -356,6 +379,39 @@ pub trait Backend: BurnBackend {
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
         plain::adamw::<Self>(tensors, config)
     }
+}
+
+/// One after the other.
+pub(crate) fn rotary_attention<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    [cos, sin]: [FloatTensor<B>; 2],
+    spec: &AttentionSpec,
+) -> RotaryAttentionOutput<B> {
+    let q = B::fused_rope(q, cos.clone(), sin.clone());
+    let k = B::fused_rope(k, cos, sin);
+    let attention = B::fused_attention(q.clone(), k.clone(), v, spec);
+    RotaryAttentionOutput { q, k, rotated: true, attention }
+}
+
+/// Gradients of [`rotary_attention`] before the rotation.
+pub(crate) fn rotary_attention_backward<B: Backend>(
+    v: FloatTensor<B>,
+    [cos, sin]: [FloatTensor<B>; 2],
+    spec: &AttentionSpec,
+    forward: RotaryAttentionOutput<B>,
+    grad: FloatTensor<B>,
+) -> AttentionGrads<B> {
+    let RotaryAttentionOutput { q, k, rotated, attention } = forward;
+    let rotate = |x| match rotated {
+        true => x,
+        false => B::fused_rope(x, cos.clone(), sin.clone()),
+    };
+    let (q, k) = (rotate(q), rotate(k));
+    let grads = B::fused_attention_backward(q, k, v, spec, attention, grad, [true; 3]);
+    let back = |grad| B::fused_rope_backward(cos.clone(), sin.clone(), grad);
+    AttentionGrads { q: grads.q.map(back), k: grads.k.map(back), v: grads.v }
 }
 
 /// The second where it is there, plus the first where that is there too.

@@ -56,6 +56,19 @@ pub struct AttentionOutput<B: Backend> {
     pub logsumexp: FloatTensor<B>,
 }
 
+/// Output of [`Backend::fused_rotary_attention`](crate::Backend::fused_rotary_attention), and what its backward pass starts from.
+#[derive(Clone, Debug)]
+pub struct RotaryAttentionOutput<B: Backend> {
+    /// Queries and keys as they were given, or rotated.
+    pub q: FloatTensor<B>,
+    /// See `q`.
+    pub k: FloatTensor<B>,
+    /// Whether they are rotated. A backend that rotates inside its attention keeps them as they were.
+    pub rotated: bool,
+    /// Of the attention itself.
+    pub attention: AttentionOutput<B>,
+}
+
 /// Gradients of [`Backend::fused_attention`](crate::Backend::fused_attention); `None` where not asked for.
 #[derive(Clone, Debug)]
 pub struct AttentionGrads<B: Backend> {

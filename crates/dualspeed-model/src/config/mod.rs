@@ -131,7 +131,7 @@ impl LlavaConfig {
             vision: VitConfig::clip_vit_l_14_336().into(),
             text: LlamaConfig::vicuna_7b(),
             max_length: Some(2048),
-            pad_to_multiple: 64,
+            pad_to_multiple: 8,
             ..Self::default()
         }
     }

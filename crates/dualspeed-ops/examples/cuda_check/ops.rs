@@ -117,6 +117,15 @@ pub fn all() -> Vec<Op> {
                 (false, false) => (1, 4, 1, 257, 257),
             };
             ops.push(Op::Attention { b, hq, hkv, sq, sk, d, causal, lengths, permuted });
+            // Short sequences, which kernels of their own serve.
+            let t = match (causal, lengths) {
+                (true, false) => 93,
+                (false, true) => 128,
+                (true, true) => 65,
+                (false, false) => 64,
+            };
+            let (hq, hkv, sq, sk) = (3, 3, t, t);
+            ops.push(Op::Attention { b: 3, hq, hkv, sq, sk, d, causal, lengths, permuted });
         }
     }
     // Decoding: one query, many keys.
@@ -133,6 +142,10 @@ pub fn all() -> Vec<Op> {
     });
     for (hq, hkv, d) in [(4, 4, 128), (4, 2, 64), (2, 1, 80), (2, 2, 40)] {
         ops.push(Op::Packed(hq, hkv, d, vec![1, 130, 64, 7, 200, 33]));
+    }
+    for (h, d) in [(3, 128), (2, 64)] {
+        ops.push(Op::Packed(h, h, d, vec![1, 96, 64, 7, 17]));
+        ops.push(Op::Packed(h, h, d, vec![128, 1, 97]));
     }
     for (n, m, d) in [(1, 1, 3), (40, 25, 77), (300, 5000, 64), (2000, 700, 4096)] {
         ops.push(Op::Select(n, m, d));

@@ -83,7 +83,7 @@ pub(crate) fn backward<B: Backend>(
         |layer: &BlockLinear<bool>| layer.weight || layer.lora.is_some_and(|(a, b)| a || b);
     let needs_qkv =
         needs_normed || [&needs.q_proj, &needs.k_proj, &needs.v_proj].into_iter().any(trains);
-    let merged = merge_heads::<B>(attended.output.output.clone());
+    let merged = merge_heads::<B>(attended.rotary.attention.output.clone());
     let (grad_merged, o) = ctx.linear_backward(
         (3, dtypes[3]),
         &params.o_proj,
@@ -95,23 +95,18 @@ pub(crate) fn backward<B: Backend>(
     );
     grads.o_proj = o;
     let Some(grad_merged) = grad_merged else { return (None, grads) };
-    let through = B::fused_attention_backward(
-        attended.q,
-        attended.k,
+    let through = B::fused_rotary_attention_backward(
         attended.v,
+        [ctx.cos.clone(), ctx.sin.clone()],
         &ctx.attention,
-        attended.output,
+        attended.rotary,
         split_heads::<B>(grad_merged, ctx.batch, ctx.heads),
-        [true, true, true],
     );
-    let rotate_back = |grad: Option<FloatTensor<B>>| {
-        grad.map(|grad| B::fused_rope_backward(ctx.cos.clone(), ctx.sin.clone(), grad))
-    };
     let [q_low, k_low, v_low] = attended.low_rank;
     let mut grad_normed = None;
     for (index, layer, low_rank, grad, needs, out) in [
-        (0, &params.q_proj, q_low, rotate_back(through.q), &needs.q_proj, &mut grads.q_proj),
-        (1, &params.k_proj, k_low, rotate_back(through.k), &needs.k_proj, &mut grads.k_proj),
+        (0, &params.q_proj, q_low, through.q, &needs.q_proj, &mut grads.q_proj),
+        (1, &params.k_proj, k_low, through.k, &needs.k_proj, &mut grads.k_proj),
         (2, &params.v_proj, v_low, through.v, &needs.v_proj, &mut grads.v_proj),
     ] {
         let grad = merge_heads::<B>(grad.expect("asked for"));

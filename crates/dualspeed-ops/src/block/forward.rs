@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use super::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
 use crate::Backend;
 use crate::dropout::Dropout;
-use crate::types::AttentionOutput;
+use crate::types::RotaryAttentionOutput;
 
 /// What a layer's adapter leaves for its backward pass.
 #[derive(Clone, Debug)]
@@ -17,14 +17,12 @@ pub(crate) struct LowRank<B: Backend> {
     pub dropped: Option<FloatTensor<B>>,
 }
 
-/// Queries, keys and values as the attention took them (`[b, h, s, d]`, rotated), its output, and the adapters'
-/// rank-r activations.
+/// Values as the attention took them (`[b, h, s, d]`), its output with queries and keys, and the adapters' rank-r
+/// activations.
 #[derive(Clone, Debug)]
 pub(crate) struct Attended<B: Backend> {
-    pub q: FloatTensor<B>,
-    pub k: FloatTensor<B>,
     pub v: FloatTensor<B>,
-    pub output: AttentionOutput<B>,
+    pub rotary: RotaryAttentionOutput<B>,
     pub low_rank: [Option<LowRank<B>>; 3],
 }
 
@@ -109,12 +107,12 @@ pub(super) fn attend<B: Backend>(
     let (q, q_low) = ctx.linear(0, &params.q_proj, normed.clone(), None);
     let (k, k_low) = ctx.linear(1, &params.k_proj, normed.clone(), None);
     let (v, v_low) = ctx.linear(2, &params.v_proj, normed.clone(), None);
-    let rotate = |x| B::fused_rope(x, ctx.cos.clone(), ctx.sin.clone());
-    let q = rotate(split_heads::<B>(q, ctx.batch, ctx.heads));
-    let k = rotate(split_heads::<B>(k, ctx.batch, ctx.kv_heads));
+    let q = split_heads::<B>(q, ctx.batch, ctx.heads);
+    let k = split_heads::<B>(k, ctx.batch, ctx.kv_heads);
     let v = split_heads::<B>(v, ctx.batch, ctx.kv_heads);
-    let output = B::fused_attention(q.clone(), k.clone(), v.clone(), &ctx.attention);
-    Attended { q, k, v, output, low_rank: [q_low, k_low, v_low] }
+    let tables = [ctx.cos.clone(), ctx.sin.clone()];
+    let rotary = B::fused_rotary_attention(q, k, v.clone(), tables, &ctx.attention);
+    Attended { v, rotary, low_rank: [q_low, k_low, v_low] }
 }
 
 /// Output projection and residual sum.
@@ -124,7 +122,7 @@ pub(super) fn mid<B: Backend>(
     params: &BlockParams<FloatTensor<B>>,
     ctx: &BlockContext<B>,
 ) -> (FloatTensor<B>, Option<LowRank<B>>) {
-    let merged = merge_heads::<B>(attended.output.output.clone());
+    let merged = merge_heads::<B>(attended.rotary.attention.output.clone());
     ctx.linear(3, &params.o_proj, merged, Some(x.clone()))
 }
 

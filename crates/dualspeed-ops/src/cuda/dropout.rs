@@ -12,7 +12,7 @@ static DROPOUT: Source = Source {
     text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/dropout.cu")),
 };
 
-/// `x` with dropout, plus `sum`, which is written over where nobody else has it. `keys` is `[2 * rows]`, low and high halves
+/// `x` with dropout, plus `sum`; what nobody else has is written over, `sum` or, without one, `x`. `keys` is `[2 * rows]`, low and high halves
 /// of the rows' states.
 pub(super) fn dropout(
     x: &Tensor,
@@ -27,10 +27,12 @@ pub(super) fn dropout(
     if keys.dtype != DType::I32 || rows * d != shape.iter().product::<usize>() {
         return None;
     }
+    let own = x.can_mut();
     let (x, keys) = (contiguous(x.clone()), contiguous(keys.clone()));
     let sum = sum.take().map(|sum| contiguous(cast(sum, element.dtype())));
     let y = match &sum {
         Some(sum) if sum.can_mut() => sum.clone(),
+        None if own => x.clone(),
         _ => empty_like(&x),
     };
     let keep = 1.0 / (1.0 - p);

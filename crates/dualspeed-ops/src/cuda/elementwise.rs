@@ -108,7 +108,7 @@ pub(super) fn norm_backward(
                 scale.as_ref(),
             ],
             move |gpu, [x, w, g, around, dx, mean, scale]| {
-                let grid = Grid::new(rows, row_threads(width, element));
+                let grid = Grid::new(rows, (2 * row_threads(width, element)).min(512));
                 let mut args = [x, w, g, around, dx].map(Address).to_vec();
                 let name = if centred { "layer_norm_backward" } else { "rms_norm_backward" };
                 if centred {
@@ -268,31 +268,41 @@ pub(super) fn swiglu(gate: Tensor, up: Tensor) -> Option<Tensor> {
     Some(y)
 }
 
-/// Gradients of [`swiglu`].
+/// Gradients of [`swiglu`], in the memory of `gate` and `up` where that is the caller's `own`.
 pub(super) fn swiglu_backward(
-    gate: Tensor,
-    up: Tensor,
+    [gate, up]: [Tensor; 2],
+    own: [bool; 2],
     grad: Tensor,
     needs: [bool; 2],
 ) -> Option<[Option<Tensor>; 2]> {
     let element = served(&[&gate, &up, &grad])?;
     let grad = contiguous(cast(grad, element.dtype()));
-    let [gate_grad, up_grad] = needs.map(|needed| needed.then(|| empty_like(&grad)));
     let (gate, up) = (Rows::new(gate), Rows::new(cast(up, element.dtype())));
-    let (rows, width, steps) = (gate.rows, gate.width, [gate.stride, up.stride]);
+    let (rows, width) = (gate.rows, gate.width);
+    let mut steps = [0; 2];
+    let mut target = |index: usize, from: &Rows| {
+        let apart = rows == 1 || from.stride >= width;
+        let (to, step) = match own[index] && apart {
+            true => (from.tensor.clone(), from.stride),
+            false => (empty_like(&grad), width),
+        };
+        steps[index] = step;
+        needs[index].then_some(to)
+    };
+    let (gate_grad, up_grad) = (target(0, &gate), target(1, &up));
     submit(
         [Some(&gate.tensor), Some(&up.tensor), Some(&grad), gate_grad.as_ref(), up_grad.as_ref()],
-        move |gpu, [gate, up, grad, gate_grad, up_grad]| {
+        move |gpu, [gate_, up_, grad, gate_grad, up_grad]| {
             let args = [
-                Address(gate),
-                Long(steps[0]),
-                Address(up),
-                Long(steps[1]),
+                Address(gate_),
+                Long(gate.stride),
+                Address(up_),
+                Long(up.stride),
                 Address(grad),
                 Address(gate_grad),
-                Long(width),
+                Long(steps[0]),
                 Address(up_grad),
-                Long(width),
+                Long(steps[1]),
                 Long(rows),
                 Long(width),
             ];
@@ -323,8 +333,14 @@ pub(super) fn heads(tensor: Tensor) -> (Tensor, [usize; 4], [usize; 3]) {
     (tensor, [0, 1, 2, 3].map(|i| at(&shape, i)), [0, 1, 2].map(|i| at(&steps, i)))
 }
 
-/// The rotary embedding, backwards where `direction` is -1.
-pub(super) fn rope(x: Tensor, cos: Tensor, sin: Tensor, direction: f64) -> Option<Tensor> {
+/// The rotary embedding, backwards where `direction` is -1, in the memory of `x` where that is the caller's `own`.
+pub(super) fn rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    direction: f64,
+    own: bool,
+) -> Option<Tensor> {
     let element = served(&[&x, &cos, &sin])?;
     let (x, shape, from) = heads(x);
     let [b, h, s, d] = shape;
@@ -333,7 +349,9 @@ pub(super) fn rope(x: Tensor, cos: Tensor, sin: Tensor, direction: f64) -> Optio
     }
     let [cos, sin] = [cos, sin].map(|table| contiguous(cast(table, DType::F32)));
     let table_step = if dims(&cos)[0] == 1 { 0 } else { s * d / 2 };
-    let y = empty_heads(&x, shape, x.dtype);
+    // Elements that share memory are not to be written to.
+    let apart = shape[..3].iter().zip(from).all(|(size, step)| *size == 1 || step > 0);
+    let y = if own && apart { x.clone() } else { empty_heads(&x, shape, x.dtype) };
     let (y, _, to) = heads(y);
     submit([Some(&x), Some(&cos), Some(&sin), Some(&y)], move |gpu, addresses| {
         let threads = (h * d * element.bytes()).div_ceil(128).next_multiple_of(32);

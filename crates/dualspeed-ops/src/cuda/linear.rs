@@ -191,38 +191,61 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     Some(LoraLinearOutput { output: y, hidden, dropped: kept })
 }
 
-/// `sum` is added to the gradient of the input.
-pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
+/// The element type, where [`lora_linear_backward`] serves the operands.
+pub(super) fn lora_serves<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: &LoraLinearSaved<B>,
     grad: &Tensor,
+) -> Option<Element> {
+    served(&[grad, &saved.a, &saved.b, &saved.hidden])
+}
+
+/// `sum` is added to the gradient of the input. What is used up is let go, so that the next results can have its memory.
+pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
+    saved: LoraLinearSaved<B>,
+    element: Element,
+    grad: Tensor,
     needs: [bool; 4],
-    sum: &mut Option<Tensor>,
-) -> Option<LoraLinearGrads<B>> {
+    sum: Option<Tensor>,
+) -> LoraLinearGrads<B> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
-    let element = served(&[grad, &saved.a, &saved.b, &saved.hidden])?;
+    let LoraLinearSaved { x, weight, weight_dtype, a, b, adapter_dtypes, .. } = saved;
+    let LoraLinearSaved { hidden, dropped: kept, dropout, scale, .. } = saved;
     let dtype = element.dtype();
-    let shape = dims(grad);
-    let g = Rows::new(grad.clone());
+    let shape = dims(&grad);
+    let g = Rows::new(grad);
     let (m, n) = (g.rows, g.width);
     let g: Operand = (g.tensor.clone(), g.layout());
-    let [k, rank] = [dims(&saved.a)[0], columns(&saved.a)];
-    let (a, b) =
-        (weight_operand(saved.a.clone(), element), weight_operand(saved.b.clone(), element));
+    let [k, rank] = [dims(&a)[0], columns(&a)];
+    let (a, b) = (weight_operand(a, element), weight_operand(b, element));
     let grad_hidden = (needs_x || needs_a).then(|| {
         let transposed = (b.0.clone(), b.1.t());
-        product([m, rank, n], &g, &transposed, element, dtype, &[m, rank], saved.scale)
+        let hidden = product([m, rank, n], &g, &transposed, element, dtype, &[m, rank], scale);
+        (hidden, Layout::rows(rank))
     });
-    let grad_hidden = grad_hidden.map(|hidden| (hidden, Layout::rows(rank)));
-
-    let x = match (needs_x, &saved.weight, &grad_hidden) {
+    let against = |x: Tensor, of: &Operand, [rows, columns]: [usize; 2], dtype, scale| {
+        let x = Rows::new(x);
+        let x = (x.tensor.clone(), x.layout().t());
+        product([rows, columns, m], &x, of, element, dtype, &[rows, columns], scale)
+    };
+    let x = x.map(|x| cast(x, dtype));
+    let grad_a = match (needs_a, &x, &grad_hidden) {
+        (true, Some(x), Some(hidden)) => {
+            let x = kept.unwrap_or_else(|| dropped::<B>(x, &dropout));
+            Some(against(x, hidden, [k, rank], adapter_dtypes[0], 1.0))
+        }
+        _ => None,
+    };
+    let grad_b = needs_b.then(|| against(hidden, &g, [rank, n], adapter_dtypes[1], scale));
+    let grad_weight = x.filter(|_| needs_weight).map(|x| against(x, &g, [k, n], weight_dtype, 1.0));
+    let grad_x = match (needs_x, weight, &grad_hidden) {
         (true, Some(weight), Some(hidden)) => {
-            let weight = weight_operand(weight.clone(), element);
+            let weight = weight_operand(weight, element);
             let shape = with_last(&shape, k);
-            let sum = addend(sum.take(), element, &shape);
+            let sum = addend(sum, element, &shape);
             let low_rank = Product::new([m, k, rank], hidden.1, a.1.t(), element);
             let dense = Product::new([m, k, n], g.1, weight.1.t(), element);
             // The low-rank part first (through dropout, where there was some), the large product on top.
-            let (first, around) = match &saved.dropout {
+            let (first, around) = match &dropout {
                 None => (Some(low_rank), sum),
                 Some(dropout) => {
                     let low = empty(&g.0, &shape, dtype);
@@ -259,38 +282,5 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         }
         _ => None,
     };
-    let grad_a = match (needs_a, &saved.x, &grad_hidden) {
-        (true, Some(x), Some(hidden)) => {
-            let x = Rows::new(match &saved.dropped {
-                Some(dropped) => dropped.clone(),
-                None => dropped::<B>(&cast(x.clone(), dtype), &saved.dropout),
-            });
-            let x = (x.tensor.clone(), x.layout().t());
-            Some(product(
-                [k, rank, m],
-                &x,
-                hidden,
-                element,
-                saved.adapter_dtypes[0],
-                &[k, rank],
-                1.0,
-            ))
-        }
-        _ => None,
-    };
-    let grad_b = needs_b.then(|| {
-        let hidden = matrix(saved.hidden.clone());
-        let hidden = (hidden.0, hidden.1.t());
-        let (dtype, scale) = (saved.adapter_dtypes[1], saved.scale);
-        product([rank, n, m], &hidden, &g, element, dtype, &[rank, n], scale)
-    });
-    let weight = match (needs_weight, &saved.x) {
-        (true, Some(x)) => {
-            let x = Rows::new(cast(x.clone(), dtype));
-            let x = (x.tensor.clone(), x.layout().t());
-            Some(product([k, n, m], &x, &g, element, saved.weight_dtype, &[k, n], 1.0))
-        }
-        _ => None,
-    };
-    Some(LoraLinearGrads { x, weight, a: grad_a, b: grad_b })
+    LoraLinearGrads { x: grad_x, weight: grad_weight, a: grad_a, b: grad_b }
 }

@@ -154,12 +154,15 @@ where
         saved: LoraLinearSaved<Self>,
         grad: FloatTensor<Self>,
         needs: [bool; 4],
-        mut sum: Option<FloatTensor<Self>>,
+        sum: Option<FloatTensor<Self>>,
     ) -> LoraLinearGrads<Self> {
-        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut sum).or_slow(|| {
-            let out = plain::lora_linear_backward::<Self>(saved, grad, needs);
-            LoraLinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
-        })
+        match linear::lora_serves::<Self>(&saved, &grad) {
+            Some(element) => linear::lora_linear_backward(saved, element, grad, needs, sum),
+            None => slow(|| {
+                let out = plain::lora_linear_backward::<Self>(saved, grad, needs);
+                LoraLinearGrads { x: backend::add::<Self>(sum, out.x), ..out }
+            }),
+        }
     }
 
     fn fused_rms_norm_backward_add(
@@ -216,8 +219,7 @@ where
         grad: FloatTensor<Self>,
         needs: [bool; 4],
     ) -> LoraLinearGrads<Self> {
-        linear::lora_linear_backward::<Self>(&saved, &grad, needs, &mut None)
-            .or_slow(|| plain::lora_linear_backward::<Self>(saved, grad, needs))
+        Self::fused_lora_linear_backward_add(saved, grad, needs, None)
     }
 
     fn fused_rms_norm(
@@ -300,8 +302,9 @@ where
         grad: FloatTensor<Self>,
         needs: [bool; 2],
     ) -> SwigluGrads<Self> {
+        let own = [gate.can_mut(), up.can_mut()];
         let (gate_, up_, grad_) = (gate.clone(), up.clone(), grad.clone());
-        match elementwise::swiglu_backward(gate_, up_, grad_, needs) {
+        match elementwise::swiglu_backward([gate_, up_], own, grad_, needs) {
             Some([gate, up]) => SwigluGrads { gate, up },
             None => slow(|| plain::swiglu_backward::<Self>(gate, up, grad, needs)),
         }
@@ -312,7 +315,8 @@ where
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        elementwise::rope(x.clone(), cos.clone(), sin.clone(), 1.0)
+        let own = x.can_mut();
+        elementwise::rope(x.clone(), cos.clone(), sin.clone(), 1.0, own)
             .or_slow(|| plain::rope::<Self>(x, cos, sin))
     }
 
@@ -321,7 +325,8 @@ where
         sin: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0)
+        let own = grad.can_mut();
+        elementwise::rope(grad.clone(), cos.clone(), sin.clone(), -1.0, own)
             .or_slow(|| plain::rope::<Self>(grad, cos, Self::float_neg(sin)))
     }
 
@@ -346,6 +351,36 @@ where
     ) -> AttentionGrads<Self> {
         attention::attention_backward::<Self>([&q, &k, &v], spec, &forward, &grad, needs)
             .or_slow(|| plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs))
+    }
+
+    fn fused_rotary_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        [cos, sin]: [FloatTensor<Self>; 2],
+        spec: &AttentionSpec,
+    ) -> RotaryAttentionOutput<Self> {
+        match attention::rotary_attention([&q, &k, &v], [&cos, &sin], spec) {
+            Some(attention) => RotaryAttentionOutput { q, k, rotated: false, attention },
+            None => backend::rotary_attention(q, k, v, [cos, sin], spec),
+        }
+    }
+
+    fn fused_rotary_attention_backward(
+        v: FloatTensor<Self>,
+        [cos, sin]: [FloatTensor<Self>; 2],
+        spec: &AttentionSpec,
+        forward: RotaryAttentionOutput<Self>,
+        grad: FloatTensor<Self>,
+    ) -> AttentionGrads<Self> {
+        let RotaryAttentionOutput { q, k, rotated, attention } = &forward;
+        let grads = (!rotated).then(|| {
+            attention::rotary_attention_backward([q, k, &v], [&cos, &sin], spec, attention, &grad)
+        });
+        match grads.flatten() {
+            Some(grads) => grads,
+            None => backend::rotary_attention_backward(v, [cos, sin], spec, forward, grad),
+        }
     }
 
     fn fused_token_losses(

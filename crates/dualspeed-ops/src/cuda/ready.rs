@@ -8,12 +8,24 @@ use burn_cuda::CudaDevice;
 use cudarc::driver::sys as driver;
 use cudarc::{cublaslt, nvrtc};
 
+use super::gpu::attribute;
 use super::kernel::compute_capability;
 
 /// First driver with events of a whole context.
 const DRIVER: i32 = 12_050;
 
 static DEVICES: Mutex<BTreeMap<usize, bool>> = Mutex::new(BTreeMap::new());
+
+static SHARED_MEMORY: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+/// Bytes of shared memory that a block of threads can have; 0 if that cannot be told.
+pub(super) fn shared_memory(device: &CudaDevice) -> usize {
+    let what = driver::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let mut devices = SHARED_MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    *devices
+        .entry(device.index)
+        .or_insert_with(|| attribute(device.index, what).map_or(0, |bytes| bytes.max(0) as usize))
+}
 
 /// Whether the operations on `device` take the fast bodies. What is missing is said once, as a warning.
 pub fn is_fast(device: &CudaDevice) -> bool {

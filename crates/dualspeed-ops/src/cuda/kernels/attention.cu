@@ -31,8 +31,8 @@
 // Rows per block, threads and bytes of dynamic shared memory (raise CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) are in the
 // module's constant `attention_config` (cuModuleGetGlobal), twelve ints:
 //   { FORWARD_ROWS, forward threads, forward bytes, DKV_ROWS, dkv threads, dkv bytes, DQ_ROWS, dq threads, dq bytes, 0, 0, 0 }.
-// On Hopper (sm_90a) with HEAD_DIM 64 or 128, -D WGMMA and attention_sm90.cu after this text give faster kernels under the same
-// names with the same arguments.
+// On Hopper (sm_90a) with HEAD_DIM 64 or 128, attention_sm90.cu after this text gives faster kernels under the same names with
+// the same arguments; attention_whole.cu has others for short sequences. -D PARTS_ONLY leaves the kernels of this file out.
 //
 // Key heads: query head h uses key head h / (hq / hkv). Grid y and z are at most 65535.
 
@@ -70,7 +70,7 @@ constexpr int KEYS = 64; // rows of the tiles that are streamed
 [[maybe_unused]] constexpr int TILE = KEYS * PITCH * 2; // bytes
 static_assert(DQ_ROWS <= KEYS, "Q and dO pass through the tiles' buffers");
 
-#ifndef WGMMA // attention_sm90.cu has its own
+#ifndef PARTS_ONLY
 constexpr int FORWARD_BYTES = FORWARD_ROWS * PITCH * 2 + 2 * TILE;
 constexpr int DKV_BYTES = 2 * DKV_ROWS * PITCH * 2 + DKV_STAGES * (2 * TILE + 2 * KEYS * 4);
 constexpr int DQ_BYTES = 4 * TILE;
@@ -582,7 +582,7 @@ __device__ __forceinline__ void backward_dq(
         grad_q, memory + warp * 16 * PITCH * 2, dq, dqs.s, first + warp * 16, s.sq, {{shape.scale, shape.scale}});
 }
 
-#ifndef WGMMA
+#ifndef PARTS_ONLY
 #define KERNELS(T, NAME)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * 32, 2) attention_forward_##NAME(                           \
         const T* q, const T* k, const T* v, T* o, float* logsumexp, Strides qs, Strides ks, Strides vs, Strides os,         \

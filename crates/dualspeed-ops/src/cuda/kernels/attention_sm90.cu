@@ -1,5 +1,5 @@
-// Flash attention on Hopper's warpgroup products (sm_90a). Appended to attention.cu, compiled with -D WGMMA and -D HEAD_DIM=64 or
-// 128: the same entry points, arguments, grids and `attention_config` as stated there (rows, threads and bytes differ).
+// Flash attention on Hopper's warpgroup products (sm_90a). Appended to attention.cu, compiled with -D PARTS_ONLY and -D HEAD_DIM=64
+// or 128: the same entry points, arguments, grids and `attention_config` as stated there (rows, threads and bytes differ).
 //
 // A block has three warpgroups. The first copies tiles into a ring in shared memory (cp.async, 128-byte swizzle), the others own
 // 64 rows each: of queries in the forward pass and dQ, of keys in dK/dV, where every product is transposed. The rows' operand

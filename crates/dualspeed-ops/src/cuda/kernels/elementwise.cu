@@ -12,7 +12,8 @@
 // layer_norm_backward_T(const T* x, const void* weight, const T* grad, const T* residual_grad|null, T* dx|null, float* mean|null,
 //                       float* scale|null, long long rows, long long d, float eps, int weight_f32)
 //   As above with the mean taken off first and the biased variance; weight_f32 goes for weight and bias.
-//   BLOCK of the four: a multiple of 32, at most 512; best is ceil(d / (64 / sizeof(T))) rounded up to 32 (four 16-byte accesses each).
+//   BLOCK of the four: a multiple of 32, at most 512; best is ceil(d / (64 / sizeof(T))) rounded up to 32 (four 16-byte accesses
+//   each), and twice as many for backward, which holds all that it reads in registers (two accesses each).
 //
 // column_sums_T(const T* grad, const T* x|null, const float* mean|null, const float* scale|null, float* dweight|null,
 //               float* dbias|null, long long rows, long long d, long long rows_per_split)
@@ -140,47 +141,54 @@ __device__ __forceinline__ void norm_forward(
     }
 }
 
-template <class T, bool CENTRED, int W, int PARTS>
-__device__ __forceinline__ void norm_backward(
+// Makes the compiler widen the values again after this point: in registers they take half the room, and more rows are in flight.
+template <class T> __device__ __forceinline__ void stay_narrow(Vec<T>& x) {
+    uint4& bits = reinterpret_cast<uint4&>(x);
+    asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+}
+
+// All that a row needs is on its way before the first use, PARTS accesses of 16 bytes of each operand for a thread.
+template <class T, bool CENTRED, int PARTS>
+__device__ __forceinline__ void norm_backward_parts(
     const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean_out, float* scale_out,
     i64 rows, i64 d, float eps, int weight_f32) {
+    constexpr int N = Vec<T>::N;
     for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const i64 at = row * d;
-        Part<T, W> kept[PARTS + 1], kept_grad[PARTS + 1];
-        float v[W], u[W], w[W], mean = 0.0f;
-        if (PARTS > 0)
-            EACH_PART {
-                get(x + at + e, v);
-                kept[c].keep(v);
-                if (dx) get(grad + at + e, u);
-                if (dx) kept_grad[c].keep(u);
-            }
+        Vec<T> v[PARTS], u[PARTS], r[PARTS];
+        float w[PARTS][N], mean = 0.0f;
+#pragma unroll
+        for (int c = 0; c < PARTS; c++) {
+            const i64 e = (threadIdx.x + i64(c) * blockDim.x) * N;
+            v[c] = u[c] = r[c] = Vec<T>{};
+#pragma unroll
+            for (int k = 0; k < N; k++) w[c][k] = 0.0f;
+            if (e >= d) continue;
+            v[c] = *reinterpret_cast<const Vec<T>*>(x + row * d + e);
+            if (!dx) continue;
+            u[c] = *reinterpret_cast<const Vec<T>*>(grad + row * d + e);
+            if (residual_grad) r[c] = *reinterpret_cast<const Vec<T>*>(residual_grad + row * d + e);
+            get_weight<T>(weight, weight_f32, e, w[c]);
+        }
         if (CENTRED) {
             float total[1] = {0.0f};
-            EACH_PART {
-                if (PARTS > 0) kept[c].give(v);
-                else get(x + at + e, v);
 #pragma unroll
-                for (int k = 0; k < W; k++) total[0] += v[k];
-            }
+            for (int c = 0; c < PARTS; c++)
+#pragma unroll
+                for (int k = 0; k < N; k++) total[0] += widen(v[c].v[k]);
             block_sum(total);
             mean = total[0] / float(d);
         }
-        float sums[3] = {0.0f, 0.0f, 0.0f}; // centred^2; centred, 1 times the gradient of the normalised row, grad * weight
-        EACH_PART {
-            if (PARTS > 0) kept[c].give(v);
-            else get(x + at + e, v);
+        // centred^2; centred, 1 times the gradient of the normalised row, grad * weight
+        float sums[CENTRED ? 3 : 2] = {};
 #pragma unroll
-            for (int k = 0; k < W; k++) sums[0] += (v[k] - mean) * (v[k] - mean);
-            if (dx) {
-                if (PARTS > 0) kept_grad[c].give(u);
-                else get(grad + at + e, u);
-                get_weight<T>(weight, weight_f32, e, w);
+        for (int c = 0; c < PARTS; c++) {
+            if ((threadIdx.x + i64(c) * blockDim.x) * N >= d) continue;
 #pragma unroll
-                for (int k = 0; k < W; k++) {
-                    sums[1] += (v[k] - mean) * (u[k] * w[k]);
-                    sums[2] += u[k] * w[k];
-                }
+            for (int k = 0; k < N; k++) {
+                const float centred = widen(v[c].v[k]) - mean, g = widen(u[c].v[k]) * w[c][k];
+                sums[0] += centred * centred;
+                sums[1] += centred * g;
+                if (CENTRED) sums[2] += g;
             }
         }
         block_sum(sums);
@@ -191,15 +199,62 @@ __device__ __forceinline__ void norm_backward(
         }
         if (!dx) continue;
         const float along = scale * scale * sums[1] / float(d), shift = CENTRED ? sums[2] / float(d) : 0.0f;
-        EACH_PART {
-            if (PARTS > 0) kept[c].give(v), kept_grad[c].give(u);
-            else get(x + at + e, v), get(grad + at + e, u);
-            get_weight<T>(weight, weight_f32, e, w);
-            float r[W] = {};
-            if (residual_grad) get(residual_grad + at + e, r);
 #pragma unroll
-            for (int k = 0; k < W; k++) v[k] = (u[k] * w[k] - shift - (v[k] - mean) * along) * scale + r[k];
-            put(dx + at + e, v);
+        for (int c = 0; c < PARTS; c++) {
+            const i64 e = (threadIdx.x + i64(c) * blockDim.x) * N;
+            if (e >= d) continue;
+            stay_narrow(v[c]);
+            stay_narrow(u[c]);
+            stay_narrow(r[c]);
+            float y[N];
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                const float centred = widen(v[c].v[k]) - mean, g = widen(u[c].v[k]) * w[c][k];
+                y[k] = (g - shift - centred * along) * scale + widen(r[c].v[k]);
+            }
+            store(dx + row * d + e, y);
+        }
+    }
+}
+
+// Rows of any width and alignment, read again for every pass.
+template <class T, bool CENTRED>
+__device__ __forceinline__ void norm_backward_any(
+    const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean_out, float* scale_out,
+    i64 rows, i64 d, float eps, int weight_f32) {
+    for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+        const i64 at = row * d;
+        float mean = 0.0f, w[1] = {0.0f};
+        if (CENTRED) {
+            float total[1] = {0.0f};
+            for (i64 e = threadIdx.x; e < d; e += blockDim.x) total[0] += widen(x[at + e]);
+            block_sum(total);
+            mean = total[0] / float(d);
+        }
+        float sums[3] = {0.0f, 0.0f, 0.0f}; // as above
+        for (i64 e = threadIdx.x; e < d; e += blockDim.x) {
+            const float centred = widen(x[at + e]) - mean;
+            sums[0] += centred * centred;
+            if (dx) {
+                get_weight<T>(weight, weight_f32, e, w);
+                const float g = widen(grad[at + e]) * w[0];
+                sums[1] += centred * g;
+                sums[2] += g;
+            }
+        }
+        block_sum(sums);
+        const float scale = 1.0f / sqrtf(sums[0] / float(d) + eps);
+        if (threadIdx.x == 0) {
+            if (mean_out) mean_out[row] = mean;
+            if (scale_out) scale_out[row] = scale;
+        }
+        if (!dx) continue;
+        const float along = scale * scale * sums[1] / float(d), shift = CENTRED ? sums[2] / float(d) : 0.0f;
+        for (i64 e = threadIdx.x; e < d; e += blockDim.x) {
+            get_weight<T>(weight, weight_f32, e, w);
+            const float centred = widen(x[at + e]) - mean, g = widen(grad[at + e]) * w[0];
+            const float around = residual_grad ? widen(residual_grad[at + e]) : 0.0f;
+            narrow((g - shift - centred * along) * scale + around, dx[at + e]);
         }
     }
 }
@@ -384,34 +439,37 @@ __device__ __forceinline__ void rope(
 
 template <class T> __device__ __forceinline__ bool even(i64 n) { return n % Vec<T>::N == 0; }
 
-#define NORM(T, NAME, CENTRED, D_OK, ...)                                                                                   \
-    if (even<T>(d) && d <= i64(blockDim.x) * Vec<T>::N * 4 && D_OK) NAME<T, CENTRED, Vec<T>::N, 4>(__VA_ARGS__);            \
-    else NAME<T, CENTRED, 1, 0>(__VA_ARGS__);
+#define FORWARD(T, CENTRED, D_OK, ...)                                                                                      \
+    if (even<T>(d) && d <= i64(blockDim.x) * Vec<T>::N * 4 && D_OK) norm_forward<T, CENTRED, Vec<T>::N, 4>(__VA_ARGS__);    \
+    else norm_forward<T, CENTRED, 1, 0>(__VA_ARGS__);
+#define BACKWARD(T, CENTRED, D_OK, ...)                                                                                     \
+    if (even<T>(d) && d <= i64(blockDim.x) * Vec<T>::N * 2 && D_OK) norm_backward_parts<T, CENTRED, 2>(__VA_ARGS__);        \
+    else norm_backward_any<T, CENTRED>(__VA_ARGS__);
 
 #define KERNELS(T, NAME)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_##NAME(                                              \
         const T* x, const T* residual, const void* weight, T* sum, T* y, i64 rows, i64 d, float eps, int weight_f32) {      \
         const bool fits = aligned(x) && aligned(residual) && aligned(weight) && aligned(sum) && aligned(y);                 \
-        NORM(T, norm_forward, false, fits, x, residual, weight, nullptr, sum, y, rows, d, eps, weight_f32)                  \
+        FORWARD(T, false, fits, x, residual, weight, nullptr, sum, y, rows, d, eps, weight_f32)                             \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(512) layer_norm_forward_##NAME(                                            \
         const T* x, const T* residual, const void* weight, const void* bias, T* sum, T* y, i64 rows, i64 d, float eps,      \
         int weight_f32) {                                                                                                   \
         const bool fits =                                                                                                   \
             aligned(x) && aligned(residual) && aligned(weight) && aligned(bias) && aligned(sum) && aligned(y);              \
-        NORM(T, norm_forward, true, fits, x, residual, weight, bias, sum, y, rows, d, eps, weight_f32)                      \
+        FORWARD(T, true, fits, x, residual, weight, bias, sum, y, rows, d, eps, weight_f32)                                 \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_##NAME(                                             \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* scale, i64 rows, i64 d,        \
         float eps, int weight_f32) {                                                                                        \
         const bool fits = aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);          \
-        NORM(T, norm_backward, false, fits, x, weight, grad, residual_grad, dx, nullptr, scale, rows, d, eps, weight_f32)   \
+        BACKWARD(T, false, fits, x, weight, grad, residual_grad, dx, nullptr, scale, rows, d, eps, weight_f32)              \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(512) layer_norm_backward_##NAME(                                           \
         const T* x, const void* weight, const T* grad, const T* residual_grad, T* dx, float* mean, float* scale, i64 rows,  \
         i64 d, float eps, int weight_f32) {                                                                                 \
         const bool fits = aligned(x) && aligned(weight) && aligned(grad) && aligned(residual_grad) && aligned(dx);          \
-        NORM(T, norm_backward, true, fits, x, weight, grad, residual_grad, dx, mean, scale, rows, d, eps, weight_f32)       \
+        BACKWARD(T, true, fits, x, weight, grad, residual_grad, dx, mean, scale, rows, d, eps, weight_f32)                  \
     }                                                                                                                       \
     extern "C" __global__ void __launch_bounds__(256) column_sums_##NAME(                                                   \
         const T* grad, const T* x, const float* mean, const float* scale, float* dweight, float* dbias, i64 rows, i64 d,    \

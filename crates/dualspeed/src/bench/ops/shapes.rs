@@ -24,7 +24,7 @@ pub(super) struct Shapes {
     pub products: Vec<[usize; 3]>,
     pub lora: Vec<[usize; 3]>,
     /// Batch and length.
-    pub attention: [(usize, usize); 3],
+    pub attention: [(usize, usize); 4],
     /// Supervised tokens.
     pub targets: usize,
     /// Batch, length, and what the backward pass finds ready.
@@ -70,9 +70,9 @@ impl Shapes {
             ],
             lora: vec![[short, d, d], [short, d, mlp], [long, d, mlp]],
             attention: if tiny {
-                [(2, 16), (2, 40), (1, 96)]
+                [(2, 16), (2, 40), (1, 96), (2, 9)]
             } else {
-                [(16, 256), (16, 704), (4, 3072)]
+                [(16, 256), (16, 704), (4, 3072), (32, 93)]
             },
             targets: if tiny { 32 } else { 2048 },
             blocks: if tiny {
