@@ -118,7 +118,7 @@ pub struct LoraLinearOutput<B: Backend> {
 /// What the backward pass of [`Backend::fused_lora_linear`](crate::Backend::fused_lora_linear) needs from the forward pass.
 #[derive(Clone, Debug)]
 pub struct LoraLinearSaved<B: Backend> {
-    /// The input; present when the gradient of `weight` or `a` is wanted.
+    /// The input; present when the gradient of `weight` is wanted, or that of `a` and `dropped` is not there.
     pub x: Option<FloatTensor<B>>,
     /// The base weight; present when the gradient of `x` is wanted.
     pub weight: Option<FloatTensor<B>>,

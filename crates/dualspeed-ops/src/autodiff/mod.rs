@@ -12,7 +12,7 @@ mod norm;
 mod select;
 
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
@@ -96,6 +96,25 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         linear::linear::<B, C>(x, weight, bias)
+    }
+
+    fn fused_linear_add(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let tracked = [Some(&x), Some(&weight), bias.as_ref(), Some(&residual)];
+        if tracked.into_iter().flatten().any(|tensor| tensor.is_tracked()) {
+            return Self::float_add(residual, Self::fused_linear(x, weight, bias));
+        }
+        let bias = bias.map(|bias| bias.primitive);
+        constant::<B, C>(B::fused_linear_add(
+            x.primitive,
+            weight.primitive,
+            bias,
+            residual.primitive,
+        ))
     }
 
     fn fused_lora_linear(

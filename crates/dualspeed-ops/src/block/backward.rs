@@ -32,12 +32,14 @@ pub(crate) fn backward<B: Backend>(
     };
     let mut grads = ParamGrads::<B>::default();
 
-    let normed = normed.unwrap_or_else(|| norm(&x, &params.input_layernorm));
-    let attended = attended.unwrap_or_else(|| attend(&normed, params, ctx));
+    // A norm costs less than its result in memory until the end: it is computed where it is wanted.
+    let before = |kept: &Option<FloatTensor<B>>, x: &FloatTensor<B>, weight: &FloatTensor<B>| {
+        kept.clone().unwrap_or_else(|| norm(x, weight))
+    };
+    let (pre_norm, post_norm) = (&params.input_layernorm, &params.post_attention_layernorm);
+    let attended = attended.unwrap_or_else(|| attend(&before(&normed, &x, pre_norm), params, ctx));
     let (mid, o_low_rank) = kept_mid.unwrap_or_else(|| mid(&x, &attended, params, ctx));
-    let post_norm = &params.post_attention_layernorm;
-    let mid_normed = mid_normed.unwrap_or_else(|| norm(&mid, post_norm));
-    let gated = gated.unwrap_or_else(|| gate(&mid_normed, params, ctx));
+    let gated = gated.unwrap_or_else(|| gate(&before(&mid_normed, &mid, post_norm), params, ctx));
     let (act, down_low_rank) =
         act.unwrap_or_else(|| (B::fused_swiglu(gated.gate.clone(), gated.up.clone()), None));
 
@@ -54,6 +56,7 @@ pub(crate) fn backward<B: Backend>(
     grads.down_proj = down;
     let grad_act = grad_act.expect("asked for");
     let swiglu = B::fused_swiglu_backward(gated.gate, gated.up, grad_act, [true, true]);
+    let mid_normed = mid_normed.unwrap_or_else(|| norm(&mid, post_norm));
     let [gate_low, up_low] = gated.low_rank;
     let mut grad_normed = None;
     for (index, layer, low_rank, grad, needs, out) in [
@@ -103,6 +106,7 @@ pub(crate) fn backward<B: Backend>(
         split_heads::<B>(grad_merged, ctx.batch, ctx.heads),
     );
     let [q_low, k_low, v_low] = attended.low_rank;
+    let normed = normed.unwrap_or_else(|| norm(&x, pre_norm));
     let mut grad_normed = None;
     for (index, layer, low_rank, grad, needs, out) in [
         (0, &params.q_proj, q_low, through.q, &needs.q_proj, &mut grads.q_proj),
@@ -118,7 +122,7 @@ pub(crate) fn backward<B: Backend>(
     let Some(grad_normed) = grad_normed else { return (None, grads) };
     let through_norm = B::fused_rms_norm_backward_add(
         x,
-        params.input_layernorm.clone(),
+        pre_norm.clone(),
         ctx.eps,
         grad_normed,
         grad,
@@ -151,13 +155,22 @@ impl<B: Backend> BlockContext<B> {
         };
         let (needs_a, needs_b) = needs.lora.unwrap_or_default();
         let dropout = self.dropout(index);
-        let LowRank { hidden, dropped } = low_rank.unwrap_or_else(|| {
-            let dropped = dropout.as_ref().map(|d| B::fused_dropout(input.clone(), d, None));
-            let from = dropped.clone().unwrap_or_else(|| input.clone());
-            LowRank { hidden: B::fused_linear(from, a.clone(), None), dropped }
-        });
+        let (x, LowRank { hidden, dropped }) = match (low_rank, &dropout) {
+            (Some(low_rank), _) => (Some(input), low_rank),
+            (None, None) => {
+                let hidden = B::fused_linear(input.clone(), a.clone(), None);
+                (Some(input), LowRank { hidden, dropped: None })
+            }
+            (None, Some(dropout)) => {
+                // What only the adapter reads may be written over.
+                let x = needs.weight.then(|| input.clone());
+                let dropped = B::fused_dropout(input, dropout, None);
+                let hidden = B::fused_linear(dropped.clone(), a.clone(), None);
+                (x, LowRank { hidden, dropped: Some(dropped) })
+            }
+        };
         let saved = LoraLinearSaved {
-            x: (needs.weight || needs_a).then_some(input),
+            x: x.filter(|_| needs.weight || (needs_a && dropped.is_none())),
             weight,
             weight_dtype: layer.weight.dtype(),
             a: a.clone(),

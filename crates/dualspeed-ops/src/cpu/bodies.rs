@@ -103,9 +103,10 @@ pub(super) fn lora_linear_backward<B: Host>(
     grad: FloatTensor<B>,
     needs: [bool; 4],
 ) -> LoraLinearGrads<B> {
-    let (Some([la, lb, hidden, gs]), Some(xs), Some(ws), DType::F32) = (
+    let (Some([la, lb, hidden, gs]), Some(xs), Some(kept), Some(ws), DType::F32) = (
         views::<B, 4>([&saved.a, &saved.b, &saved.hidden, &grad]),
         optional::<B>(&saved.x),
+        optional::<B>(&saved.dropped),
         optional::<B>(&saved.weight),
         saved.weight_dtype,
     ) else {
@@ -134,10 +135,14 @@ pub(super) fn lora_linear_backward<B: Host>(
         }
         _ => None,
     };
-    let grad_a = match (needs_a, &x, &grad_hidden) {
-        (true, Some(x), Some(grad_hidden)) => {
-            let masked = mask.as_ref().map(|mask| times(x, mask));
-            let input = masked.as_deref().unwrap_or(x);
+    let masked = match (&kept, &x, &mask) {
+        (None, Some(x), Some(mask)) if needs_a => Some(times(x, mask)),
+        _ => None,
+    };
+    let kept = kept.as_ref().map(View::contiguous);
+    let low_rank_input = kept.as_deref().or(masked.as_deref()).or(x.as_deref());
+    let grad_a = match (needs_a, low_rank_input, &grad_hidden) {
+        (true, Some(input), Some(grad_hidden)) => {
             let dst = product(Mat::new(input, m, k).t(), Mat::new(grad_hidden, m, r), k, r, 1.0);
             Some(B::make(dst, &[k, r]))
         }

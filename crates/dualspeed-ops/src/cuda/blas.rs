@@ -25,11 +25,14 @@ const WORKSPACE: usize = 32 << 20;
 /// Multiplications and additions from which a product's algorithm is chosen by measuring.
 const MEASURED: f64 = 2.5e8;
 
-/// Algorithms that are measured: with six, the best for 2976 rows was often not among them.
+/// Algorithms that are measured: of six, the best was often not one.
 const CANDIDATES: usize = 24;
 
 /// Times that each is measured.
 const ROUNDS: usize = 5;
+
+/// What is measured at a time is at least so long.
+const ENOUGH_MS: f32 = 0.2;
 
 /// Times the fastest of the first round: those that took longer are not measured again.
 const HOPEFUL: f32 = 1.15;
@@ -237,33 +240,39 @@ impl Blas {
         let beta = if conditions.accumulate { 1.0 } else { 0.0 };
         let add = if operands.add == 0 { scratch } else { operands.add };
         let operands = Operands { c: scratch, add, ..*operands };
-        let time = |algorithm| {
+        let time = |algorithm, runs: usize| {
             let plan = Plan { algorithm, ..*plan };
             let mut ms = 0.0;
             // SAFETY: events and stream are alive and of the current context.
             unsafe {
                 check("cuEventRecord", driver::cuEventRecord(events[0], stream))?;
-                self.run(product, &plan, &operands, 1.0, beta, stream)?;
+                for _ in 0..runs {
+                    self.run(product, &plan, &operands, 1.0, beta, stream)?;
+                }
                 check("cuEventRecord", driver::cuEventRecord(events[1], stream))?;
                 check("cuEventSynchronize", driver::cuEventSynchronize(events[1]))?;
                 let code = driver::cuEventElapsedTime_v2(&mut ms, events[0], events[1]);
                 check("cuEventElapsedTime", code)?;
             }
-            Ok(ms)
+            Ok(ms / runs as f32)
         };
-        // In turn, so that all of them meet the same clock rates; the first round warms up.
+        // In turn, so that all of them meet the same clock rates; a first round warms up.
         let times: Result<Vec<f32>, CudaError> = (|| {
+            let mut fastest = f32::INFINITY;
+            for algorithm in algorithms {
+                fastest = fastest.min(time(*algorithm, 1)?);
+            }
+            // Several in a row where one is short: the launches that an algorithm needs count too.
+            let runs = (ENOUGH_MS / fastest).ceil().clamp(1.0, 16.0) as usize;
             let mut best = vec![f32::INFINITY; algorithms.len()];
-            for round in 0..=ROUNDS {
-                // After the first that counts, only those that could still win.
+            for round in 0..ROUNDS {
                 let limit = match round {
-                    0 | 1 => f32::INFINITY,
+                    0 => f32::INFINITY,
                     _ => HOPEFUL * best.iter().copied().fold(f32::INFINITY, f32::min),
                 };
                 for (best, algorithm) in best.iter_mut().zip(algorithms) {
-                    if round <= 1 || *best <= limit {
-                        let ms = time(*algorithm)?;
-                        *best = if round == 0 { *best } else { best.min(ms) };
+                    if round == 0 || *best <= limit {
+                        *best = best.min(time(*algorithm, runs)?);
                     }
                 }
             }

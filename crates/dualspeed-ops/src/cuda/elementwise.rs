@@ -76,14 +76,14 @@ pub(super) fn norm(x: Tensor, weight: Tensor, bias: Option<Tensor>, eps: f64) ->
     Some(y)
 }
 
-/// Gradients of [`norm`]; `centred` for LayerNorm. `around` is the gradient that bypasses the norm: it is added to that of
-/// the input.
+/// Gradients of [`norm`]; `centred` for LayerNorm. `around` is the gradient that bypasses the norm, and whether it may be
+/// written over: it is added to that of the input.
 pub(super) fn norm_backward(
     x: Tensor,
     weight: Tensor,
     eps: f64,
     grad: Tensor,
-    around: Option<Tensor>,
+    around: Option<(Tensor, bool)>,
     centred: bool,
     [needs_x, needs_weight, needs_bias]: [bool; 3],
 ) -> Option<[Option<Tensor>; 3]> {
@@ -92,8 +92,12 @@ pub(super) fn norm_backward(
     let (x, grad) = (contiguous(x), contiguous(cast(grad, element.dtype())));
     let (rows, width) = sizes(&x);
     let (weight, wide) = weights(weight, element);
-    let around = around.map(|around| contiguous(cast(around, element.dtype())));
-    let dx = needs_x.then(|| empty_like(&x));
+    let around = around.map(|(around, own)| (contiguous(cast(around, element.dtype())), own));
+    let dx = needs_x.then(|| match &around {
+        Some((around, true)) => around.clone(),
+        _ => empty_like(&x),
+    });
+    let around = around.map(|(around, _)| around);
     let scale = needs_weight.then(|| empty(&x, &[rows], DType::F32));
     let mean = (needs_weight && centred).then(|| empty(&x, &[rows], DType::F32));
     if needs_x || needs_weight {

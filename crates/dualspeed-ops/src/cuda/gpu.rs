@@ -170,7 +170,7 @@ struct Batch {
 }
 
 /// Bytes of operands from which jobs wait no longer: until they are sent, nothing that they read is free for the tensors that follow.
-const HELD: usize = 1 << 30;
+const HELD: usize = 256 << 20;
 
 thread_local! {
     static BATCH: RefCell<Batch> = RefCell::default();

@@ -228,13 +228,10 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         product([rows, columns, m], &x, of, element, dtype, &[rows, columns], scale)
     };
     let x = x.map(|x| cast(x, dtype));
-    let grad_a = match (needs_a, &x, &grad_hidden) {
-        (true, Some(x), Some(hidden)) => {
-            let x = kept.unwrap_or_else(|| dropped::<B>(x, &dropout));
-            Some(against(x, hidden, [k, rank], adapter_dtypes[0], 1.0))
-        }
-        _ => None,
-    };
+    let grad_a = grad_hidden.as_ref().filter(|_| needs_a).and_then(|hidden| {
+        let x = kept.or_else(|| x.as_ref().map(|x| dropped::<B>(x, &dropout)))?;
+        Some(against(x, hidden, [k, rank], adapter_dtypes[0], 1.0))
+    });
     let grad_b = needs_b.then(|| against(hidden, &g, [rank, n], adapter_dtypes[1], scale));
     let grad_weight = x.filter(|_| needs_weight).map(|x| against(x, &g, [k, n], weight_dtype, 1.0));
     let grad_x = match (needs_x, weight, &grad_hidden) {

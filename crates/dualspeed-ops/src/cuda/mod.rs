@@ -174,7 +174,8 @@ where
         needs: [bool; 2],
     ) -> NormGrads<Self> {
         let (x_, weight_, grad_) = (x.clone(), weight.clone(), grad.clone());
-        let (around_, needs_) = (Some(around.clone()), [needs[0], needs[1], false]);
+        let own = around.can_mut();
+        let (around_, needs_) = (Some((around.clone(), own)), [needs[0], needs[1], false]);
         match elementwise::norm_backward(x_, weight_, eps, grad_, around_, false, needs_) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => {

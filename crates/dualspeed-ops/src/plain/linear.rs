@@ -93,12 +93,13 @@ pub fn lora_linear_backward<B: Backend>(
         _ => None,
     };
     let input = saved.x.map(rows::<B>);
-    let grad_a = match (needs_a, input.clone(), grad_hidden) {
+    let low_rank_input = match (saved.dropped, &saved.dropout) {
+        (Some(kept), _) => Some(rows::<B>(kept)),
+        (None, Some(dropout)) => input.clone().map(|input| dropped(input, dropout)),
+        (None, None) => input.clone(),
+    };
+    let grad_a = match (needs_a, low_rank_input, grad_hidden) {
         (true, Some(input), Some(grad_hidden)) => {
-            let input = match &saved.dropout {
-                Some(dropout) => dropped(input, dropout),
-                None => input,
-            };
             Some(primitive(cast(input.transpose().matmul(grad_hidden), a_dtype)))
         }
         _ => None,

@@ -24,6 +24,8 @@ pub struct Clock {
 
 /// Blocks that are counted.
 const BLOCKS: usize = 7;
+/// Blocks that the warm-up lasts for.
+const WARM_UP: f64 = 10.0;
 /// A block has no more calls than this.
 const CALLS: f64 = 400.0;
 
@@ -46,7 +48,11 @@ impl Clock {
         let first_ms = block(1)?;
         let estimate = block(3)?.max(1e-3);
         let calls = (self.block_ms / estimate).clamp(1.0, CALLS) as usize;
-        block(calls)?; // warm-up
+        // A device that was idle clocks higher for a while.
+        let warm_up = Instant::now();
+        while warm_up.elapsed().as_secs_f64() * 1e3 < WARM_UP * self.block_ms {
+            block(calls)?;
+        }
         let mut times = (0..BLOCKS).map(|_| block(calls)).collect::<anyhow::Result<Vec<f64>>>()?;
         times.sort_by(f64::total_cmp);
         let spread_ms = times[BLOCKS - 2] - times[1];
