@@ -215,7 +215,7 @@ def norm_backward(k, x, w, g, centred, residual=None, eps=1e-5, stats=True):
     mean = poison(n) if centred and stats else None
     extra = (mean, scale) if centred else (scale,)
     name = "layer_norm" if centred else "rms_norm"
-    k(f"{name}_backward_{t}", n, norm_block(d, x.dtype), x, w, g, residual, dx, *extra, n, d, eps,
+    k(f"{name}_backward_{t}", n, min(512, 2 * norm_block(d, x.dtype)), x, w, g, residual, dx, *extra, n, d, eps,
       Int(w.dtype == torch.float32))
     if not stats:
         return dx, None, None
@@ -319,7 +319,7 @@ def check_elementwise(bench):
         return F.rms_norm(s, (d,), w, 1e-5)
     report("add + rms_norm forward", times(lambda: k("rms_norm_forward_bf16", n, block, x, r, w, total, y, n, d, 1e-5, Int(0))), times(torch_add_norm))
     norm_grad = torch.ops.aten._fused_rms_norm_backward if hasattr(torch.ops.aten, "_fused_rms_norm_backward") else None
-    ours = times(lambda: k("rms_norm_backward_bf16", n, block, x, w, g, None, y, None, n, d, 1e-5, Int(0)))
+    ours = times(lambda: k("rms_norm_backward_bf16", n, 2 * block, x, w, g, None, y, None, n, d, 1e-5, Int(0)))
     if norm_grad:
         rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
         report("rms_norm backward dx", ours, times(lambda: norm_grad(g, x, [d], rstd, w, [True, False])))

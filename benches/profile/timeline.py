@@ -1,5 +1,5 @@
-"""Where a step's time goes: reads what timeline.c recorded and looks at the steps between calls of the optimiser. What
-the program took from the device and gave back is in the lines `memory`, which are for other eyes.
+"""Where a step's time goes: reads what timeline.c recorded and looks at the steps between calls of the optimiser.
+Lines of the kind `memory`, what the program took from the device and gave back, are left out.
 
     python3 benches/profile/timeline.py out.tsv [--end adamw] [--top 20]
 """
