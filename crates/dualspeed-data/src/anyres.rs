@@ -90,6 +90,37 @@ impl Tiling {
         1 + self.grid[0] * self.grid[1]
     }
 
+    /// Tokens of a tile.
+    pub fn tile_tokens(&self) -> usize {
+        self.side * self.side
+    }
+
+    /// Whether the layout can be: the image lies within the grid.
+    pub fn is_valid(&self) -> bool {
+        let within = |range: &Range<usize>, tiles: usize| {
+            range.start <= range.end && range.end <= tiles * self.side
+        };
+        self.side > 0 && within(&self.rows, self.grid[0]) && within(&self.columns, self.grid[1])
+    }
+
+    /// Row and column in the grid of a token of a grid tile, `tile * side^2 + index`; `None` for the first tile's.
+    pub fn cell(&self, token: usize) -> Option<(usize, usize)> {
+        let tile = (token / self.tile_tokens()).checked_sub(1)?;
+        let index = token % self.tile_tokens();
+        let (down, across) = (tile / self.grid[1], tile % self.grid[1]);
+        Some((down * self.side + index / self.side, across * self.side + index % self.side))
+    }
+
+    /// For every tile which of its tokens show the image.
+    pub fn valid(&self) -> Vec<Vec<bool>> {
+        let shows = |token| match self.cell(token) {
+            Some((row, column)) => self.rows.contains(&row) && self.columns.contains(&column),
+            None => true,
+        };
+        let n = self.tile_tokens();
+        (0..self.tiles()).map(|tile| (tile * n..(tile + 1) * n).map(shows).collect()).collect()
+    }
+
     /// Visual tokens without pruning, newlines included.
     pub fn tokens(&self) -> usize {
         self.side * self.side + self.rows.len() * (self.columns.len() + 1)

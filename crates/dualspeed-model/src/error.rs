@@ -1,40 +1,8 @@
 //! What can go wrong in this crate, as values.
 
+use crate::config::{ConfigError, Dtype};
+use crate::layout::LayoutError;
 use crate::pruner::PruneError;
-use crate::splice::SpliceError;
-
-/// A model configuration that cannot be built.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
-    /// A size that must be positive is zero.
-    #[error("{field} is 0; set it to at least 1")]
-    Zero {
-        /// Path of the field, e.g. `text.hidden_size`.
-        field: &'static str,
-    },
-    /// One size must divide another.
-    #[error("{field} = {value} is not divisible by {by} = {divisor}; change one of the two")]
-    NotDivisible {
-        /// Path of the field that should be divisible.
-        field: &'static str,
-        /// Its value.
-        value: usize,
-        /// Path of the divisor.
-        by: &'static str,
-        /// The divisor's value.
-        divisor: usize,
-    },
-    /// A number outside its range.
-    #[error("{field} = {value} is out of range: expected {expected}")]
-    OutOfRange {
-        /// Path of the field.
-        field: &'static str,
-        /// The value as written.
-        value: String,
-        /// The accepted range, in words.
-        expected: String,
-    },
-}
 
 /// Errors of building, running, loading or saving a model.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +12,7 @@ pub enum ModelError {
     Config(#[from] ConfigError),
     /// Text and images do not fit together.
     #[error(transparent)]
-    Splice(#[from] SpliceError),
+    Layout(#[from] LayoutError),
     /// A pruner failed.
     #[error(transparent)]
     Prune(#[from] PruneError),
@@ -54,7 +22,7 @@ pub enum ModelError {
     )]
     Dtype {
         /// The type asked for.
-        dtype: crate::config::Dtype,
+        dtype: Dtype,
         /// Name of the backend.
         backend: String,
     },
@@ -142,6 +110,14 @@ pub enum ModelError {
         teacher: usize,
         /// Samples of the student's forward.
         student: usize,
+    },
+    /// An objective that cannot be computed.
+    #[error("objective `{objective}`: {problem}")]
+    Objective {
+        /// Its name.
+        objective: String,
+        /// What is missing or wrong.
+        problem: String,
     },
     /// Generation options that make no sense.
     #[error("generation: {field} = {value} is out of range: expected {expected}")]

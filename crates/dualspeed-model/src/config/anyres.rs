@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::nonzero;
-use crate::error::ConfigError;
+use super::ConfigError;
 
 /// Which rows of patches end with the `image_newline` embedding when visual tokens are pruned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

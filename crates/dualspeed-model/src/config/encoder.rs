@@ -1,13 +1,12 @@
 //! Which vision tower a model has.
 
+use dualspeed_core::Options;
 use serde::de::Error as _;
-use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use super::ConfigError;
 use super::vision::VitConfig;
-use crate::efficientnet;
-use crate::error::ConfigError;
 
 /// The name of [`VisionConfig::Vit`] in configurations; left out, it is meant.
 pub const CLIP_VIT: &str = "clip_vit";
@@ -21,6 +20,27 @@ pub enum VisionConfig {
     Vit(VitConfig),
     /// The convolutional network EfficientNet-Lite0, `efficientnet_lite0`.
     EfficientNet(EfficientNetConfig),
+    /// A tower of another crate, by any other name.
+    Custom(CustomVisionConfig),
+}
+
+/// What a vision tower fixes for the rest of the model, and what it costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VisionGeometry {
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+    /// Patches along one side.
+    pub grid: usize,
+    /// Visual tokens per image before pruning: the patches, and a class token if there is one and it is passed on.
+    pub num_tokens: usize,
+    /// Width of the features.
+    pub hidden_size: usize,
+    /// What is taken off pixels between 0 and 1, and what they are then divided by, for red, green and blue; `None` is CLIP's.
+    pub normalisation: Option<[[f32; 3]; 2]>,
+    /// Numbers in the tower's parameters.
+    pub num_parameters: u64,
+    /// Numbers held at once at the widest place, per image.
+    pub working_set: usize,
 }
 
 /// EfficientNet-Lite0: all but the size of its input is fixed.
@@ -29,6 +49,26 @@ pub enum VisionConfig {
 pub struct EfficientNetConfig {
     /// Side of the square input in pixels, a multiple of 16.
     pub image_size: usize,
+}
+
+/// A vision tower that another crate registers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustomVisionConfig {
+    /// The name it is registered by.
+    pub kind: String,
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+    /// Tokens along one side.
+    pub grid: usize,
+    /// Width of the features.
+    pub hidden_size: usize,
+    /// Mean and standard deviation of pixels between 0 and 1, for red, green and blue; left out: CLIP's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<[[f32; 3]; 2]>,
+    /// Whatever else the tower reads.
+    #[serde(default)]
+    pub options: Options,
 }
 
 impl Default for EfficientNetConfig {
@@ -56,74 +96,28 @@ impl From<EfficientNetConfig> for VisionConfig {
     }
 }
 
+impl From<CustomVisionConfig> for VisionConfig {
+    fn from(config: CustomVisionConfig) -> Self {
+        Self::Custom(config)
+    }
+}
+
 impl VisionConfig {
     /// Its name in configurations.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &str {
         match self {
             Self::Vit(_) => CLIP_VIT,
             Self::EfficientNet(_) => EFFICIENTNET_LITE0,
+            Self::Custom(config) => &config.kind,
         }
     }
 
-    /// The transformer's configuration, if it is one.
-    pub fn vit(&self) -> Option<&VitConfig> {
+    /// The sizes that the rest of the model goes by.
+    pub fn geometry(&self) -> VisionGeometry {
         match self {
-            Self::Vit(config) => Some(config),
-            Self::EfficientNet(_) => None,
-        }
-    }
-
-    /// As [`Self::vit`], to change it.
-    pub fn vit_mut(&mut self) -> Option<&mut VitConfig> {
-        match self {
-            Self::Vit(config) => Some(config),
-            Self::EfficientNet(_) => None,
-        }
-    }
-
-    /// Width of its features.
-    pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Vit(config) => config.hidden_size,
-            Self::EfficientNet(_) => efficientnet::HIDDEN,
-        }
-    }
-
-    /// Side of the square input, in pixels.
-    pub fn image_size(&self) -> usize {
-        match self {
-            Self::Vit(config) => config.image_size,
-            Self::EfficientNet(config) => config.image_size,
-        }
-    }
-
-    /// Patches along one side.
-    pub fn grid(&self) -> usize {
-        match self {
-            Self::Vit(config) => config.grid(),
-            Self::EfficientNet(config) => config.image_size / efficientnet::STRIDE,
-        }
-    }
-
-    /// Patches per image.
-    pub fn num_patches(&self) -> usize {
-        self.grid() * self.grid()
-    }
-
-    /// Visual tokens per image before pruning: the patches, and a class token if there is one and it is passed on.
-    pub fn num_tokens(&self) -> usize {
-        match self {
-            Self::Vit(config) => config.num_tokens(),
-            Self::EfficientNet(_) => self.num_patches(),
-        }
-    }
-
-    /// What is taken off pixels between 0 and 1, and what they are then divided by, for red, green and blue; `None` is
-    /// CLIP's.
-    pub fn normalisation(&self) -> Option<[[f32; 3]; 2]> {
-        match self {
-            Self::Vit(_) => None,
-            Self::EfficientNet(_) => Some([efficientnet::MEAN, efficientnet::STD]),
+            Self::Vit(config) => config.geometry(),
+            Self::EfficientNet(config) => config.geometry(),
+            Self::Custom(config) => config.geometry(),
         }
     }
 
@@ -135,11 +129,42 @@ impl VisionConfig {
         match self {
             Self::Vit(config) => config.validate(),
             Self::EfficientNet(config) => config.validate(),
+            Self::Custom(config) => config.validate(),
+        }
+    }
+
+    /// CLIP's transformer, if it is one: for what only it has (its text half, tower training).
+    pub fn vit(&self) -> Option<&VitConfig> {
+        match self {
+            Self::Vit(config) => Some(config),
+            _ => None,
         }
     }
 }
 
 impl EfficientNetConfig {
+    /// Pixels along a side of a token.
+    pub const STRIDE: usize = 16;
+    /// Width of the features.
+    pub const HIDDEN_SIZE: usize = 112;
+    /// Numbers in the parameters up to the tokens, batch norms folded in.
+    pub const NUM_PARAMETERS: u64 = 692_688;
+
+    /// The sizes that the rest of the model goes by.
+    pub fn geometry(&self) -> VisionGeometry {
+        let (grid, half) = (self.image_size / Self::STRIDE, self.image_size / 2);
+        VisionGeometry {
+            image_size: self.image_size,
+            grid,
+            num_tokens: grid * grid,
+            hidden_size: Self::HIDDEN_SIZE,
+            normalisation: Some([[127.0 / 255.0; 3], [128.0 / 255.0; 3]]),
+            num_parameters: Self::NUM_PARAMETERS,
+            // Block 1's expanded maps before and after its depthwise convolution, and its input.
+            working_set: (2 * 6 + 1) * 16 * half * half,
+        }
+    }
+
     /// Checks that the tower can be built.
     ///
     /// # Errors
@@ -148,22 +173,52 @@ impl EfficientNetConfig {
         super::nonzero(&[("vision.image_size", self.image_size)])?;
         super::divisible(
             ("vision.image_size", self.image_size),
-            ("the 16 pixels of a token", efficientnet::STRIDE),
+            ("the 16 pixels of a token", Self::STRIDE),
         )
+    }
+}
+
+impl CustomVisionConfig {
+    /// The sizes that the rest of the model goes by; what the tower costs is not known.
+    pub fn geometry(&self) -> VisionGeometry {
+        VisionGeometry {
+            image_size: self.image_size,
+            grid: self.grid,
+            num_tokens: self.grid * self.grid,
+            hidden_size: self.hidden_size,
+            normalisation: self.normalisation,
+            num_parameters: 0,
+            working_set: 0,
+        }
+    }
+
+    /// Checks that the sizes make sense.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the field that is 0.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        super::nonzero(&[
+            ("vision.image_size", self.image_size),
+            ("vision.grid", self.grid),
+            ("vision.hidden_size", self.hidden_size),
+        ])
     }
 }
 
 impl Serialize for VisionConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Tagged<'a, T> {
+            kind: &'a str,
+            #[serde(flatten)]
+            config: &'a T,
+        }
         match self {
-            // Without `kind`: configurations from before there was another still read the same.
-            Self::Vit(config) => config.serialize(serializer),
+            Self::Vit(config) => Tagged { kind: CLIP_VIT, config }.serialize(serializer),
             Self::EfficientNet(config) => {
-                let mut map = serializer.serialize_map(Some(2))?;
-                map.serialize_entry("kind", self.kind())?;
-                map.serialize_entry("image_size", &config.image_size)?;
-                map.end()
+                Tagged { kind: EFFICIENTNET_LITE0, config }.serialize(serializer)
             }
+            Self::Custom(config) => config.serialize(serializer),
         }
     }
 }
@@ -172,19 +227,17 @@ impl<'de> Deserialize<'de> for VisionConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut fields = Map::<String, Value>::deserialize(deserializer)?;
         let kind = fields.remove("kind");
-        let fields = Value::Object(fields);
-        match kind.as_ref().map_or(Some(CLIP_VIT), Value::as_str) {
-            Some(CLIP_VIT) => VitConfig::deserialize(fields).map(Self::Vit),
+        let read = match kind.as_ref().map_or(Some(CLIP_VIT), Value::as_str) {
+            Some(CLIP_VIT) => VitConfig::deserialize(Value::Object(fields)).map(Self::Vit),
             Some(EFFICIENTNET_LITE0) => {
-                EfficientNetConfig::deserialize(fields).map(Self::EfficientNet)
+                EfficientNetConfig::deserialize(Value::Object(fields)).map(Self::EfficientNet)
             }
-            _ => {
-                let kind = kind.unwrap_or_default();
-                let problem =
-                    format!("vision.kind = {kind}: known are {CLIP_VIT} and {EFFICIENTNET_LITE0}");
-                return Err(D::Error::custom(problem));
+            Some(_) => {
+                fields.extend(kind.map(|kind| ("kind".to_owned(), kind)));
+                CustomVisionConfig::deserialize(Value::Object(fields)).map(Self::Custom)
             }
-        }
-        .map_err(D::Error::custom)
+            None => return Err(D::Error::custom("vision.kind must be a name")),
+        };
+        read.map_err(D::Error::custom)
     }
 }

@@ -2,6 +2,8 @@
 
 mod anyres;
 mod encoder;
+mod error;
+mod projector;
 mod rope;
 mod text;
 mod vision;
@@ -10,24 +12,17 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
-pub use encoder::{CLIP_VIT, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig};
+pub use encoder::{
+    CLIP_VIT, CustomVisionConfig, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig, VisionGeometry,
+};
+pub use error::ConfigError;
+pub use projector::{CustomProjectorConfig, ProjectorType};
 pub use rope::RopeScaling;
-pub use text::{LlamaConfig, LoraConfig, LoraTarget};
+pub use dualspeed_ops::Target as LoraTarget;
+pub use text::{DecoderConfig, LoraConfig};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
 
-use crate::error::ConfigError;
 
-/// Shape of the projector between vision tower and language model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ProjectorType {
-    /// Two linear layers with a GELU between them (LLaVA-1.5).
-    #[default]
-    #[serde(rename = "mlp2x_gelu")]
-    Mlp2xGelu,
-    /// One linear layer (LLaVA-1).
-    #[serde(rename = "linear")]
-    Linear,
-}
 
 /// The type of frozen weights and activations; what is trained stays in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +63,7 @@ pub struct LlavaConfig {
     /// The vision tower.
     pub vision: VisionConfig,
     /// The language model.
-    pub text: LlamaConfig,
+    pub text: DecoderConfig,
     /// The projector.
     pub mm_projector_type: ProjectorType,
     /// Tiles of images of any resolution (LLaVA-NeXT); without it an image is one tile.
@@ -92,7 +87,7 @@ impl Default for LlavaConfig {
     fn default() -> Self {
         Self {
             vision: VisionConfig::default(),
-            text: LlamaConfig::default(),
+            text: DecoderConfig::default(),
             mm_projector_type: ProjectorType::default(),
             anyres: None,
             visual_positions: PositionPolicy::default(),
@@ -117,19 +112,33 @@ impl LlavaConfig {
             lora.validate()?;
         }
         if let Some(anyres) = &self.anyres {
-            anyres.validate(self.vision.image_size())?;
+            anyres.validate(self.vision.geometry().image_size)?;
         }
+        self.mm_projector_type.validate(self.vision.geometry().grid)?;
         if self.max_length == Some(0) {
             return Err(ConfigError::Zero { field: "max_length" });
         }
         Ok(())
     }
 
+    /// Visual tokens of an image (or tile) before pruning, as the language model sees them.
+    pub fn num_visual_tokens(&self) -> usize {
+        match &self.mm_projector_type {
+            ProjectorType::Custom(_) => self.visual_grid() * self.visual_grid(),
+            _ => self.vision.geometry().num_tokens,
+        }
+    }
+
+    /// Visual tokens along a side of an image (or tile), as the language model sees them.
+    pub fn visual_grid(&self) -> usize {
+        self.vision.geometry().grid / self.mm_projector_type.merge()
+    }
+
     /// LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, Vicuna-7B, isolator of length 4.
     pub fn llava_1_5_7b() -> Self {
         Self {
             vision: VitConfig::clip_vit_l_14_336().into(),
-            text: LlamaConfig::vicuna_7b(),
+            text: DecoderConfig::vicuna_7b(),
             max_length: Some(2048),
             pad_to_multiple: 8,
             ..Self::default()

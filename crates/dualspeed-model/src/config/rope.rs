@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::ConfigError;
+use super::ConfigError;
 
 /// How rotary frequencies are stretched beyond the context a decoder was pretrained on; names as in Hugging Face's
 /// `rope_scaling`.

@@ -1,15 +1,17 @@
-//! Configuration of the Llama decoder and its low-rank adapters.
+//! Configuration of the decoder and its low-rank adapters.
 
+use dualspeed_ops::{PerTarget, Target as LoraTarget};
 use serde::{Deserialize, Serialize};
 
 use super::rope::RopeScaling;
 use super::{divisible, nonzero};
-use crate::error::ConfigError;
+use super::ConfigError;
 
-/// A Llama-style decoder.
+/// A decoder: RMS norms, rotary positions, grouped-query attention, SwiGLU. The families differ in flags: Llama, Vicuna and Mistral
+/// set none, Qwen2 sets `qkv_bias`, Qwen3 `qk_norm`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct LlamaConfig {
+pub struct DecoderConfig {
     /// Width.
     pub hidden_size: usize,
     /// Layers.
@@ -24,6 +26,13 @@ pub struct LlamaConfig {
     pub intermediate_size: usize,
     /// Entries of the vocabulary.
     pub vocab_size: usize,
+    /// Whether the query, key and value projections have biases (Qwen2).
+    pub qkv_bias: bool,
+    /// Whether queries and keys are normalised head by head before the rotation (Qwen3).
+    pub qk_norm: bool,
+    /// Pairs of a head that turn with time, row and column, in this order; left out, all turn with one position (Qwen2-VL's
+    /// `mrope_section`).
+    pub mrope_section: Option<[usize; 3]>,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Stretching of those frequencies for longer contexts.
@@ -38,7 +47,7 @@ pub struct LlamaConfig {
     pub initializer_range: Option<f64>,
 }
 
-impl Default for LlamaConfig {
+impl Default for DecoderConfig {
     /// The quickstart's decoder.
     fn default() -> Self {
         Self {
@@ -49,6 +58,9 @@ impl Default for LlamaConfig {
             head_dim: None,
             intermediate_size: 352,
             vocab_size: 256,
+            qkv_bias: false,
+            qk_norm: false,
+            mrope_section: None,
             rope_theta: 10_000.0,
             rope_scaling: None,
             rms_norm_eps: 1e-5,
@@ -58,7 +70,7 @@ impl Default for LlamaConfig {
     }
 }
 
-impl LlamaConfig {
+impl DecoderConfig {
     /// Vicuna-7B (Llama-2-7B).
     pub fn vicuna_7b() -> Self {
         Self {
@@ -81,6 +93,22 @@ impl LlamaConfig {
     /// Key and value heads.
     pub fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Input and output width of every linear layer of a block.
+    pub fn linear_widths(&self) -> PerTarget<[usize; 2]> {
+        let (d, mlp) = (self.hidden_size, self.intermediate_size);
+        let q = self.num_attention_heads * self.head_size();
+        let kv = self.kv_heads() * self.head_size();
+        PerTarget {
+            q_proj: [d, q],
+            k_proj: [d, kv],
+            v_proj: [d, kv],
+            o_proj: [q, d],
+            gate_proj: [d, mlp],
+            up_proj: [d, mlp],
+            down_proj: [mlp, d],
+        }
     }
 
     /// Rotary frequencies in radians per position, one for each pair of a head, scaling included.
@@ -122,6 +150,15 @@ impl LlamaConfig {
         if let Some(scaling) = &self.rope_scaling {
             scaling.validate()?;
         }
+        if let Some(section) = self.mrope_section
+            && section.iter().sum::<usize>() != self.head_size() / 2
+        {
+            return Err(ConfigError::OutOfRange {
+                field: "text.mrope_section",
+                value: format!("{section:?}"),
+                expected: format!("three counts that add up to {} pairs", self.head_size() / 2),
+            });
+        }
         if self.rope_theta > 1.0 {
             Ok(())
         } else {
@@ -130,46 +167,6 @@ impl LlamaConfig {
                 value: self.rope_theta.to_string(),
                 expected: "a number above 1".into(),
             })
-        }
-    }
-}
-
-/// A linear layer that can take a low-rank adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum LoraTarget {
-    QProj,
-    KProj,
-    VProj,
-    OProj,
-    GateProj,
-    UpProj,
-    DownProj,
-}
-
-impl LoraTarget {
-    /// Every linear layer of a decoder block.
-    pub const ALL: [Self; 7] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-    ];
-
-    /// The layer's name in checkpoints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{divisible, nonzero};
-use crate::error::ConfigError;
+use super::{VisionGeometry, divisible, nonzero};
+use super::ConfigError;
 
 /// Activation of the tower's MLP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +105,25 @@ impl VitConfig {
         match self.mm_vision_select_feature {
             SelectFeature::Patch => self.num_patches(),
             SelectFeature::ClsPatch => self.num_patches() + 1,
+        }
+    }
+
+    /// The sizes that the rest of the model goes by.
+    pub fn geometry(&self) -> VisionGeometry {
+        let (d, mlp) = (self.hidden_size as u64, self.intermediate_size as u64);
+        let block = 4 * (d * d + d) + 2 * d * mlp + mlp + d + 4 * d;
+        let patch = 3 * (self.patch_size * self.patch_size) as u64 * d;
+        let tables = (self.num_patches() as u64 + 2) * d + 4 * d;
+        let projection = self.projection_dim.unwrap_or(0) as u64 * d;
+        VisionGeometry {
+            image_size: self.image_size,
+            grid: self.grid(),
+            num_tokens: self.num_tokens(),
+            hidden_size: self.hidden_size,
+            normalisation: None,
+            num_parameters: self.num_hidden_layers as u64 * block + patch + tables + projection,
+            working_set: (self.num_patches() + 1)
+                * (6 * self.hidden_size + 2 * self.intermediate_size),
         }
     }
 

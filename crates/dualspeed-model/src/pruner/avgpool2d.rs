@@ -47,7 +47,7 @@ impl<B: Backend> Pruner<B> for AvgPool2d {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let (images, n) = (visual.images(), visual.tokens());
+        let (images, n) = (visual.num_images(), visual.num_tokens());
         if visual.compacted {
             return Err(PruneError::NotAGrid { pruner: Pruner::<B>::name(self).to_owned() });
         }

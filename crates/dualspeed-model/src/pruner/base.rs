@@ -1,26 +1,24 @@
-//! The base of all pruners: in which order, with which gradient, and what is an error.
+//! The base of all pruners: what they are given, what they must not do, and what is an error.
 
 use burn::tensor::{FloatDType, IndexingUpdateOp};
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
 use super::rows::marks;
+use super::selection::{Decision, Part};
 use super::tiles::{keep_all, select_tiles};
-use super::{Kept, KeptTokens, PruneContext, PruneError, Pruner, Stage, VisualTokens};
+use super::{Kept, PruneContext, PruneError, Pruner, Selection, Stage, Tiles, VisualTokens};
+use crate::vision::features::{CLS_HIDDEN, Needs, QUESTION, TEXT};
 
-/// Runs a pruner: checks the request, takes out padding, hands over f32 features without gradient,
-/// sorts the picks ascending, and gathers (or merges) with gradient.
+/// Runs a pruner: checks the request, takes out padding, hands over f32 features without gradient, and sorts the picks
+/// ascending. Nothing is gathered yet: [`Selection`] does that to whatever is wanted.
 ///
-/// Picks are gathered from the projected tokens at either stage, because the projector works token
-/// by token; a merge before the projector is left [unprojected](KeptTokens::unprojected). Merging
-/// weights are constants: the gradient goes through them to the tokens, not into them.
-///
-/// `keep` is a number of tokens per tile. A tile with padding keeps a share of it that is rounded down,
-/// at least one; a pruner of [image scope](super::Scope::Image) chooses as many as all tiles of
-/// an image together would keep.
+/// `keep` is a number of tokens per tile (an image is one tile unless it is [tiled](VisualTokens::tiles)). A tile with padding
+/// keeps a share of it that is rounded down, at least one; a pruner of [image scope](super::Scope::Image) chooses as many as
+/// all tiles of an image together would keep.
 ///
 /// Nothing is read back from the device, but for the check that features are numbers when
-/// [`PruneContext::verify`] is on (and by pruners that say so). [`KeptTokens::verify`] checks picks.
+/// [`PruneContext::verify`] is on (and by pruners that say so). [`Selection::verify`] checks picks.
 ///
 /// # Errors
 /// [`PruneError`] if the request makes no sense, a needed feature is missing, or the decision has
@@ -30,48 +28,63 @@ pub fn select<B: Backend>(
     visual: &VisualTokens<B>,
     keep: usize,
     ctx: &PruneContext,
-) -> Result<KeptTokens<B>, PruneError> {
+) -> Result<Selection<B>, PruneError> {
     check_request(pruner, visual, keep, ctx)?;
     if ctx.verify {
         check_finite(pruner, visual, ctx)?;
     }
+    let (count, n) = (visual.num_tiles(), visual.num_tokens());
+    let all = || keep_all(visual.tiles.as_ref(), count, n);
     if let Some(layer_drop) = pruner.layer_drop(keep) {
-        return Ok(KeptTokens { layer_drop: Some(layer_drop), ..keep_all(visual)? });
+        return Ok(Selection { layer_drop: Some(layer_drop), ..all()? });
     }
-    if visual.tiles.is_some() {
-        return match pruner.keeps_all() {
-            true => keep_all(visual),
-            false => select_tiles(pruner, visual, keep, ctx),
-        };
+    if pruner.keeps_all() {
+        return all();
     }
-    let Decided { tokens, lengths, unprojected, indices } = decide(pruner, visual, keep, ctx)?;
-    Ok(KeptTokens { tokens, lengths, unprojected, indices, layer_drop: None })
+    if let Some(tiles) = &visual.tiles {
+        return select_tiles(pruner, visual, tiles, keep, ctx);
+    }
+    let decision = decide(pruner, visual, keep, ctx)?;
+    let lengths = match &decision {
+        Decision::Weights { lengths, .. } => lengths.clone(),
+        _ => vec![keep; count],
+    };
+    Ok(Selection {
+        parts: vec![Part { tokens: None, decision }],
+        order: None,
+        lengths,
+        tiles_per_image: vec![1; count],
+        stage: pruner.stage(),
+        layer_drop: None,
+    })
 }
 
-/// One decision for rows that all have the same number of tokens.
-pub(super) struct Decided<B: Backend> {
-    /// `[rows, most, d]`.
-    pub tokens: Tensor<B, 3>,
-    pub lengths: Vec<usize>,
-    pub unprojected: bool,
-    /// `[rows, most]`.
-    pub indices: Option<Tensor<B, 2, Int>>,
+/// Every token of every image that shows the picture.
+///
+/// # Errors
+/// [`PruneError::Tiles`] if tiles and masks do not fit `count` tiles of `n` tokens.
+pub fn select_all<B: Backend>(
+    tiles: Option<&Tiles>,
+    count: usize,
+    n: usize,
+) -> Result<Selection<B>, PruneError> {
+    keep_all(tiles, count, n)
 }
 
-/// Asks the pruner and carries out what it says.
+/// Asks the pruner about tiles that all have the same number of tokens, and checks what it says.
 pub(super) fn decide<B: Backend>(
     pruner: &dyn Pruner<B>,
     visual: &VisualTokens<B>,
     keep: usize,
     ctx: &PruneContext,
-) -> Result<Decided<B>, PruneError> {
-    let (rows, n) = (visual.rows(), visual.tokens());
-    let unprojected = pruner.stage() == Stage::PreProjector;
-    let class = visual.features.cls_hidden.as_ref();
-    let class = class.filter(|_| unprojected && pruner.needs().cls_hidden);
+) -> Result<Decision<B>, PruneError> {
+    let (tiles, n) = (visual.num_tiles(), visual.num_tokens());
+    let with_class = pruner.stage() == Stage::PreProjector
+        && pruner.needs().has(CLS_HIDDEN)
+        && visual.features.get(CLS_HIDDEN).is_some();
     let shape = |found: &[usize], expected: [usize; 3]| {
         let columns = found.get(2).copied();
-        let fits = columns == Some(n) || (class.is_some() && columns == Some(n + 1));
+        let fits = columns == Some(n) || (with_class && columns == Some(n + 1));
         if fits && found[..2] == expected[..2] {
             return Ok(());
         }
@@ -80,39 +93,28 @@ pub(super) fn decide<B: Backend>(
     };
     let (weights, lengths) = match pruner.prune(&visual.for_pruner(pruner), keep, ctx)? {
         Kept::Select(picks) => {
-            if picks.dims() != [rows, keep] {
-                let (found, expected) = (picks.dims().to_vec(), vec![rows, keep]);
+            if picks.dims() != [tiles, keep] {
+                let (found, expected) = (picks.dims().to_vec(), vec![tiles, keep]);
                 let pruner = pruner.name().to_owned();
                 return Err(PruneError::Shape { pruner, found, expected });
             }
-            let indices = ascending(picks, n);
-            let tokens = gather(visual.projected.clone(), indices.clone());
-            let lengths = vec![keep; rows];
-            return Ok(Decided { tokens, lengths, unprojected: false, indices: Some(indices) });
+            return Ok(Decision::Picks(ascending(picks, n)));
         }
         Kept::Merge(weights) => {
-            shape(&weights.dims(), [rows, keep, n])?;
-            (weights, vec![keep; rows])
+            shape(&weights.dims(), [tiles, keep, n])?;
+            (weights, vec![keep; tiles])
         }
         Kept::Ragged { weights, lengths } => {
             let most = lengths.iter().copied().max().unwrap_or(0);
-            shape(&weights.dims(), [rows, most, n])?;
-            if lengths.len() != rows || lengths.contains(&0) {
+            shape(&weights.dims(), [tiles, most, n])?;
+            if lengths.len() != tiles || lengths.contains(&0) {
                 let pruner = pruner.name().to_owned();
-                return Err(PruneError::Shape { pruner, found: lengths, expected: vec![rows] });
+                return Err(PruneError::Shape { pruner, found: lengths, expected: vec![tiles] });
             }
             (weights, lengths)
         }
     };
-    let source = match (unprojected, class) {
-        (true, Some(class)) if weights.dims()[2] == n + 1 => {
-            Tensor::cat(vec![visual.features.hidden.clone(), class.clone()], 1)
-        }
-        (true, _) => visual.features.hidden.clone(),
-        (false, _) => visual.projected.clone(),
-    };
-    let weights = weights.detach().cast(source.dtype());
-    Ok(Decided { tokens: weights.matmul(source), lengths, unprojected, indices: None })
+    Ok(Decision::Weights { weights: weights.detach(), lengths })
 }
 
 /// How much each token of a whole image goes into the kept ones, `[images, n]`: 1 for a token that is
@@ -156,7 +158,7 @@ fn check_request<B: Backend>(
     keep: usize,
     ctx: &PruneContext,
 ) -> Result<(), PruneError> {
-    let tokens = visual.tokens();
+    let tokens = visual.num_tokens();
     let name = || pruner.name().to_owned();
     if keep == 0 {
         return Err(PruneError::KeepZero { pruner: name(), tokens });
@@ -171,19 +173,25 @@ fn check_request<B: Backend>(
         return Err(PruneError::NothingPruned { pruner: name(), keep, tokens });
     }
     if let Some(tiles) = &visual.tiles {
-        tiles.check(visual.rows(), tokens)?;
+        tiles.check(visual.num_tiles(), tokens)?;
     }
-    let images = visual.images();
+    let images = visual.num_images();
     let named = ctx.images.len();
     if named != images || !(ctx.prompts.is_empty() || ctx.prompts.len() == images) {
         return Err(PruneError::Context { pruner: name(), named, images });
     }
-    let needs = pruner.needs();
+    // A projector that changes the count leaves features that no token of the language model has.
+    let (features, needs) = (visual.features.num_tokens(), pruner.needs());
+    let reads_features =
+        pruner.stage() == Stage::PreProjector || needs.of_tower() != Needs::none();
+    if features != tokens && reads_features {
+        return Err(PruneError::TokenCount { pruner: name(), features, tokens });
+    }
     let missing = visual
         .features
-        .missing(needs)
-        .or_else(|| (needs.text && visual.text.is_none()).then_some("text"))
-        .or_else(|| (needs.question && visual.question.is_none()).then_some("question"));
+        .missing(&needs)
+        .or_else(|| (needs.has(TEXT) && visual.text.is_none()).then(|| TEXT.to_owned()))
+        .or_else(|| (needs.has(QUESTION) && visual.question.is_none()).then(|| QUESTION.to_owned()));
     match missing {
         Some(feature) => Err(PruneError::MissingFeature { pruner: name(), feature }),
         None => Ok(()),
@@ -197,14 +205,14 @@ fn check_finite<B: Backend>(
     visual: &VisualTokens<B>,
     ctx: &PruneContext,
 ) -> Result<(), PruneError> {
-    let mut named = visual.features.named();
-    named.push(("projected", visual.projected.clone()));
-    let rows = visual.rows();
+    let mut named: Vec<(&str, &Tensor<B, 3>)> = visual.features.iter().collect();
+    named.push(("projected", &visual.projected));
+    let rows = visual.num_tiles();
     let sums: Vec<Tensor<B, 2>> = named
         .iter()
         // The magnitude's sum is finite exactly if every entry is; values near the end of the range
         // are as broken as infinite ones.
-        .map(|(_, x)| x.clone().detach().cast(FloatDType::F32).abs().sum_dim(2).sum_dim(1))
+        .map(|(_, x)| (*x).clone().detach().cast(FloatDType::F32).abs().sum_dim(2).sum_dim(1))
         .map(|sum| sum.reshape([1, rows]))
         .collect();
     let sums: Vec<f32> = Tensor::cat(sums, 0).into_data().iter::<f32>().collect();
@@ -212,7 +220,7 @@ fn check_finite<B: Backend>(
     let row = first % rows;
     let image = visual.tiles.as_ref().map_or(row, |tiles| tiles.image_of_row()[row]);
     let (sample, image) = ctx.images[image].clone();
-    let (pruner, feature) = (pruner.name().to_owned(), named[first / rows].0);
+    let (pruner, feature) = (pruner.name().to_owned(), named[first / rows].0.to_owned());
     Err(PruneError::NotFinite { pruner, feature, sample, image })
 }
 
@@ -241,19 +249,4 @@ pub(super) fn row_indices<B: Backend>(
 ) -> Tensor<B, 2, Int> {
     let row: Vec<i64> = (0..images).flat_map(|_| 0..n as i64).collect();
     Tensor::from_data(TensorData::new(row, [images, n]), device)
-}
-
-/// `[images, n, d], [images, keep] -> [images, keep, d]` for ascending unique indices; the gradient flows
-/// to the kept rows.
-pub(super) fn gather<B: Backend>(source: Tensor<B, 3>, indices: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-    let [images, n, d] = source.dims();
-    let keep = indices.dims()[1];
-    if keep == n {
-        return source;
-    }
-    let starts: Vec<i64> = (0..images).map(|image| (image * n) as i64).collect();
-    let starts =
-        Tensor::<B, 2, Int>::from_data(TensorData::new(starts, [images, 1]), &source.device());
-    let flat = (indices + starts).reshape([images * keep]);
-    dualspeed_ops::select_rows(source.reshape([images * n, d]), flat).reshape([images, keep, d])
 }

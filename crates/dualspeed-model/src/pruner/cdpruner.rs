@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 use dualspeed_ops::Backend;
 
-use super::rows::{feature, unit};
+use super::rows::{feature, required, unit};
 use super::{Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 
 /// Greedy MAP of a determinantal point process with kernel `L_ij = r_i cos(x_i, x_j) r_j`: `x` the
 /// projected tokens, `r` each patch's relevance to the question, min-max normalised.
@@ -58,7 +58,7 @@ impl<B: Backend> Pruner<B> for CdPruner {
     }
 
     fn needs(&self) -> Needs {
-        Needs { patch_text: true, text: true, ..Needs::default() }
+        Needs::of([PATCH_TEXT, TEXT])
     }
 
     fn scope(&self) -> Scope {
@@ -71,8 +71,8 @@ impl<B: Backend> Pruner<B> for CdPruner {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let text = feature(&visual.text, "cdpruner", "text")?;
-        let patches = feature(&visual.features.patch_text, "cdpruner", "patch_text")?;
+        let text = required(&visual.text, "cdpruner", TEXT)?;
+        let patches = feature(visual, "cdpruner", PATCH_TEXT)?;
         let relevance = self.normalise(text.relevance(patches)); // [images, n]
         let features = unit(visual.projected.clone()) * relevance.unsqueeze_dim(2);
         Ok(Kept::Select(dualspeed_ops::greedy_map(features, keep)))

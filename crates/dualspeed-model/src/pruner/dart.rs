@@ -3,10 +3,10 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::rows::{feature, marked, marks, take, unit};
+use super::rows::{required, marked, marks, take, unit};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{Needs, QUESTION};
 
 /// Pivots are the image tokens and the question's tokens of largest L1 norm; image pivots are kept,
 /// and each pivot in turn adds the tokens least similar to it (cosine) that are not kept yet, every
@@ -59,7 +59,7 @@ impl<B: Backend> Pruner<B> for Dart {
     }
 
     fn needs(&self) -> Needs {
-        Needs { question: true, ..Needs::default() }
+        Needs::of([QUESTION])
     }
 
     fn scope(&self) -> Scope {
@@ -72,7 +72,7 @@ impl<B: Backend> Pruner<B> for Dart {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let question = feature(&visual.question, "dart", "question")?;
+        let question = required(&visual.question, "dart", QUESTION)?;
         let tokens = visual.projected.clone();
         let ([b, n, _], device) = (tokens.dims(), tokens.device());
         let own = self.image_pivots.min(keep);

@@ -55,7 +55,7 @@ pub enum PruneError {
         /// Name of the pruner.
         pruner: String,
         /// Name of the feature.
-        feature: &'static str,
+        feature: String,
         /// Id of the sample.
         sample: String,
         /// Index of the image in its sample.
@@ -70,7 +70,20 @@ pub enum PruneError {
         /// Name of the pruner.
         pruner: String,
         /// Name of the feature.
-        feature: &'static str,
+        feature: String,
+    },
+    /// A pruner that reads features of a tower, behind a projector that changes the number of tokens.
+    #[error(
+        "{pruner} reads {features} features of the vision tower for each image, but the projector makes {tokens} tokens \
+         of them; use a pruner that reads projected tokens only, or a projector that keeps the count"
+    )]
+    TokenCount {
+        /// Name of the pruner.
+        pruner: String,
+        /// Features per tile.
+        features: usize,
+        /// Tokens per tile.
+        tokens: usize,
     },
     /// The decision has the wrong shape.
     #[error("{pruner} returned shape {found:?}, expected {expected:?}")]
@@ -207,13 +220,4 @@ fn known_options(known: &[String]) -> String {
         true => "it has none".to_owned(),
         false => format!("it has: {}", known.join(", ")),
     }
-}
-
-/// The name most similar to `given`, if any comes close.
-pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    known
-        .map(|name| (strsim::jaro_winkler(name, given), name))
-        .filter(|(similarity, _)| *similarity > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, name)| name.to_owned())
 }

@@ -5,7 +5,7 @@ use dualspeed_ops::Backend;
 use super::rows::attention;
 use super::topk::top_indices;
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{CLS_ATTENTION, Needs};
 
 /// The tokens with the most attention from the class token, averaged over heads.
 ///
@@ -37,7 +37,7 @@ impl<B: Backend> Pruner<B> for FasterVlm {
     }
 
     fn needs(&self) -> Needs {
-        Needs { cls_attention: true, ..Needs::default() }
+        Needs::of([CLS_ATTENTION])
     }
 
     fn scope(&self) -> Scope {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use dualspeed_ops::Backend;
 
 use super::{Kept, LayerDrop, PruneContext, PruneError, Pruner, Scope, Stage, VisualTokens};
-use crate::text_tower::TextTower;
-use crate::vision::Needs;
+use super::text_tower::TextTower;
+use crate::vision::features::{Needs, TEXT};
 
 /// Fills [`VisualTokens::text`] from the context's prompts, then asks the pruner.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl<B: Backend> Pruner<B> for Guided<B> {
     }
 
     fn needs(&self) -> Needs {
-        Needs { text: false, ..self.pruner.needs() }
+        self.pruner.needs().without(TEXT)
     }
 
     fn stage(&self) -> Stage {

@@ -6,7 +6,7 @@ use dualspeed_ops::Backend;
 use super::rows::{attention, cosines};
 use super::topk::{ranks, top_indices};
 use super::{Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{CLS_ATTENTION, Needs};
 
 /// Tokens are cut into contiguous ranges (16; the first `n mod 16` have one token more). A range
 /// weighs `mean(1000 a + 0.09 v)`: `a` class attention, `v` the variance of each token's cosines to the
@@ -81,7 +81,7 @@ impl<B: Backend> Pruner<B> for HoloV {
     }
 
     fn needs(&self) -> Needs {
-        Needs { cls_attention: true, ..Needs::default() }
+        Needs::of([CLS_ATTENTION])
     }
 
     fn scope(&self) -> Scope {

@@ -8,7 +8,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
 use super::topk::ranks;
-use crate::splice::SplicePlan;
+use crate::layout::PaddedBatch;
 
 /// What ranks an image's tokens when some are dropped; the lowest go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub(crate) struct Dropped<B: Backend> {
     pub index: Tensor<B, 2, Int>,
     pub seq: usize,
     /// Wanted rows of the flattened `[b * new seq]`.
-    pub rows: Option<Vec<usize>>,
+    pub wanted: Option<Vec<usize>>,
 }
 
 impl<B: Backend> Dropped<B> {
@@ -96,22 +96,22 @@ impl DropPlan {
         self.schedule.positions() == DropPositions::Original
     }
 
-    /// For a batch as it was spliced.
-    pub fn new(schedule: Arc<dyn LayerDrop>, plan: &SplicePlan) -> Self {
-        let mut starts = vec![None; plan.lengths.len()];
-        for row in &plan.rows {
-            starts[row / plan.seq.max(1)].get_or_insert(row % plan.seq.max(1));
+    /// Plans the drops of a batch as it was laid out.
+    pub fn new(schedule: Arc<dyn LayerDrop>, batch: &PaddedBatch) -> Self {
+        let mut starts = vec![None; batch.samples()];
+        for row in &batch.supervised {
+            starts[row / batch.seq.max(1)].get_or_insert(row % batch.seq.max(1));
         }
         let last = |(length, start): (&usize, Option<usize>)| start.unwrap_or(length.max(&1) - 1);
         Self {
             schedule,
-            runs: plan
+            runs: batch
                 .visual_runs
                 .iter()
                 .map(|runs| runs.iter().map(|run| (run.clone(), run.len())).collect())
                 .collect(),
-            lengths: plan.lengths.clone(),
-            instruction: plan.lengths.iter().zip(starts).map(last).collect(),
+            lengths: batch.lengths.clone(),
+            instruction: batch.lengths.iter().zip(starts).map(last).collect(),
         }
     }
 
@@ -181,9 +181,9 @@ impl DropPlan {
         let old = old.expand([b, seq]) * stays.int();
         let index = old.zeros_like().scatter(1, place, old, IndexingUpdateOp::Add);
         let index = index.narrow(1, 0, new_seq);
-        let rows =
+        let wanted =
             wanted.map(|rows| rows.iter().map(|row| moved(&keep, seq, new_seq, *row)).collect());
-        Some(Dropped { index, seq: new_seq, rows })
+        Some(Dropped { index, seq: new_seq, wanted })
     }
 
     /// Takes over new lengths; returns the padded one.

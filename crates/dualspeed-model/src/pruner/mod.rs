@@ -4,8 +4,9 @@
 //! | module | concept |
 //! |---|---|
 //! | this one | [`Pruner`], what it decides ([`Kept`]) and what it may depend on |
-//! | `tokens` | [`VisualTokens`] in, [`KeptTokens`] out |
-//! | `base`, `tiles` | [`select`]: checks, f32, order, gather; masks and tiles of one image |
+//! | `tokens`, `selection` | [`VisualTokens`] in, [`Selection`] out |
+//! | `base`, `tiles` | [`select`]: checks, f32, order; masks and tiles of one image |
+//! | [`text_tower`] | questions in the space shared with text |
 //! | `spec`, `registry` | pruners by name, with options |
 //! | `topk`, `rows` | ranks with a fixed tie rule, and other row arithmetic |
 //! | `layer_drop` | the second extension point: dropping tokens between decoder blocks |
@@ -44,7 +45,9 @@ mod pyramiddrop;
 mod random;
 mod registry;
 mod rows;
+mod selection;
 mod spec;
+pub mod text_tower;
 mod tiles;
 mod tokens;
 mod topk;
@@ -60,7 +63,7 @@ use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
 pub use avgpool2d::AvgPool2d;
-pub use base::{contributions, select};
+pub use base::{contributions, select, select_all};
 pub use cdpruner::CdPruner;
 pub use dart::Dart;
 pub use divprune::DivPrune;
@@ -75,16 +78,18 @@ pub use prunesid::PruneSid;
 pub use pyramiddrop::PyramidDrop;
 pub use random::RandomPruner;
 pub use registry::{PrunerFactory, Registry};
-pub use spec::{Compat, OptionValue, PrunerSpec, Rounding, Scope, keep_count};
-pub(crate) use tiles::keep_all;
-pub use tokens::{KeptTokens, QuestionTokens, Tiles, VisualTokens};
+pub use dualspeed_core::OptionValue;
+pub use spec::{Compat, PrunerSpec, Rounding, Scope, keep_count};
+pub use selection::Selection;
+pub use text_tower::{NameTower, TextFeatures, TextTower};
+pub use tokens::{QuestionTokens, Tiles, VisualTokens};
 pub use topk::{ranks, top_indices};
 pub use trim::Trim;
 pub use uniform::UniformPruner;
 pub use visionzip::VisionZip;
 pub use vispruner::VisPruner;
 
-use crate::vision::Needs;
+use crate::vision::features::Needs;
 
 /// Where a pruner's decision is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +106,7 @@ pub enum Kept<B: Backend> {
     /// Indices of the tokens to keep, `[images, keep]`, in any order, unique in each row.
     Select(Tensor<B, 2, Int>),
     /// New tokens as weighted sums of the old: `[images, keep, n]`; `[images, keep, n + 1]` where the
-    /// class token is the last of the old ones (before the projector, with [`Needs::cls_hidden`]).
+    /// class token is the last of the old ones (before the projector, where `cls_hidden` is needed).
     Merge(Tensor<B, 3>),
     /// As [`Kept::Merge`] for a method whose count depends on the data.
     Ragged {
@@ -131,7 +136,7 @@ pub struct PruneContext {
 /// A visual token pruner.
 ///
 /// Implementors decide *which*; [`select`] sees to the rest: `visual` arrives in f32 (see [`Pruner::wants_f32`]) and without
-/// gradient, without padding, one row per image (or tile, see [`Scope`]); features named in
+/// gradient, without padding, one entry per image (or tile, see [`Scope`]); features named in
 /// [`Pruner::needs`] are present, `1 <= keep < n`.
 pub trait Pruner<B: Backend>: Debug + Send + Sync {
     /// The name in configurations and tables.
@@ -139,7 +144,7 @@ pub trait Pruner<B: Backend>: Debug + Send + Sync {
 
     /// Which features beyond hidden states and projected tokens are read.
     fn needs(&self) -> Needs {
-        Needs::default()
+        Needs::none()
     }
 
     /// Where the decision is applied.

@@ -24,6 +24,6 @@ impl<B: Backend> Pruner<B> for NoPruning {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        Ok(Kept::Select(row_indices(visual.images(), keep, &visual.projected.device())))
+        Ok(Kept::Select(row_indices(visual.num_images(), keep, &visual.projected.device())))
     }
 }

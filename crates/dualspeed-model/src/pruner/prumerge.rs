@@ -9,7 +9,7 @@ use super::topk::{ranks, top_indices};
 use super::{
     Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
 };
-use crate::vision::Needs;
+use crate::vision::features::{CLS_ATTENTION, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, Needs};
 
 /// The tokens with the most class attention; each adds the attention-weighted sum of its 32 nearest
 /// tokens by key cosine; one more token stands for all that were not selected. PruMerge+ adds evenly
@@ -63,13 +63,13 @@ impl PruMerge {
         &self,
         visual: &VisualTokens<B>,
     ) -> Result<(Tensor<B, 2>, Tensor<B, 3>), PruneError> {
-        let (name, features) = (self.known_as(), &visual.features);
+        let name = self.known_as();
         Ok(match self.compat {
-            Compat::Sane => (attention(visual, name)?, feature(&features.keys, name, "keys")?),
+            Compat::Sane => (attention(visual, name)?, feature(visual, name, KEYS)?),
             Compat::Official => {
-                let scores = feature(&features.last_cls_attention, name, "last_cls_attention")?;
-                let [b, _, n] = scores.dims();
-                (scores.reshape([b, n]), feature(&features.last_keys, name, "last_keys")?)
+                let scores = feature(visual, name, LAST_CLS_ATTENTION)?;
+                let [b, n, _] = scores.dims();
+                (scores.reshape([b, n]), feature(visual, name, LAST_KEYS)?)
             }
         })
     }
@@ -148,8 +148,8 @@ impl<B: Backend> Pruner<B> for PruMerge {
 
     fn needs(&self) -> Needs {
         match self.compat {
-            Compat::Sane => Needs { cls_attention: true, keys: true, ..Needs::default() },
-            Compat::Official => Needs { last_layer: true, ..Needs::default() },
+            Compat::Sane => Needs::of([CLS_ATTENTION, KEYS]),
+            Compat::Official => Needs::of([LAST_CLS_ATTENTION, LAST_KEYS]),
         }
     }
 

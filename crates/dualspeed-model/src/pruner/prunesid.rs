@@ -7,8 +7,8 @@ use dualspeed_ops::Backend;
 use super::rows::{attention, cosines, first_argmax, in_parts, one_hot};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::rng::{SplitMix, hash_str};
-use crate::vision::Needs;
+use dualspeed_core::rng::{SplitMix, hash_str};
+use crate::vision::features::{CLS_ATTENTION, Needs};
 
 /// Tokens belong to the principal component of `sigmoid(H)^T` (hidden dimensions as samples, centred)
 /// on which they load most, of `keep / 4` components. Within a group, in the order of class attention, a
@@ -178,7 +178,7 @@ impl<B: Backend> Pruner<B> for PruneSid {
     }
 
     fn needs(&self) -> Needs {
-        Needs { cls_attention: true, ..Needs::default() }
+        Needs::of([CLS_ATTENTION])
     }
 
     fn scope(&self) -> Scope {
@@ -192,7 +192,7 @@ impl<B: Backend> Pruner<B> for PruneSid {
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
         let attention = attention(visual, "prunesid")?;
-        let hidden = visual.features.hidden.clone();
+        let hidden = visual.features.hidden();
         Ok(Kept::Select(in_parts(attention, hidden, |a, h| self.picks(a, h, keep))))
     }
 }

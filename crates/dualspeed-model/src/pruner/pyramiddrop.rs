@@ -109,7 +109,7 @@ impl<B: Backend> Pruner<B> for PyramidDrop {
         _keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let (rows, n) = (visual.rows(), visual.tokens());
+        let (rows, n) = (visual.num_tiles(), visual.num_tokens());
         Ok(Kept::Select(row_indices(rows, n, &visual.projected.device())))
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData};
 use dualspeed_ops::Backend;
 
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::rng::{SplitMix, hash_str};
+use dualspeed_core::rng::{SplitMix, hash_str};
 
 /// Uniformly random tokens: a pure function of (seed, step, sample id, image index), so neither
 /// the batch's composition nor earlier draws matter.
@@ -40,7 +40,7 @@ impl<B: Backend> Pruner<B> for RandomPruner {
         keep: usize,
         ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let n = visual.tokens();
+        let n = visual.num_tokens();
         let mut picks = Vec::with_capacity(ctx.images.len() * keep);
         for (sample, index) in &ctx.images {
             let purpose = hash_str("pruner.random");

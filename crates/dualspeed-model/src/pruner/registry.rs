@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use dualspeed_core::nearest;
 use dualspeed_ops::Backend;
 
-use super::error::nearest;
 use super::guided::Guided;
 use super::{
     AvgPool2d, CdPruner, Dart, DivPrune, FasterVlm, HoloV, NoPruning, PruMerge, PruneError,
     PruneSid, Pruner, PrunerSpec, PyramidDrop, RandomPruner, Trim, UniformPruner, VisPruner,
     VisionZip,
 };
-use crate::text_tower::TextTower;
+use super::text_tower::TextTower;
+use crate::vision::features::TEXT;
 
 /// Makes a pruner from its specification.
 pub type PrunerFactory<B> =
@@ -73,7 +74,7 @@ impl<B: Backend> Registry<B> {
         self
     }
 
-    /// Says where text-guided pruners ([`Needs::text`](crate::Needs)) get their questions' vectors
+    /// Says where text-guided pruners (those that need `text`) get their questions' vectors
     /// from; called when such a pruner is built.
     pub fn with_text_tower(
         mut self,
@@ -101,7 +102,7 @@ impl<B: Backend> Registry<B> {
         };
         let pruner = factory(spec)?;
         match &self.text_tower {
-            Some(tower) if pruner.needs().text => Ok(Box::new(Guided::new(pruner, tower()?))),
+            Some(tower) if pruner.needs().has(TEXT) => Ok(Box::new(Guided::new(pruner, tower()?))),
             _ => Ok(pruner),
         }
     }

@@ -5,15 +5,25 @@ use dualspeed_ops::Backend;
 
 use super::base::row_indices;
 use super::{PruneError, VisualTokens, top_indices};
+use crate::vision::features::CLS_ATTENTION;
 
-/// A feature that the base has checked to be there.
-pub(super) fn feature<T: Clone>(
-    feature: &Option<T>,
+/// A feature of the vision tower by name, which the base has checked to be there.
+pub(super) fn feature<B: Backend>(
+    visual: &VisualTokens<B>,
     pruner: &str,
-    name: &'static str,
+    name: &str,
+) -> Result<Tensor<B, 3>, PruneError> {
+    required(&visual.features.get(name), pruner, name)
+}
+
+/// Something that the base has checked to be there.
+pub(super) fn required<T: Clone>(
+    what: &Option<T>,
+    pruner: &str,
+    name: &str,
 ) -> Result<T, PruneError> {
-    let missing = || PruneError::MissingFeature { pruner: pruner.to_owned(), feature: name };
-    feature.clone().ok_or_else(missing)
+    let (pruner, feature) = (pruner.to_owned(), name.to_owned());
+    what.clone().ok_or(PruneError::MissingFeature { pruner, feature })
 }
 
 /// The class token's attention, averaged over heads, `[b, n]`.
@@ -21,9 +31,9 @@ pub(super) fn attention<B: Backend>(
     visual: &VisualTokens<B>,
     pruner: &str,
 ) -> Result<Tensor<B, 2>, PruneError> {
-    let attention = feature(&visual.features.cls_attention, pruner, "cls_attention")?;
-    let [images, _, n] = attention.dims();
-    Ok(attention.mean_dim(1).reshape([images, n]))
+    let attention = feature(visual, pruner, CLS_ATTENTION)?;
+    let [images, n, _] = attention.dims();
+    Ok(attention.mean_dim(2).reshape([images, n]))
 }
 
 /// Scales the last dimension to unit length; zeros stay zeros.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use dualspeed_core::{OptionValue, nearest};
 use serde::{Deserialize, Serialize};
 
 use super::PruneError;
-use super::error::nearest;
+
 
 /// How a fractional number of kept tokens becomes a count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,18 +58,6 @@ pub enum Scope {
     Tile,
     /// All tiles of an image compete.
     Image,
-}
-
-/// The value of a method's option.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum OptionValue {
-    /// `true` or `false`.
-    Flag(bool),
-    /// A number.
-    Number(f64),
-    /// A word.
-    Text(String),
 }
 
 /// A pruner as configurations name it; backend-free, so that anything may hold it.
@@ -190,16 +179,6 @@ impl PrunerSpec {
     }
 }
 
-impl fmt::Display for OptionValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag(flag) => flag.fmt(f),
-            Self::Number(number) => number.fmt(f),
-            Self::Text(text) => text.fmt(f),
-        }
-    }
-}
-
 impl fmt::Display for PrunerSpec {
     /// As on the command line, the rounding left out: it is no part of the method.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -222,11 +201,7 @@ impl FromStr for PrunerSpec {
         let mut spec = Self::new(parts.next().unwrap_or_default());
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, "true"));
-            let parsed = match (value.parse::<bool>(), value.parse::<f64>()) {
-                (Ok(flag), _) => OptionValue::Flag(flag),
-                (_, Ok(number)) => OptionValue::Number(number),
-                _ => OptionValue::Text(value.to_owned()),
-            };
+            let parsed = OptionValue::parse(value);
             match (key, value) {
                 ("compat", "sane") => spec.compat = Compat::Sane,
                 ("compat", "official") => spec.compat = Compat::Official,

@@ -1,92 +1,108 @@
-//! Padding and tiles: rows of equal length are made of the valid tokens, pruned together, and put back
-//! image by image. All counts are known on the host.
+//! Padding and tiles: tokens that show the picture are pruned in rows of equal length, tile by tile or image by image. All counts
+//! are known on the host.
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
-use super::base::{decide, row_indices};
-use super::{KeptTokens, PruneContext, PruneError, Pruner, Scope, Tiles, VisualTokens};
-use crate::vision::VisionFeatures;
+use super::base::decide;
+use super::selection::{Decision, Part, indices};
+use super::{PruneContext, PruneError, Pruner, Scope, Selection, Stage, Tiles, VisualTokens};
 
 /// Tokens that are pruned by one decision.
 struct Row {
     image: usize,
     /// The tile, where the decision spans one.
     tile: Option<usize>,
-    /// Indices into the flattened `[rows * n]`.
+    /// Indices into the flattened `[tiles * n]`.
     tokens: Vec<usize>,
     keep: usize,
 }
 
-/// A row's tokens in the table of all kept tokens.
-#[derive(Clone, Copy, Default)]
-struct Span {
-    start: usize,
-    len: usize,
-}
-
 /// Every valid token of every image.
-pub(crate) fn keep_all<B: Backend>(visual: &VisualTokens<B>) -> Result<KeptTokens<B>, PruneError> {
-    let (rows, n) = (visual.rows(), visual.tokens());
-    let Some(tiles) = &visual.tiles else {
-        return Ok(KeptTokens {
-            tokens: visual.projected.clone(),
-            lengths: vec![n; rows],
-            unprojected: false,
-            indices: Some(row_indices(rows, n, &visual.projected.device())),
-            layer_drop: None,
-        });
-    };
-    tiles.check(rows, n)?;
+pub(super) fn keep_all<B: Backend>(
+    tiles: Option<&Tiles>,
+    count: usize,
+    n: usize,
+) -> Result<Selection<B>, PruneError> {
+    let Some(tiles) = tiles else { return Ok(Selection::all(count, n)) };
+    tiles.check(count, n)?;
     let rows = plan(tiles, n, n, Scope::Image);
-    let mut table = Table::new(visual);
-    let spans: Vec<Span> = rows.iter().map(|row| table.push_whole(&row.tokens, false)).collect();
-    Ok(table.assemble(tiles, n, &rows, &spans))
+    let tokens = rows.iter().map(|row| row.tokens.clone()).collect();
+    let part = Part { tokens: Some(tokens), decision: Decision::All };
+    let mut next = 0;
+    let spans = rows.iter().map(|row| {
+        next += row.tokens.len();
+        (next - row.tokens.len()..next).collect()
+    });
+    let spans = spans.collect();
+    Ok(assemble(tiles, vec![part], &rows, spans, Stage::PostProjector))
 }
 
 /// [`select`](super::select) for visual tokens with tiles.
 pub(super) fn select_tiles<B: Backend>(
     pruner: &dyn Pruner<B>,
     visual: &VisualTokens<B>,
+    tiles: &Tiles,
     keep: usize,
     ctx: &PruneContext,
-) -> Result<KeptTokens<B>, PruneError> {
-    let Some(tiles) = &visual.tiles else { return keep_all(visual) };
-    let n = visual.tokens();
+) -> Result<Selection<B>, PruneError> {
+    let n = visual.num_tokens();
     let rows = plan(tiles, n, keep, pruner.scope());
     let mut groups: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         groups.entry((row.tokens.len(), row.keep)).or_default().push(index);
     }
-    let mut table = Table::new(visual);
-    let mut spans = vec![Span::default(); rows.len()];
-    let mut whole = Vec::new();
+    let (mut parts, mut next) = (Vec::new(), 0);
+    let mut spans: Vec<Vec<usize>> = vec![Vec::new(); rows.len()];
     for ((len, keep), members) in groups {
-        if keep >= len {
-            whole.extend(members);
-            continue;
-        }
         let group: Vec<&Row> = members.iter().map(|member| &rows[*member]).collect();
-        let decided = decide(pruner, &compact(visual, &group), keep, &context(ctx, &group))?;
-        let most = decided.tokens.dims()[1];
-        let first = table.push(decided.tokens);
-        for (i, member) in members.iter().enumerate() {
-            spans[*member] = Span { start: first + i * most, len: decided.lengths[i] };
+        let tokens = group.iter().map(|row| row.tokens.clone()).collect();
+        // Rows too short to be pruned stay whole.
+        let (decision, most, lengths) = match keep >= len {
+            true => (Decision::All, len, vec![len; members.len()]),
+            false => {
+                let decision = decide(pruner, &compact(visual, &group), keep, &context(ctx, &group))?;
+                match &decision {
+                    Decision::Weights { weights, lengths } => {
+                        let (most, lengths) = (weights.dims()[1], lengths.clone());
+                        (decision, most, lengths)
+                    }
+                    _ => (decision, keep, vec![keep; members.len()]),
+                }
+            }
+        };
+        for (at, member) in members.iter().enumerate() {
+            let start = next + at * most;
+            spans[*member] = (start..start + lengths[at]).collect();
         }
-        table.unprojected |= decided.unprojected;
-        match decided.indices {
-            Some(indices) => table.sources.push(origins(&group, indices)),
-            None => table.merged = true,
-        }
+        next += members.len() * most;
+        parts.push(Part { tokens: Some(tokens), decision });
     }
-    // Rows too short to be pruned; among merged hidden states they must be hidden states, too.
-    let unprojected = table.unprojected;
-    for member in whole {
-        spans[member] = table.push_whole(&rows[member].tokens, unprojected);
+    Ok(assemble(tiles, parts, &rows, spans, pruner.stage()))
+}
+
+/// One list of kept tokens per image, its tiles' one after another.
+fn assemble<B: Backend>(
+    tiles: &Tiles,
+    parts: Vec<Part<B>>,
+    rows: &[Row],
+    spans: Vec<Vec<usize>>,
+    stage: Stage,
+) -> Selection<B> {
+    let mut order: Vec<Vec<usize>> = vec![Vec::new(); tiles.per_image.len()];
+    for (row, span) in rows.iter().zip(spans) {
+        order[row.image].extend(span);
     }
-    Ok(table.assemble(tiles, n, &rows, &spans))
+    Selection {
+        parts,
+        lengths: order.iter().map(Vec::len).collect(),
+        order: Some(order),
+        tiles_per_image: tiles.per_image.clone(),
+        stage,
+        layer_drop: None,
+    }
 }
 
 /// Which tokens are pruned together, image by image, tile by tile.
@@ -94,11 +110,11 @@ fn plan(tiles: &Tiles, n: usize, keep: usize, scope: Scope) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut first = 0;
     for (image, count) in tiles.per_image.iter().enumerate() {
-        let of_tile = (first..first + count).map(|row| {
-            let valid = tiles.valid_tokens(row, n);
+        let of_tile = (first..first + count).map(|tile| {
+            let valid = tiles.valid_tokens(tile, n);
             let keep = (keep * valid.len() / n).max(1).min(valid.len());
-            let tokens = valid.into_iter().map(|token| row * n + token).collect();
-            Row { image, tile: Some(row - first), tokens, keep }
+            let tokens = valid.into_iter().map(|token| tile * n + token).collect();
+            Row { image, tile: Some(tile - first), tokens, keep }
         });
         match scope {
             Scope::Tile => rows.extend(of_tile),
@@ -135,133 +151,28 @@ fn context(ctx: &PruneContext, rows: &[&Row]) -> PruneContext {
 /// The visual tokens of some rows of equal length, `[rows, len, ..]`.
 fn compact<B: Backend>(visual: &VisualTokens<B>, rows: &[&Row]) -> VisualTokens<B> {
     let device = visual.projected.device();
-    let (count, len, n) = (rows.len(), rows.first().map_or(0, |r| r.tokens.len()), visual.tokens());
-    let index = |ids: Vec<i64>| {
-        let ids = TensorData::new(ids, [count * len]);
-        Tensor::<B, 1, Int>::from_data(ids, &device)
+    let (count, len, n) =
+        (rows.len(), rows.first().map_or(0, |r| r.tokens.len()), visual.num_tokens());
+    let flat: Vec<usize> = rows.iter().flat_map(|r| r.tokens.iter().copied()).collect();
+    let flat: Tensor<B, 1, Int> = indices(&flat, &device);
+    let tiles: Vec<usize> =
+        rows.iter().map(|r| r.tokens.first().map_or(0, |token| token / n)).collect();
+    let tiles: Tensor<B, 1, Int> = indices(&tiles, &device);
+    let compacted = |x: Tensor<B, 3>| {
+        let [all, per_tile, width] = x.dims();
+        // What belongs to the image as a whole has one row per tile.
+        if per_tile != n {
+            return x.select(0, tiles.clone());
+        }
+        x.reshape([all * n, width]).select(0, flat.clone()).reshape([count, len, width])
     };
-    let flat = index(rows.iter().flat_map(|r| r.tokens.iter().map(|t| *t as i64)).collect());
-    let tokens = |x: Tensor<B, 3>| {
-        let [_, _, width] = x.dims();
-        let rows = x.dims()[0] * n;
-        x.reshape([rows, width]).select(0, flat.clone()).reshape([count, len, width])
-    };
-    // Attention has its tokens in the last dimension.
-    let attention = |x: Tensor<B, 3>| tokens(x.swap_dims(1, 2)).swap_dims(1, 2);
-    let first: Vec<i64> =
-        rows.iter().map(|r| r.tokens.first().map_or(0, |token| token / n) as i64).collect();
-    let first = Tensor::<B, 1, Int>::from_data(TensorData::new(first, [count]), &device);
     let images: Vec<usize> = rows.iter().map(|row| row.image).collect();
-    let features = visual.features.clone();
     VisualTokens {
-        projected: tokens(visual.projected.clone()),
-        features: VisionFeatures {
-            hidden: tokens(features.hidden),
-            cls_attention: features.cls_attention.map(attention),
-            keys: features.keys.map(tokens),
-            patch_text: features.patch_text.map(tokens),
-            cls_hidden: features.cls_hidden.map(|x| x.select(0, first.clone())),
-            last_cls_attention: features.last_cls_attention.map(attention),
-            last_keys: features.last_keys.map(tokens),
-        },
+        projected: compacted(visual.projected.clone()),
+        features: visual.features.clone().map(|_, feature| compacted(feature)),
         tiles: None,
         compacted: true,
         text: visual.text.as_ref().map(|text| text.select(&images)),
         question: visual.question.as_ref().map(|question| question.select(&images)),
-    }
-}
-
-/// Where picks among compacted tokens stood in the flattened `[rows * n]`: `[rows * keep]`.
-fn origins<B: Backend>(rows: &[&Row], picks: Tensor<B, 2, Int>) -> Tensor<B, 1, Int> {
-    let [count, keep] = picks.dims();
-    let len = rows.first().map_or(0, |row| row.tokens.len());
-    let flat: Vec<i64> = rows.iter().flat_map(|r| r.tokens.iter().map(|t| *t as i64)).collect();
-    let flat = Tensor::<B, 2, Int>::from_data(TensorData::new(flat, [count, len]), &picks.device());
-    flat.gather(1, picks).reshape([count * keep])
-}
-
-/// All kept tokens on one axis, in the order in which rows were pruned.
-struct Table<'a, B: Backend> {
-    visual: &'a VisualTokens<B>,
-    parts: Vec<Tensor<B, 2>>,
-    sources: Vec<Tensor<B, 1, Int>>,
-    len: usize,
-    unprojected: bool,
-    merged: bool,
-}
-
-impl<'a, B: Backend> Table<'a, B> {
-    fn new(visual: &'a VisualTokens<B>) -> Self {
-        let (parts, sources) = (Vec::new(), Vec::new());
-        Self { visual, parts, sources, len: 0, unprojected: false, merged: false }
-    }
-
-    /// Appends `[rows, most, d]`; where it begins.
-    fn push(&mut self, tokens: Tensor<B, 3>) -> usize {
-        let [rows, most, d] = tokens.dims();
-        self.parts.push(tokens.reshape([rows * most, d]));
-        self.len += rows * most;
-        self.len - rows * most
-    }
-
-    /// Appends tokens as they are.
-    fn push_whole(&mut self, tokens: &[usize], unprojected: bool) -> Span {
-        let start = self.len;
-        if !tokens.is_empty() {
-            let source = match unprojected {
-                true => &self.visual.features.hidden,
-                false => &self.visual.projected,
-            };
-            let [rows, n, d] = source.dims();
-            let ids: Vec<i64> = tokens.iter().map(|token| *token as i64).collect();
-            let ids = TensorData::new(ids, [tokens.len()]);
-            let ids = Tensor::<B, 1, Int>::from_data(ids, &source.device());
-            let source = source.clone().reshape([rows * n, d]);
-            self.parts.push(dualspeed_ops::select_rows(source, ids.clone()));
-            self.sources.push(ids);
-            self.len += tokens.len();
-        }
-        Span { start, len: tokens.len() }
-    }
-
-    /// One row per image, its tiles' tokens one after another.
-    fn assemble(self, tiles: &Tiles, n: usize, rows: &[Row], spans: &[Span]) -> KeptTokens<B> {
-        let images = tiles.per_image.len();
-        let mut order: Vec<Vec<i64>> = vec![Vec::new(); images];
-        for (row, span) in rows.iter().zip(spans) {
-            order[row.image].extend((span.start..span.start + span.len).map(|at| at as i64));
-        }
-        let lengths: Vec<usize> = order.iter().map(Vec::len).collect();
-        let most = lengths.iter().copied().max().unwrap_or(0);
-        let device = self.visual.projected.device();
-        let flat: Vec<i64> = order
-            .into_iter()
-            .flat_map(|mut row| {
-                row.resize(most, 0);
-                row
-            })
-            .collect();
-        let flat = TensorData::new(flat, [images * most]);
-        let flat = Tensor::<B, 1, Int>::from_data(flat, &device);
-        let table = Tensor::cat(self.parts, 0);
-        let d = table.dims()[1];
-        let starts: Vec<i64> = tiles
-            .per_image
-            .iter()
-            .scan(0, |first, rows| Some(std::mem::replace(first, *first + rows)))
-            .map(|first| (first * n) as i64)
-            .collect();
-        let starts = Tensor::<B, 2, Int>::from_data(TensorData::new(starts, [images, 1]), &device);
-        let indices = (!self.merged).then(|| {
-            let sources = Tensor::cat(self.sources, 0);
-            sources.select(0, flat.clone()).reshape([images, most]) - starts
-        });
-        KeptTokens {
-            tokens: dualspeed_ops::select_rows(table, flat).reshape([images, most, d]),
-            lengths,
-            unprojected: self.unprojected,
-            indices,
-            layer_drop: None,
-        }
     }
 }

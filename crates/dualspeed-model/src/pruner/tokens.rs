@@ -1,21 +1,18 @@
-//! Visual tokens before and after pruning.
-
-use std::sync::Arc;
+//! Visual tokens as a pruner sees them.
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
-use dualspeed_ops::{AutodiffBackend, Backend};
+use dualspeed_ops::Backend;
 
-use super::{DropPlan, LayerDrop, PruneError, Pruner};
-use crate::splice::SplicePlan;
-use crate::text_tower::TextFeatures;
+use super::text_tower::TextFeatures;
+use super::{PruneError, Pruner};
 use crate::vision::VisionFeatures;
 
-/// How rows of visual tokens make up images (anyres: several tiles, some with padding).
+/// How tiles make up images (LLaVA-NeXT: several tiles, some with padding).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tiles {
-    /// Number of consecutive rows of each image.
+    /// Number of consecutive tiles of each image.
     pub per_image: Vec<usize>,
-    /// For each row which of its tokens show the picture; `None` if all do.
+    /// For each tile which of its tokens show the picture; `None` if all do.
     pub valid: Option<Vec<Vec<bool>>>,
 }
 
@@ -86,14 +83,13 @@ impl<B: Backend> QuestionTokens<B> {
 /// Visual tokens of a batch of images, before pruning.
 #[derive(Clone, Debug)]
 pub struct VisualTokens<B: Backend> {
-    /// Features in the language model's embedding space, `[rows, n, d]`, with gradient; a row is an
-    /// image, or a tile of one.
+    /// Tokens in the language model's embedding space, `[tiles, n, d]`, without gradient; an image is one tile or several.
     pub projected: Tensor<B, 3>,
-    /// The vision tower's output, without gradient.
+    /// The vision tower's output by name, without gradient.
     pub features: VisionFeatures<B>,
-    /// How rows make up images; `None`: each row is a whole image.
+    /// How tiles make up images; `None`: each tile is a whole image.
     pub tiles: Option<Tiles>,
-    /// Whether rows are no full patch grids: padding was taken out, or tiles were joined. The base
+    /// Whether tiles are no full patch grids: padding was taken out, or tiles were joined. The base
     /// sets it for pruners.
     pub compacted: bool,
     /// Each image's question in the space shared with text.
@@ -108,18 +104,18 @@ impl<B: Backend> VisualTokens<B> {
         Self { projected, features, tiles: None, compacted: false, text: None, question: None }
     }
 
-    /// Number of rows: tiles, or images where each is one tile.
-    pub fn rows(&self) -> usize {
+    /// Number of tiles; of images where each is one tile.
+    pub fn num_tiles(&self) -> usize {
         self.projected.dims()[0]
     }
 
     /// Number of images.
-    pub fn images(&self) -> usize {
-        self.tiles.as_ref().map_or_else(|| self.rows(), |tiles| tiles.per_image.len())
+    pub fn num_images(&self) -> usize {
+        self.tiles.as_ref().map_or_else(|| self.num_tiles(), |tiles| tiles.per_image.len())
     }
 
-    /// Tokens per row.
-    pub fn tokens(&self) -> usize {
+    /// Tokens per tile.
+    pub fn num_tokens(&self) -> usize {
         self.projected.dims()[1]
     }
 
@@ -127,7 +123,7 @@ impl<B: Backend> VisualTokens<B> {
     pub fn valid_tokens(&self) -> usize {
         match self.tiles.as_ref().and_then(|tiles| tiles.valid.as_ref()) {
             Some(valid) => valid.iter().flatten().filter(|valid| **valid).count(),
-            None => self.rows() * self.tokens(),
+            None => self.num_tiles() * self.num_tokens(),
         }
     }
 
@@ -135,7 +131,7 @@ impl<B: Backend> VisualTokens<B> {
     fn map(&self, f: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>) -> Self {
         Self {
             projected: f(self.projected.clone()),
-            features: self.features.clone().map(&f),
+            features: self.features.clone().map(|_, feature| f(feature)),
             tiles: self.tiles.clone(),
             compacted: self.compacted,
             text: self.text.clone().map(|text| TextFeatures { vectors: f(text.vectors), ..text }),
@@ -156,69 +152,6 @@ impl<B: Backend> VisualTokens<B> {
         match pruner.wants_f32() {
             true => self.map(|x| x.detach().cast(FloatDType::F32)),
             false => self.detach(),
-        }
-    }
-}
-
-/// Visual tokens after pruning.
-#[derive(Clone, Debug)]
-pub struct KeptTokens<B: Backend> {
-    /// `[images, most, d]`; an image has the first of them, as many as `lengths` says.
-    pub tokens: Tensor<B, 3>,
-    /// Tokens of each image.
-    pub lengths: Vec<usize>,
-    /// Whether `tokens` are merged hidden states that the projector has yet to see.
-    pub unprojected: bool,
-    /// Where the kept tokens stood, ascending, `[images, most]`: the index in the image's row, or
-    /// `tile * n + index` in an image of several tiles; none for merges. Entries from an image's
-    /// length on mean nothing.
-    pub indices: Option<Tensor<B, 2, Int>>,
-    /// What the decoder is to drop on the way.
-    pub layer_drop: Option<Arc<dyn LayerDrop>>,
-}
-
-impl<B: Backend> KeptTokens<B> {
-    /// The most tokens an image has; all have as many unless tiles, masks or the method make them
-    /// differ.
-    pub fn keep(&self) -> usize {
-        self.tokens.dims()[1]
-    }
-
-    /// What the decoder drops of a batch that was spliced so.
-    pub(crate) fn drop_plan(&self, plan: &SplicePlan) -> Option<DropPlan> {
-        self.layer_drop.clone().map(|schedule| DropPlan::new(schedule, plan))
-    }
-
-    /// Checks that indices are unique, ascending and in range; reads them back from the device. `n` is
-    /// the number of tokens of an image.
-    ///
-    /// # Errors
-    /// [`PruneError::Picks`] for the first image where they are not.
-    pub fn verify(&self, pruner: &str, n: usize) -> Result<(), PruneError> {
-        let Some(indices) = &self.indices else { return Ok(()) };
-        let keep = self.keep();
-        let picks: Vec<i64> = indices.to_data().iter::<i64>().collect();
-        for (image, picks) in picks.chunks(keep.max(1)).enumerate() {
-            let picks = &picks[..self.lengths.get(image).copied().unwrap_or(keep)];
-            let ascending = picks.windows(2).all(|pair| pair[0] < pair[1]);
-            if !ascending || picks.iter().any(|pick| !(0..n as i64).contains(pick)) {
-                let (pruner, picks) = (pruner.to_owned(), picks.to_vec());
-                return Err(PruneError::Picks { pruner, image, picks, tokens: n });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<B: AutodiffBackend> KeptTokens<B> {
-    /// The same tokens on the inner backend, for a forward without gradient.
-    pub fn inner(&self) -> KeptTokens<B::InnerBackend> {
-        KeptTokens {
-            tokens: self.tokens.clone().inner(),
-            lengths: self.lengths.clone(),
-            unprojected: self.unprojected,
-            indices: self.indices.clone().map(Tensor::inner),
-            layer_drop: self.layer_drop.clone(),
         }
     }
 }

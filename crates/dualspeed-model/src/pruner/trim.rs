@@ -5,10 +5,10 @@ use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
 use super::outliers::outlier_counts;
-use super::rows::{feature, marked, marks, one_hot};
+use super::rows::{feature, marked, marks, one_hot, required};
 use super::topk::top_indices;
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 
 /// The tokens most relevant to the question, and the mean of all others as one more token.
 ///
@@ -54,7 +54,7 @@ impl<B: Backend> Pruner<B> for Trim {
     }
 
     fn needs(&self) -> Needs {
-        Needs { patch_text: true, text: true, ..Needs::default() }
+        Needs::of([PATCH_TEXT, TEXT])
     }
 
     fn stage(&self) -> Stage {
@@ -71,8 +71,8 @@ impl<B: Backend> Pruner<B> for Trim {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let text = feature(&visual.text, "trim", "text")?;
-        let patches = feature(&visual.features.patch_text, "trim", "patch_text")?;
+        let text = required(&visual.text, "trim", TEXT)?;
+        let patches = feature(visual, "trim", PATCH_TEXT)?;
         let relevance = text.relevance(patches); // [b, n]
         let ([b, n], device) = (relevance.dims(), relevance.device());
         let select = |relevance: Tensor<B, 2>, count: usize| {

@@ -38,7 +38,7 @@ impl<B: Backend> Pruner<B> for UniformPruner {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let (images, n) = (visual.images(), visual.tokens());
+        let (images, n) = (visual.num_images(), visual.num_tokens());
         let row = (0..keep).map(|i| ((2 * i + 1) * n / (2 * keep)) as i64);
         let picks: Vec<i64> = (0..images).flat_map(|_| row.clone()).collect();
         let picks = TensorData::new(picks, [images, keep]);

@@ -11,7 +11,7 @@ use super::topk::top_indices;
 use super::{
     Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
 };
-use crate::vision::Needs;
+use crate::vision::features::{CLS_ATTENTION, CLS_HIDDEN, KEYS, Needs};
 
 /// The tokens with the most class attention, and contextual tokens: evenly spaced targets among the
 /// rest, each merged with the others of the rest that are most similar to it (cosine of keys).
@@ -91,8 +91,10 @@ impl<B: Backend> Pruner<B> for VisionZip {
     }
 
     fn needs(&self) -> Needs {
-        let cls_hidden = self.compat == Compat::Official;
-        Needs { cls_attention: true, keys: true, cls_hidden, ..Needs::default() }
+        match self.compat {
+            Compat::Official => Needs::of([CLS_ATTENTION, KEYS, CLS_HIDDEN]),
+            Compat::Sane => Needs::of([CLS_ATTENTION, KEYS]),
+        }
     }
 
     fn stage(&self) -> Stage {
@@ -111,7 +113,7 @@ impl<B: Backend> Pruner<B> for VisionZip {
     ) -> Result<Kept<B>, PruneError> {
         let attention = attention(visual, "visionzip")?;
         let ([b, n], device) = (attention.dims(), attention.device());
-        let keys = feature(&visual.features.keys, "visionzip", "keys")?;
+        let keys = feature(visual, "visionzip", KEYS)?;
         let count = self.contextual_count(keep);
         let class = usize::from(self.compat == Compat::Official);
         let dominant = keep - count - class.min(keep - count);

@@ -6,7 +6,7 @@ use dualspeed_ops::Backend;
 use super::rows::{attention, cosines, in_parts, marks};
 use super::topk::{ranks, top_indices};
 use super::{Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use crate::vision::Needs;
+use crate::vision::features::{CLS_ATTENTION, Needs};
 
 /// A share of the tokens by class attention; the others in the order of attention are thinned out:
 /// pair even with odd positions, drop the `min(8, excess)` evens that are most similar (cosine of
@@ -119,7 +119,7 @@ impl<B: Backend> Pruner<B> for VisPruner {
     }
 
     fn needs(&self) -> Needs {
-        Needs { cls_attention: true, ..Needs::default() }
+        Needs::of([CLS_ATTENTION])
     }
 
     fn scope(&self) -> Scope {
@@ -133,7 +133,7 @@ impl<B: Backend> Pruner<B> for VisPruner {
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
         let attention = attention(visual, "vispruner")?;
-        let hidden = visual.features.hidden.clone();
+        let hidden = visual.features.hidden();
         Ok(Kept::Select(in_parts(attention, hidden, |a, h| self.picks(a, h, keep))))
     }
 }

@@ -1,0 +1,338 @@
+//! `config.json` of transformers and of LLaVA's own code, read into our configuration.
+//!
+//! What a file leaves out is what the class in transformers defaults to, which is not what our own structs default to:
+//! the published `llava-1.5-7b-hf` says nothing of its decoder but the vocabulary.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::ImportError;
+use super::json::Json;
+use crate::vision::clip_text::ClipTextConfig;
+use crate::config::{
+    AnyresConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, DecoderConfig, LlavaConfig,
+    ProjectorType, RopeScaling, SelectFeature, VisionConfig, VitConfig,
+};
+
+/// What kind of model a `config.json` describes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Architecture {
+    /// `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`, or LLaVA's own `llava_llama`.
+    Llava(Box<LlavaConfig>),
+    /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2.
+    Decoder(DecoderConfig),
+    /// CLIP, or its vision half.
+    Clip(VitConfig),
+}
+
+/// A `config.json`, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HfConfig {
+    /// What it describes.
+    pub architecture: Architecture,
+    /// The id that stands for visual tokens in transformers' prompts.
+    pub image_token_id: Option<i64>,
+    /// LLaVA's own code names the vision tower's checkpoint here and may keep its weights elsewhere.
+    pub mm_vision_tower: Option<String>,
+    /// The type weights are said to be saved in.
+    pub dtype: Option<String>,
+    /// Whether the file says that the head is the embedding table; the keys in the checkpoint decide.
+    pub tied: Option<bool>,
+}
+
+/// Reads `config.json`.
+///
+/// # Errors
+/// [`ImportError`] names the file and the first field that this model has no counterpart for.
+pub fn read_config(path: &Path) -> Result<HfConfig, ImportError> {
+    let text = std::fs::read(path).map_err(ImportError::read(path))?;
+    parse_config(path, &text)
+}
+
+/// [`read_config`] of text; `path` is what errors call it.
+///
+/// # Errors
+/// As [`read_config`].
+pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
+    let json = Json::parse(path, text)?;
+    let model_type = json.str("model_type")?.unwrap_or_default();
+    let mut tied = json.bool("tie_word_embeddings")?;
+    let architecture = match model_type {
+        "llava" | "llava_next" if json.has("text_config") || json.has("vision_config") => {
+            let text = json.object("text_config")?;
+            tied = text.bool("tie_word_embeddings")?.or(tied);
+            Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
+        }
+        "llava" | "llava_llama" | "llava_mistral" => {
+            Architecture::Llava(Box::new(original(&json)?))
+        }
+        "llama" | "mistral" => Architecture::Decoder(llama(&json, model_type)?),
+        "clip_vision_model" => Architecture::Clip(vit(&json)?),
+        "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
+        other => {
+            return Err(json.refuse(
+                "model_type",
+                other,
+                "known are llava, llava_next, llava_llama, llama, mistral, clip and clip_vision_model",
+            ));
+        }
+    };
+    Ok(HfConfig {
+        architecture,
+        image_token_id: json.int("image_token_id")?.or(json.int("image_token_index")?),
+        mm_vision_tower: json.str("mm_vision_tower")?.map(str::to_owned),
+        dtype: json.str("dtype")?.or(json.str("torch_dtype")?).map(str::to_owned),
+        tied,
+    })
+}
+
+/// The text half of a CLIP checkpoint's `config.json`.
+///
+/// # Errors
+/// As [`read_config`]; also if the file is no CLIP's.
+pub fn read_clip_text_config(path: &Path) -> Result<ClipTextConfig, ImportError> {
+    let text = std::fs::read(path).map_err(ImportError::read(path))?;
+    let json = Json::parse(path, &text)?;
+    let own = match json.str("model_type")?.unwrap_or_default() {
+        "clip" => json.object("text_config")?,
+        "clip_text_model" => json,
+        other => {
+            return Err(json.refuse("model_type", other, "known are clip and clip_text_model"));
+        }
+    };
+    let config = ClipTextConfig {
+        vocab_size: own.size("vocab_size", 49_408)?,
+        hidden_size: own.size("hidden_size", 512)?,
+        intermediate_size: own.size("intermediate_size", 2048)?,
+        num_hidden_layers: own.size("num_hidden_layers", 12)?,
+        num_attention_heads: own.size("num_attention_heads", 8)?,
+        max_position_embeddings: own.size("max_position_embeddings", 77)?,
+        projection_dim: own.size("projection_dim", 512)?,
+        layer_norm_eps: own.float("layer_norm_eps")?.unwrap_or(1e-5),
+        hidden_act: hidden_act(&own)?,
+        bos_token_id: own.int("bos_token_id")?.unwrap_or(49_406),
+        // Configurations before 4.31 say 2; the vocabulary's last id has always been the end.
+        eos_token_id: match own.int("eos_token_id")? {
+            None | Some(2) => own.size("vocab_size", 49_408)? as i64 - 1,
+            Some(id) => id,
+        },
+    };
+    config.validate().map_err(|source| own.invalid(source))?;
+    Ok(config)
+}
+
+fn hidden_act(json: &Json<'_>) -> Result<HiddenAct, ImportError> {
+    match json.str("hidden_act")? {
+        None | Some("quick_gelu") => Ok(HiddenAct::QuickGelu),
+        Some("gelu") => Ok(HiddenAct::Gelu),
+        Some(other) => Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu")),
+    }
+}
+
+/// `LlavaConfig` and `LlavaNextConfig` of transformers.
+fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
+    json.require("projector_hidden_act", "gelu", "the projector's activation is GELU")?;
+    if json.bool("multimodal_projector_bias")? == Some(false) {
+        return Err(json.refuse(
+            "multimodal_projector_bias",
+            "false",
+            "projectors have biases here",
+        ));
+    }
+    let text = json.object("text_config")?;
+    let text_type = text.str("model_type")?.unwrap_or("llama");
+    if !matches!(text_type, "llama" | "mistral") {
+        return Err(text.refuse("model_type", text_type, "decoders are llama or mistral"));
+    }
+    let vision = vision(json)?;
+    let anyres = if next { Some(anyres(json, &vision)?) } else { None };
+    Ok(LlavaConfig {
+        text: llama(&text, text_type)?,
+        vision,
+        mm_projector_type: ProjectorType::Mlp2xGelu,
+        anyres,
+        isolator_length: 0,
+        ..LlavaConfig::default()
+    })
+}
+
+/// The vision tower of `LlavaConfig`, or the one that [`export`](crate::export) writes where transformers knows none.
+fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
+    let own = json.object("vision_config")?;
+    if own.str("model_type")? == Some(EFFICIENTNET_LITE0) {
+        let config = EfficientNetConfig { image_size: own.size("image_size", 384)? };
+        config.validate().map_err(|source| own.invalid(source))?;
+        return Ok(config.into());
+    }
+    let mut vision = vit(&own)?;
+    vision.mm_vision_select_layer = select_layer(json, "vision_feature_layer")?;
+    vision.mm_vision_select_feature = match json.str("vision_feature_select_strategy")? {
+        None | Some("default") => SelectFeature::Patch,
+        Some("full") => SelectFeature::ClsPatch,
+        Some(other) => {
+            let problem = "known are default and full";
+            return Err(json.refuse("vision_feature_select_strategy", other, problem));
+        }
+    };
+    Ok(vision.into())
+}
+
+/// `config.json` of LLaVA's own code: a Llama configuration with `mm_*` fields beside it. The vision tower's sizes are
+/// not in it; those of CLIP ViT-L/14-336 are assumed until its own `config.json` is read.
+fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
+    let mut vision = VitConfig { projection_dim: None, ..VitConfig::clip_vit_l_14_336() };
+    vision.mm_vision_select_layer = select_layer(json, "mm_vision_select_layer")?;
+    vision.mm_vision_select_feature = match json.str("mm_vision_select_feature")? {
+        None | Some("patch") => SelectFeature::Patch,
+        Some("cls_patch") => SelectFeature::ClsPatch,
+        Some(other) => {
+            let problem = "known are patch and cls_patch";
+            return Err(json.refuse("mm_vision_select_feature", other, problem));
+        }
+    };
+    let mm_projector_type = match json.str("mm_projector_type")? {
+        None | Some("linear") => ProjectorType::Linear,
+        Some("mlp2x_gelu") => ProjectorType::Mlp2xGelu,
+        Some(other) => {
+            let problem = "known are linear and mlp2x_gelu";
+            return Err(json.refuse("mm_projector_type", other, problem));
+        }
+    };
+    let vision = VisionConfig::Vit(vision);
+    let anyres = match json.str("mm_patch_merge_type")? {
+        Some("spatial_unpad") => Some(anyres(json, &vision)?),
+        _ => None,
+    };
+    let model_type = json.str("model_type")?.unwrap_or_default();
+    let decoder = if model_type == "llava_mistral" { "mistral" } else { "llama" };
+    Ok(LlavaConfig {
+        text: llama(json, decoder)?,
+        vision,
+        mm_projector_type,
+        anyres,
+        isolator_length: 0,
+        ..LlavaConfig::default()
+    })
+}
+
+fn anyres(json: &Json<'_>, vision: &VisionConfig) -> Result<AnyresConfig, ImportError> {
+    let side = vision.geometry().image_size;
+    let default = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]].map(|grid| grid.map(|n| n * side));
+    let pinpoints = match json.get("image_grid_pinpoints") {
+        None | Some(Value::Null) => default.to_vec(),
+        // LLaVA's own code has [width, height] pairs, sometimes as text; its list is symmetric.
+        Some(Value::String(text)) => serde_json::from_str(text)
+            .map_err(|error| json.refuse("image_grid_pinpoints", text, &error.to_string()))?,
+        Some(value) => serde_json::from_value(value.clone()).map_err(|error| {
+            json.refuse("image_grid_pinpoints", &value.to_string(), &error.to_string())
+        })?,
+    };
+    Ok(AnyresConfig { image_grid_pinpoints: pinpoints, ..AnyresConfig::default() })
+}
+
+fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
+    match json.get(field) {
+        Some(Value::Array(layers)) => Err(json.refuse(
+            field,
+            &format!("{layers:?}"),
+            "one layer can be selected, not several",
+        )),
+        _ => Ok(json.int(field)?.unwrap_or(-2)),
+    }
+}
+
+/// `DecoderConfig` and `MistralConfig`.
+fn llama(json: &Json<'_>, model_type: &str) -> Result<DecoderConfig, ImportError> {
+    json.require("hidden_act", "silu", "the decoder's activation is SiLU")?;
+    for field in ["attention_bias", "mlp_bias"] {
+        if json.bool(field)? == Some(true) {
+            return Err(json.refuse(field, "true", "decoders have no biases here"));
+        }
+    }
+    let mistral = model_type == "mistral";
+    let window = match json.get("sliding_window") {
+        None if mistral => Some(4096),
+        _ => json.int("sliding_window")?,
+    };
+    let positions = json.int("max_position_embeddings")?;
+    if mistral && window.is_some_and(|window| positions.is_none_or(|n| n > window)) {
+        let value = window.unwrap_or_default().to_string();
+        let problem = "attention is over all positions here; a model with a sliding window shorter than its \
+                       max_position_embeddings would give other results";
+        return Err(json.refuse("sliding_window", &value, problem));
+    }
+    let rope = match json.get("rope_parameters") {
+        Some(Value::Object(_)) => json.object("rope_parameters")?,
+        _ => json.object("rope_scaling")?,
+    };
+    let theta = rope.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
+    let kv_default = if mistral { Some(8) } else { None };
+    let config = DecoderConfig {
+        hidden_size: json.size("hidden_size", 4096)?,
+        num_hidden_layers: json.size("num_hidden_layers", 32)?,
+        num_attention_heads: json.size("num_attention_heads", 32)?,
+        num_key_value_heads: json.optional_size("num_key_value_heads")?.or(kv_default),
+        head_dim: json.optional_size("head_dim")?,
+        intermediate_size: json.size("intermediate_size", if mistral { 14_336 } else { 11_008 })?,
+        vocab_size: json.size("vocab_size", 32_000)?,
+        qkv_bias: false,
+        qk_norm: false,
+        mrope_section: None,
+        rope_theta: theta,
+        rope_scaling: rope_scaling(&rope)?,
+        rms_norm_eps: json.float("rms_norm_eps")?.unwrap_or(1e-6),
+        tie_word_embeddings: json.bool("tie_word_embeddings")?.unwrap_or(false),
+        initializer_range: Some(json.float("initializer_range")?.unwrap_or(0.02)),
+    };
+    config.validate().map_err(|source| json.invalid(source))?;
+    Ok(config)
+}
+
+fn rope_scaling(rope: &Json<'_>) -> Result<Option<RopeScaling>, ImportError> {
+    let kind = rope.str("rope_type")?.or(rope.str("type")?).unwrap_or("default");
+    let factor = || {
+        let missing = || rope.refuse("factor", "absent", "this kind of rope_scaling needs it");
+        rope.float("factor")?.ok_or_else(missing)
+    };
+    Ok(match kind {
+        "default" => None,
+        "linear" => Some(RopeScaling::Linear { factor: factor()? }),
+        "llama3" => Some(RopeScaling::Llama3 {
+            factor: factor()?,
+            low_freq_factor: rope.float("low_freq_factor")?.unwrap_or(1.0),
+            high_freq_factor: rope.float("high_freq_factor")?.unwrap_or(4.0),
+            original_max_position_embeddings: rope
+                .size("original_max_position_embeddings", 8192)?,
+        }),
+        other => {
+            return Err(rope.refuse("rope_type", other, "known are default, linear and llama3"));
+        }
+    })
+}
+
+/// `CLIPVisionConfig`.
+fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
+    if let Some(kind) = json.str("model_type")?
+        && kind != "clip_vision_model"
+    {
+        return Err(json.refuse("model_type", kind, "vision towers are clip_vision_model"));
+    }
+    if json.int("num_channels")?.is_some_and(|channels| channels != 3) {
+        return Err(json.refuse("num_channels", "not 3", "images are RGB here"));
+    }
+    let config = VitConfig {
+        hidden_size: json.size("hidden_size", 768)?,
+        intermediate_size: json.size("intermediate_size", 3072)?,
+        num_hidden_layers: json.size("num_hidden_layers", 12)?,
+        num_attention_heads: json.size("num_attention_heads", 12)?,
+        image_size: json.size("image_size", 224)?,
+        patch_size: json.size("patch_size", 32)?,
+        layer_norm_eps: json.float("layer_norm_eps")?.unwrap_or(1e-5),
+        hidden_act: hidden_act(json)?,
+        projection_dim: Some(json.size("projection_dim", 512)?),
+        ..VitConfig::clip_vit_l_14_336()
+    };
+    config.validate().map_err(|source| json.invalid(source))?;
+    Ok(config)
+}
