@@ -1,0 +1,22 @@
+//! What every crate of the workspace stands on, without tensors and without a GPU.
+//!
+//! | module | |
+//! |---|---|
+//! | [`files`] | files that are there whole or not at all |
+//! | [`hash`] | digests as text |
+//! | [`options`] | options of pruners, data sources and other parts that are chosen by name |
+//! | [`registry`] | makers by name, with errors that name the nearest known one |
+//! | [`rng`] | random streams as pure functions of their keys (SplitMix64) |
+//! | [`stats`] | mean, standard deviation, median, quantile |
+
+pub mod files;
+pub mod hash;
+mod nearest;
+pub mod options;
+pub mod registry;
+pub mod rng;
+pub mod stats;
+
+pub use nearest::nearest;
+pub use options::{OptionError, OptionValue, Options};
+pub use registry::{Registry, RegistryError};
