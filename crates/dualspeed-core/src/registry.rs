@@ -17,7 +17,7 @@ pub type Maker<S, T> = Arc<dyn Fn(&S) -> Result<Box<T>, MakerError> + Send + Syn
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
     /// Nothing of that name.
-    #[error("unknown {kind} `{name}`{}; known: {}", hint(.nearest), .known.join(", "))]
+    #[error("unknown {kind} `{name}`{}; {}", hint(.nearest), listed(.known))]
     Unknown {
         /// What the registry makes, in words.
         kind: &'static str,
@@ -121,6 +121,13 @@ impl<S: ?Sized, T: ?Sized> fmt::Debug for Registry<S, T> {
     }
 }
 
+fn listed(known: &[String]) -> String {
+    match known.is_empty() {
+        true => "none is registered".to_owned(),
+        false => format!("known: {}", known.join(", ")),
+    }
+}
+
 /// The message of an error and of those behind it that it does not repeat itself.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -184,6 +191,8 @@ mod tests {
         assert_eq!(refusal(&shapes(), "sqare", &Options::default()), text);
         assert_eq!(shapes().check("sqare").unwrap_err().to_string(), text);
         assert_eq!(shapes().check("square"), Ok(()));
+        let none = Shapes::new("shape").check("square").unwrap_err().to_string();
+        assert_eq!(none, "unknown shape `square`; none is registered");
     }
 
     #[test]

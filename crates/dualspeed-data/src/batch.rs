@@ -1,20 +1,21 @@
-//! Batches on the host. Padding is the model's business: it knows the visual lengths of a view.
+//! Batches on the host, unpadded: how long a row becomes depends on the visual tokens that the model keeps.
 
 use std::sync::Arc;
 
-use crate::anyres::Tiling;
-use crate::example::{Example, HostImage, QuestionMeta};
+use crate::example::Example;
+use crate::picture::{HostImage, Tiling};
+use crate::question::QuestionMeta;
 
 /// Examples side by side, unpadded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostBatch {
     /// One id per sample.
     pub sample_ids: Vec<String>,
-    /// One row of ids per sample.
+    /// Token ids per sample, with [`IMAGE_TOKEN_INDEX`](crate::text::IMAGE_TOKEN_INDEX) once per image.
     pub input_ids: Vec<Vec<i64>>,
-    /// One row of labels per sample, as long as its ids.
+    /// Labels per sample, as many as its ids; [`IGNORE_INDEX`](crate::text::IGNORE_INDEX) where nothing is supervised.
     pub labels: Vec<Vec<i64>>,
-    /// All images, sample by sample, in the order of their placeholders.
+    /// All images, sample by sample, in the order of their placeholders; of images of several tiles, all tiles.
     pub images: Vec<Arc<HostImage>>,
     /// How the tiles of each image lie, sample by sample; empty where every image is one tile.
     pub tilings: Vec<Tiling>,
@@ -25,21 +26,21 @@ pub struct HostBatch {
 }
 
 impl HostBatch {
-    /// Images, however many tiles they have.
+    /// Number of images, however many tiles they have.
     pub fn image_count(&self) -> usize {
         if self.tilings.is_empty() { self.images.len() } else { self.tilings.len() }
     }
 
-    /// Visual tokens without pruning, where a tile has `n`.
-    pub fn visual_tokens(&self, n: usize) -> usize {
+    /// Number of visual tokens without pruning, where a tile has `tile_tokens`.
+    pub fn visual_tokens(&self, tile_tokens: usize) -> usize {
         match self.tilings.is_empty() {
-            true => self.images.len() * n,
-            false => self.tilings.iter().map(Tiling::tokens).sum(),
+            true => self.images.len() * tile_tokens,
+            false => self.tilings.iter().map(Tiling::full_length).sum(),
         }
     }
 }
 
-/// Puts examples side by side.
+/// Puts examples side by side, in their order.
 pub fn collate(examples: Vec<Example>) -> HostBatch {
     let mut batch = HostBatch::default();
     for example in examples {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::example::{QuestionKind, QuestionMeta};
+use crate::question::{QuestionKind, QuestionMeta};
 
 /// Accuracy of always giving the most frequent answer of each question kind.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -13,7 +13,8 @@ pub struct Chance {
     pub by_kind: BTreeMap<QuestionKind, (f64, String, usize)>,
 }
 
-/// Computes [`Chance`] over `questions`. Equally frequent answers: the first in alphabetical order.
+/// Computes the accuracy of always giving the most frequent answer of each question kind; of equally frequent answers the
+/// first in alphabetical order.
 pub fn chance<'a>(questions: impl IntoIterator<Item = &'a QuestionMeta>) -> Chance {
     let mut counts: BTreeMap<QuestionKind, BTreeMap<&str, usize>> = BTreeMap::new();
     for question in questions {

@@ -2,12 +2,17 @@
 
 use std::path::PathBuf;
 
+use dualspeed_core::RegistryError;
+
 /// Anything a data source can report.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    /// A configuration value makes no sense.
+    /// A configuration of scenes makes no sense.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Scenes(#[from] SceneConfigError),
+    /// A data set of another crate is not known or cannot be made.
+    #[error(transparent)]
+    Source(#[from] RegistryError),
     /// A file could not be read.
     #[error("cannot read {}: {source}; check the path and its permissions", path.display())]
     Read {
@@ -48,9 +53,9 @@ pub enum DataError {
     /// An image could not be used.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// A model's image processor cannot be followed.
+    /// An image processor cannot be used.
     #[error(transparent)]
-    Processor(#[from] ProcessorProblem),
+    Processor(#[from] ImageProcessorError),
     /// A conversation could not be turned into ids and labels.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -68,32 +73,42 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// What a data set of another crate says.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A configuration value makes no sense.
+/// A configuration of scenes makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
-pub struct ConfigError {
+pub struct SceneConfigError {
     /// The field, as written in the configuration.
     pub field: &'static str,
     /// What is wrong with it and what is allowed.
     pub reason: String,
 }
 
-impl ConfigError {
-    pub(crate) fn new(field: &'static str, reason: impl Into<String>) -> Self {
-        Self { field, reason: reason.into() }
-    }
-}
-
-/// A model's image processor cannot be followed.
+/// An image processor cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {problem}; give --fit to choose one of ours", path.display())]
-pub struct ProcessorProblem {
-    /// The file.
-    pub path: PathBuf,
-    /// What is wrong with it.
-    pub problem: String,
+pub enum ImageProcessorError {
+    /// A number is out of range.
+    #[error("image processor: {field} = {value} cannot be used: expected {expected}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be, in words.
+        expected: String,
+    },
+    /// The file in a model's directory asks for what is not done here.
+    #[error("{}: {problem}; give --fit to choose one of ours", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 /// What is wrong with one record of a data file.
@@ -259,6 +274,16 @@ pub enum ImageError {
         width: u32,
         /// Height in pixels.
         height: u32,
+    },
+    /// An image of any resolution cannot be cut into tiles.
+    #[error(
+        "none of image_grid_pinpoints {pinpoints:?} is a grid of whole tiles of {tile} pixels; give multiples of it"
+    )]
+    NoGrid {
+        /// The resolutions, `[height, width]` in pixels.
+        pinpoints: Vec<[usize; 2]>,
+        /// Side of a tile, in pixels.
+        tile: usize,
     },
     /// The file ends before the image does.
     #[error("image {name} is truncated: {reason}; fetch it again")]

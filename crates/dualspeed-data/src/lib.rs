@@ -3,57 +3,55 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | [`example`] | [`Example`], [`HostImage`], [`ExampleSource`]: what every data set yields |
-//! | [`text`] | tokenizer, templates, token ids with labels built from segments |
-//! | [`picture`] | loading images with limits, resampling, normalisation |
-//! | [`anyres`] | grids of tiles for images of any resolution |
-//! | [`scene`] | generated scenes of emoji with questions, from the embedded [`atlas`] |
+//! | [`text`] | tokenizers, templates, token ids with labels built from segments |
+//! | [`picture`] | loading images with limits, resampling, normalisation, tiles of images of any resolution |
+//! | [`question`] | questions whose answers can be scored |
+//! | [`example`] | [`Example`]: what every data set yields |
+//! | [`source`] | [`ExampleSource`]: a data set; in memory; by name, from other crates |
+//! | [`scene`] | generated scenes of emoji with questions, from an embedded atlas |
 //! | [`llava_json`] | the LLaVA JSON / JSONL format from disk |
-//! | [`memory`] | a source held in memory, with or without pixels |
 //! | [`sampler`] | which examples make step `n`: pure in (seed, step) |
 //! | [`batch`] | [`HostBatch`] and [`collate`] |
 //! | [`mod@chance`] | the accuracy of always giving the most frequent answer |
-//!
-//! Randomness is a pure function of (seed, split, index, purpose), see [`rng`].
+//! | [`rng`] | random streams, pure functions of (seed, split, index, purpose) |
+//! | [`error`] | what can be wrong with files, records, images and configurations |
 
-pub mod anyres;
-pub mod atlas;
 pub mod batch;
 pub mod chance;
 pub mod error;
 pub mod example;
 pub mod llava_json;
-pub mod memory;
 pub mod picture;
+pub mod question;
 pub mod rng;
 pub mod sampler;
 pub mod scene;
+pub mod source;
 pub mod text;
 
-pub use anyres::Tiling;
-pub use atlas::{Atlas, Class, Vendor};
 pub use batch::{HostBatch, collate};
 pub use chance::{Chance, chance};
-pub use error::{ConfigError, DataError, EncodeError, ImageError, ProcessorProblem, RecordProblem};
-pub use example::{Example, ExampleSource, HostImage, Modality, QuestionKind, QuestionMeta};
-pub use llava_json::{LlavaJson, LlavaJsonConfig};
-pub use memory::MemorySource;
-pub use picture::{
-    FitMode, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig, TiledImage,
-    decode_image, load_image, preprocess_bytes, preprocess_image, read_processor,
+pub use error::{
+    DataError, EncodeError, ImageError, ImageProcessorError, RecordProblem, SceneConfigError,
 };
+pub use example::Example;
+pub use llava_json::{LlavaJson, LlavaJsonConfig};
+pub use picture::{
+    FitMode, HostImage, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig,
+    TiledImage, Tiling, decode_image, load_image, preprocess_bytes, preprocess_image,
+    read_processor,
+};
+pub use question::{QuestionKind, QuestionMeta};
 pub use sampler::{BatchSampler, Grouping};
 pub use scene::{
-    Bounds, Colour, Ground, Placed, Question, Scene, SceneConfig, SceneSource, Split,
-    patch_colours, patch_labels, render, scene_tokenizer,
+    Atlas, Background, Bounds, Class, Colour, Question, Scene, SceneConfig, SceneObject,
+    SceneSource, Split, Vendor, patch_colours, patch_labels, render, scene_tokenizer,
+};
+pub use source::{
+    ExampleSource, MemorySource, Modality, SourceRegistry, SourceSpec, source_registry,
 };
 pub use text::{
-    BpeVocabulary, Conversation, Encoded, Segment, SentencePieceVocabulary, SpecialTokens,
-    Template, TextTokenizer, Turn, encode_prompt, encode_training,
+    BpeVocabulary, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Segment,
+    SentencePieceVocabulary, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
+    encode_training, read_tokenizer,
 };
-
-/// Stands once in `input_ids` for each image (LLaVA's `IMAGE_TOKEN_INDEX`).
-pub const IMAGE_TOKEN_INDEX: i64 = -200;
-
-/// The label of positions that are not supervised (LLaVA's and PyTorch's `IGNORE_INDEX`).
-pub const IGNORE_INDEX: i64 = -100;

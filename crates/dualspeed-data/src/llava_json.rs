@@ -13,12 +13,14 @@ mod read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dualspeed_core::hash::hex;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{ConfigError, DataError, EncodeError, ImageError, RecordProblem};
-use crate::example::{Example, ExampleSource, Modality};
+use crate::error::{DataError, EncodeError, ImageError, RecordProblem};
+use crate::example::Example;
 use crate::picture::{ImageProcessor, TileConfig, load_image, preprocess_image};
+use crate::source::{ExampleSource, Modality};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 
 /// What becomes of the records.
@@ -81,8 +83,8 @@ impl LlavaJson {
         if let Some(tiles) = tiles {
             hash.update(format!("{tiles:?}"));
         }
-        let hex: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        let source = Self { path, records, config, tokenizer, fingerprint: format!("llava-{hex}") };
+        let fingerprint = format!("llava-{}", hex(&hash.finalize()[..8]));
+        let source = Self { path, records, config, tokenizer, fingerprint };
         source.find_images()?;
         Ok(source)
     }
@@ -142,12 +144,9 @@ impl ExampleSource for LlavaJson {
                     images.push(Arc::new(image.map_err(|e| self.problem(index, e))?));
                 }
                 Some(tiles) => {
-                    let image = load_image(path, &processor.limits);
-                    let image = image.map_err(|e| self.problem(index, e))?;
-                    let tiled = processor.process_tiles(&image.pixels, tiles).ok_or_else(|| {
-                        let reason = "no resolution is a grid of whole tiles";
-                        ConfigError::new("image_grid_pinpoints", reason)
-                    })?;
+                    let tiled = load_image(path, &processor.limits)
+                        .and_then(|image| processor.process_tiles(&image.pixels, tiles))
+                        .map_err(|e| self.problem(index, e))?;
                     images.extend(tiled.tiles);
                     tilings.push(tiled.tiling);
                 }
@@ -180,19 +179,6 @@ impl ExampleSource for LlavaJson {
 
     /// Decodes every image and encodes every conversation, in parallel.
     fn verify(&self) -> Vec<DataError> {
-        (0..self.records.len())
-            .into_par_iter()
-            .filter_map(|index| ExampleSource::get(self, index).err())
-            .collect()
-    }
-}
-
-impl burn_dataset::Dataset<Example> for LlavaJson {
-    fn get(&self, index: usize) -> Option<Example> {
-        ExampleSource::get(self, index).ok()
-    }
-
-    fn len(&self) -> usize {
-        self.records.len()
+        (0..self.records.len()).into_par_iter().filter_map(|index| self.get(index).err()).collect()
     }
 }

@@ -1,12 +1,16 @@
-//! Images: loading with limits, resampling, normalisation.
+//! Images: loading with limits, resampling, normalisation, tiles.
 
-mod config_file;
+mod host_image;
 mod load;
-mod process;
+mod processor;
+mod processor_file;
 pub mod resample;
 mod tiles;
+pub mod tiling;
 
-pub use config_file::{ProcessorFile, read_processor};
+pub use host_image::HostImage;
 pub use load::{ImageLimits, LoadedImage, decode_image, load_image};
-pub use process::{FitMode, ImageProcessor, preprocess_bytes, preprocess_image};
+pub use processor::{FitMode, ImageProcessor, preprocess_bytes, preprocess_image};
+pub use processor_file::{ProcessorFile, read_processor};
 pub use tiles::{TileConfig, TiledImage};
+pub use tiling::Tiling;

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::example::{ExampleSource, Modality};
 use crate::rng;
+use crate::source::{ExampleSource, Modality};
 
 /// Batches per megabatch: large enough for similar lengths, small enough to stay random.
 pub const MEGABATCH: usize = 50;

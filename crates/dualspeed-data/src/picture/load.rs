@@ -54,7 +54,7 @@ pub fn load_image(path: impl AsRef<Path>, limits: &ImageLimits) -> Result<Loaded
 /// Decodes an image; `name` is what errors call it.
 ///
 /// # Errors
-/// As [`load_image`].
+/// If the bytes are none, truncated, too large an image, of zero size, or of an unknown or broken format.
 pub fn decode_image(
     bytes: &[u8],
     name: &str,

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use image::{Rgb, RgbImage, imageops};
 
-use super::process::{FitMode, ImageProcessor};
+use super::host_image::HostImage;
+use super::processor::{FitMode, ImageProcessor};
 use super::resample::{Filter, resize_rgb};
-use crate::anyres::Tiling;
-use crate::example::HostImage;
+use super::tiling::{Tiling, fitted_size};
+use crate::error::ImageError;
 
 /// Which tiles images are cut into.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,20 +32,28 @@ impl ImageProcessor {
     /// Cuts an image into tiles of this processor's size with `side` patches a side. The whole image is stretched to a
     /// square, the grid keeps the aspect ratio on black.
     ///
-    /// `None` if no resolution is a grid of tiles.
+    /// # Errors
+    /// [`ImageError::NoGrid`] if no resolution is a grid of whole tiles.
     ///
     /// Source: `LlavaNextImageProcessor` of transformers.
-    pub fn process_tiles(&self, image: &RgbImage, config: &TileConfig) -> Option<TiledImage> {
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        let tiling = Tiling::new([height, width], &config.pinpoints, self.size, config.side)?;
-        let [fitted_height, fitted_width] = tiling.fitted.map(|pixels| pixels as u32);
-        let [canvas_height, canvas_width] = tiling.canvas.map(|pixels| pixels as u32);
+    pub fn process_tiles(
+        &self,
+        image: &RgbImage,
+        config: &TileConfig,
+    ) -> Result<TiledImage, ImageError> {
+        let TileConfig { pinpoints, side } = config;
+        let size = [image.height() as usize, image.width() as usize];
+        let tiling = Tiling::new(size, pinpoints, self.size, *side)
+            .ok_or_else(|| ImageError::NoGrid { pinpoints: pinpoints.clone(), tile: self.size })?;
+        let canvas = tiling.grid.map(|tiles| tiles * self.size);
+        let [fitted_height, fitted_width] = fitted_size(size, canvas).map(|side| side as u32);
+        let [canvas_height, canvas_width] = canvas.map(|side| side as u32);
         let fitted = resize_rgb(image, fitted_width, fitted_height, Filter::Bicubic);
         let mut canvas = RgbImage::from_pixel(canvas_width, canvas_height, Rgb([0; 3]));
         let left = i64::from((canvas_width - fitted_width) / 2);
         let top = i64::from((canvas_height - fitted_height) / 2);
         imageops::replace(&mut canvas, &fitted, left, top);
-        let whole = ImageProcessor { mode: FitMode::Resize, ..self.clone() };
+        let whole = ImageProcessor { fit: FitMode::Resize, ..self.clone() };
         let mut tiles = vec![Arc::new(whole.process(image))];
         let size = self.size as u32;
         for row in 0..tiling.grid[0] as u32 {
@@ -53,7 +62,7 @@ impl ImageProcessor {
                 tiles.push(Arc::new(whole.process(&tile.to_image())));
             }
         }
-        Some(TiledImage { tiles, tiling })
+        Ok(TiledImage { tiles, tiling })
     }
 }
 
@@ -88,5 +97,8 @@ mod tests {
         let middle = 14 * 28;
         assert_eq!((tiled.tiles[1].pixels[middle], tiled.tiles[1].pixels[middle + 14]), (0.0, 1.0));
         assert_eq!((tiled.tiling.columns.len(), tiled.tiling.rows.len()), (2, 8));
+        let odd = TileConfig { pinpoints: vec![[28, 30]], side: 4 };
+        let error = plain.process_tiles(&narrow, &odd).unwrap_err().to_string();
+        assert!(error.contains("[[28, 30]]") && error.contains("28 pixels"), "{error}");
     }
 }

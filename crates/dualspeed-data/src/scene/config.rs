@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::atlas::{Atlas, Vendor};
-use crate::error::{ConfigError, DataError};
-use crate::example::QuestionKind;
+use super::atlas::{Atlas, Vendor};
+use crate::error::{DataError, SceneConfigError};
 use crate::picture::{FitMode, ImageProcessor};
+use crate::question::QuestionKind;
 use crate::text::Template;
 
-/// Which part of the data. Scenes of different splits come from unrelated random streams.
+/// A part of the data. Scenes of different splits come from unrelated random streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
@@ -32,7 +32,7 @@ impl Split {
     }
 }
 
-/// Configuration of a [`SceneSource`](crate::SceneSource).
+/// Configuration of a data set of generated scenes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SceneConfig {
@@ -93,12 +93,12 @@ impl SceneConfig {
     /// Checks the values.
     ///
     /// # Errors
-    /// If a value is out of range; the error names the field.
+    /// [`DataError::Scenes`] names the first field that is out of range.
     pub fn validate(&self) -> Result<(), DataError> {
         let known = Atlas::embedded()?.classes().len();
         let cells = self.grid * self.grid;
         let check = |good: bool, field, reason: String| {
-            if good { Ok(()) } else { Err(ConfigError::new(field, reason)) }
+            if good { Ok(()) } else { Err(SceneConfigError { field, reason }) }
         };
         check((2..=3).contains(&self.grid), "grid", format!("{} is not 2 or 3", self.grid))?;
         check(
@@ -131,7 +131,7 @@ impl SceneConfig {
         Ok(())
     }
 
-    /// The image processor that makes these scenes' pixels: CLIP's normalisation, pictures fitted as they are.
+    /// Makes the image processor of scenes: CLIP's normalisation, pictures as large as they are drawn.
     pub fn processor(&self) -> ImageProcessor {
         ImageProcessor::clip(self.image_size, FitMode::Pad)
     }

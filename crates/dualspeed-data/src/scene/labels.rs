@@ -6,7 +6,7 @@ use super::render::drawing;
 /// A patch belongs to an object if the object covers this share of it.
 const COVERAGE: f32 = 0.25;
 
-/// The class each patch shows: 0 for the ground, else 1 + class of the object whose drawing (its alpha) covers most of
+/// Finds the class each patch shows: 0 for the background, else 1 + class of the object whose drawing (its alpha) covers most of
 /// the patch, if that is at least a quarter. Row-major, `(image_size / patch)^2` entries; what does not fill a patch
 /// at the right and lower edge is left out, as in a ViT.
 pub fn patch_labels(scene: &Scene, patch: usize) -> Vec<usize> {
@@ -17,10 +17,10 @@ pub fn patch_labels(scene: &Scene, patch: usize) -> Vec<usize> {
     largest(scene, patch, covered)
 }
 
-/// The colour of the card under each patch: 0 for none, else 1 + the colour's place in [`Colour::ALL`], if the card
-/// (including what the drawing hides) covers at least a quarter. Same order as [`patch_labels`].
+/// Finds the colour of the card under each patch: 0 for none, else 1 + the colour's place in [`Colour::ALL`], if the card
+/// (including what the drawing hides) covers at least a quarter. Row-major, `(image_size / patch)^2` entries.
 ///
-/// [`Colour::ALL`]: crate::Colour::ALL
+/// [`Colour::ALL`]: super::Colour::ALL
 pub fn patch_colours(scene: &Scene, patch: usize) -> Vec<usize> {
     let covered = scene.objects.iter().map(|object| {
         let card = object.card;

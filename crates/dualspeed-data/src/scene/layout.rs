@@ -4,9 +4,9 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{IndexedRandom, SliceRandom, index};
 
+use super::atlas::{Atlas, Vendor};
+use super::colour::Colour;
 use super::config::SceneConfig;
-use super::words::Colour;
-use crate::atlas::{Atlas, Vendor};
 use crate::rng;
 
 /// A square of pixels.
@@ -22,18 +22,18 @@ pub struct Bounds {
 
 /// An object of a scene.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Placed {
+pub struct SceneObject {
     /// Number of the class in the atlas.
     pub class: usize,
     /// Its name.
     pub name: &'static str,
-    /// Whose drawing.
+    /// Vendor of the drawing.
     pub vendor: Vendor,
     /// Cell, (row, column) from the top left.
     pub cell: (usize, usize),
-    /// The drawing.
+    /// Where the drawing is.
     pub bbox: Bounds,
-    /// The rounded card behind the drawing.
+    /// Where the rounded card behind it is.
     pub card: Bounds,
     /// The card's colour.
     pub colour: Colour,
@@ -41,9 +41,9 @@ pub struct Placed {
     pub tint: [u8; 3],
 }
 
-/// The ground: a gradient of two colours, times blocky noise.
+/// What lies behind the objects: a gradient of two colours, times blocky noise.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ground {
+pub struct Background {
     /// Colour at one end.
     pub from: [u8; 3],
     /// Colour at the other end.
@@ -65,31 +65,31 @@ pub struct Scene {
     pub image_size: usize,
     /// Cells a side.
     pub grid: usize,
-    /// All of different classes, in reading order.
-    pub objects: Vec<Placed>,
+    /// Objects, all of different classes, in reading order.
+    pub objects: Vec<SceneObject>,
     /// What lies behind them.
-    pub ground: Ground,
+    pub background: Background,
 }
 
 impl Scene {
-    /// Classes present, in reading order.
+    /// Lists the classes present, in reading order.
     pub fn present_classes(&self) -> Vec<usize> {
         self.objects.iter().map(|object| object.class).collect()
     }
 
-    /// The object in a cell.
-    pub fn at(&self, cell: (usize, usize)) -> Option<&Placed> {
+    /// Finds the object in a cell.
+    pub fn at(&self, cell: (usize, usize)) -> Option<&SceneObject> {
         self.objects.iter().find(|object| object.cell == cell)
     }
 
-    /// The nearest object to the left in the same row.
-    pub fn left_of(&self, object: &Placed) -> Option<&Placed> {
+    /// Finds the nearest object to the left in the same row.
+    pub fn left_of(&self, object: &SceneObject) -> Option<&SceneObject> {
         let (row, column) = object.cell;
         (0..column).rev().find_map(|left| self.at((row, left)))
     }
 
-    /// The nearest object to the right in the same row.
-    pub fn right_of(&self, object: &Placed) -> Option<&Placed> {
+    /// Finds the nearest object to the right in the same row.
+    pub fn right_of(&self, object: &SceneObject) -> Option<&SceneObject> {
         let (row, column) = object.cell;
         (column + 1..self.grid).find_map(|right| self.at((row, right)))
     }
@@ -113,7 +113,7 @@ pub(super) fn lay_out(config: &SceneConfig, atlas: &'static Atlas, index: usize)
     let count = rng.random_range(config.min_objects..=config.max_objects);
     let cells = cells(rng, config.grid, count);
     let classes = index::sample(rng, config.classes, count);
-    let mut objects: Vec<Placed> = classes
+    let mut objects: Vec<SceneObject> = classes
         .into_iter()
         .zip(cells)
         .map(|(class, cell)| {
@@ -121,7 +121,7 @@ pub(super) fn lay_out(config: &SceneConfig, atlas: &'static Atlas, index: usize)
             let colour = atlas.colours(class).choose(rng).copied().unwrap_or(Colour::White);
             let tint = colour.rgb().map(|c| c.saturating_add_signed(rng.random_range(-10..=10)));
             let name = atlas.classes()[class].name.as_str();
-            Placed { class, name, vendor: config.vendors[0], cell, bbox, card, colour, tint }
+            SceneObject { class, name, vendor: config.vendors[0], cell, bbox, card, colour, tint }
         })
         .collect();
     objects.sort_by_key(|object| object.cell);
@@ -134,7 +134,7 @@ pub(super) fn lay_out(config: &SceneConfig, atlas: &'static Atlas, index: usize)
         image_size: config.image_size,
         grid: config.grid,
         objects,
-        ground: ground(rng, config.image_size),
+        background: background(rng, config.image_size),
     }
 }
 
@@ -175,14 +175,14 @@ fn place(
     (Bounds { x, y, size }, bbox)
 }
 
-fn ground(rng: &mut Xoshiro256PlusPlus, image_size: usize) -> Ground {
+fn background(rng: &mut Xoshiro256PlusPlus, image_size: usize) -> Background {
     let mut muted = || {
         let grey = rng.random_range(90..=190);
         [(); 3].map(|()| (grey + rng.random_range(-35..=35)) as u8)
     };
     let (from, to) = (muted(), muted());
     let amplitude = if rng.random_bool(0.5) { 0.0 } else { rng.random_range(0.05..0.25) };
-    Ground {
+    Background {
         from,
         to,
         angle: rng.random_range(0.0..std::f32::consts::TAU),

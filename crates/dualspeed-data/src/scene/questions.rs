@@ -13,11 +13,11 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::{IndexedRandom, SliceRandom};
 
+use super::atlas::Atlas;
 use super::config::SceneConfig;
-use super::layout::{Placed, Scene};
+use super::layout::{Scene, SceneObject};
 use super::words::{NOTHING, NUMBERS, place_name};
-use crate::atlas::Atlas;
-use crate::example::QuestionKind;
+use crate::question::QuestionKind;
 
 /// A question with its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(super) fn ask(
         _ => 2,
     });
 
-    let mut asker = Asker {
+    let mut sampler = QuestionSampler {
         scene,
         config,
         atlas,
@@ -73,22 +73,22 @@ pub(super) fn ask(
         // over, and which only "no" would be left for.
         let mut others = config.kinds.clone();
         others.retain(|&other| other != QuestionKind::Presence || kind == other);
-        others.shuffle(asker.rng);
+        others.shuffle(sampler.rng);
         let question =
-            asker.draw(kind).or_else(|| others.into_iter().find_map(|kind| asker.draw(kind)));
+            sampler.draw(kind).or_else(|| others.into_iter().find_map(|kind| sampler.draw(kind)));
         match question {
-            Some(question) => asker.asked.push(question),
+            Some(question) => sampler.asked.push(question),
             None => break,
         }
     }
-    let mut asked = asker.asked;
+    let mut asked = sampler.asked;
     let presence =
         asked.iter().take_while(|question| question.kind == QuestionKind::Presence).count();
     asked[presence..].shuffle(rng);
     asked
 }
 
-struct Asker<'a> {
+struct QuestionSampler<'a> {
     scene: &'a Scene,
     config: &'a SceneConfig,
     atlas: &'a Atlas,
@@ -104,7 +104,7 @@ struct Asker<'a> {
     pairs: Vec<(usize, usize)>,
 }
 
-impl<'a> Asker<'a> {
+impl<'a> QuestionSampler<'a> {
     fn draw(&mut self, kind: QuestionKind) -> Option<Question> {
         let (text, answer) = match kind {
             QuestionKind::Presence => self.presence(),
@@ -179,7 +179,7 @@ impl<'a> Asker<'a> {
     }
 
     fn neighbour(&mut self, side: &str) -> Option<(String, String)> {
-        let ask = |object: &Placed| format!("what is {side} of {}", object.name);
+        let ask = |object: &SceneObject| format!("what is {side} of {}", object.name);
         let scene = self.scene;
         let (with, without): (Vec<_>, Vec<_>) = scene
             .objects
@@ -205,7 +205,7 @@ impl<'a> Asker<'a> {
     }
 
     /// The colour behind an object, which `ask` names or points at.
-    fn colour(&mut self, ask: fn(usize, &Placed) -> String) -> Option<(String, String)> {
+    fn colour(&mut self, ask: fn(usize, &SceneObject) -> String) -> Option<(String, String)> {
         let objects = self.scene.objects.iter();
         let left: Vec<_> = objects.filter(|object| !self.coloured.contains(&object.name)).collect();
         let object = *left.choose(self.rng)?;
@@ -229,7 +229,7 @@ impl<'a> Asker<'a> {
         first.choose(self.rng).or_else(|| second.choose(self.rng)).copied()
     }
 
-    fn answer(&mut self, object: Option<&'a Placed>) -> String {
+    fn answer(&mut self, object: Option<&'a SceneObject>) -> String {
         match object {
             Some(object) => {
                 self.answers.push(object.name);

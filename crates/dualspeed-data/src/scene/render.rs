@@ -1,17 +1,17 @@
 //! Drawing a scene.
 
+use dualspeed_core::rng::hash_words;
 use image::RgbImage;
 
-use super::layout::{Bounds, Ground, Placed, Scene};
-use crate::atlas::Atlas;
+use super::atlas::Atlas;
+use super::layout::{Background, Bounds, Scene, SceneObject};
 use crate::picture::resample::{Filter, resample};
-use crate::rng;
 
-/// Draws a scene: ground, then cards, then drawings, antialiased.
+/// Draws a scene: background, then cards, then drawings, antialiased.
 ///
-/// Objects whose class the atlas lacks are cards only (no scene of a [`SceneSource`](crate::SceneSource) has any).
+/// Objects whose class the atlas lacks are cards only; no generated scene has any.
 pub fn render(scene: &Scene) -> RgbImage {
-    let mut canvas = draw_ground(&scene.ground, scene.image_size);
+    let mut canvas = draw_background(&scene.background, scene.image_size);
     for object in &scene.objects {
         draw_card(&mut canvas, object);
         for (x, y, [r, g, b, a]) in drawing(object) {
@@ -27,7 +27,7 @@ pub fn render(scene: &Scene) -> RgbImage {
 }
 
 /// The resized drawing of an object: (x, y, premultiplied RGBA) for its pixels that are not transparent.
-pub(super) fn drawing(object: &Placed) -> impl Iterator<Item = (usize, usize, [f32; 4])> {
+pub(super) fn drawing(object: &SceneObject) -> impl Iterator<Item = (usize, usize, [f32; 4])> {
     let Bounds { x, y, size } = object.bbox;
     let atlas = Atlas::embedded().ok();
     let pixels = match atlas
@@ -48,28 +48,28 @@ pub(super) fn drawing(object: &Placed) -> impl Iterator<Item = (usize, usize, [f
         .map(move |(i, pixel)| (x + i % size, y + i / size, pixel))
 }
 
-fn draw_ground(ground: &Ground, side: usize) -> RgbImage {
-    let (sin, cos) = ground.angle.sin_cos();
+fn draw_background(background: &Background, side: usize) -> RgbImage {
+    let (sin, cos) = background.angle.sin_cos();
     let half = side as f32 / 2.0;
     // The gradient runs from corner to corner whatever its direction.
     let reach = half * (sin.abs() + cos.abs());
-    let from = ground.from.map(f32::from);
-    let change: [f32; 3] = std::array::from_fn(|c| f32::from(ground.to[c]) - from[c]);
-    let blocks = side.div_ceil(ground.block);
+    let from = background.from.map(f32::from);
+    let change: [f32; 3] = std::array::from_fn(|c| f32::from(background.to[c]) - from[c]);
+    let blocks = side.div_ceil(background.block);
     let mut canvas = RgbImage::new(side as u32, side as u32);
     let mut factors = vec![1.0; blocks];
     for (y, row) in canvas.as_mut().chunks_exact_mut(3 * side).enumerate() {
-        if ground.amplitude > 0.0 && y % ground.block == 0 {
+        if background.amplitude > 0.0 && y % background.block == 0 {
             for (x, factor) in factors.iter_mut().enumerate() {
-                let word = rng::mix(&[ground.noise, (y / ground.block) as u64, x as u64]);
+                let word = hash_words(&[background.noise, (y / background.block) as u64, x as u64]);
                 let unit = (word >> 40) as f32 / (1u64 << 24) as f32;
-                *factor = 1.0 + ground.amplitude * (2.0 * unit - 1.0);
+                *factor = 1.0 + background.amplitude * (2.0 * unit - 1.0);
             }
         }
         let dy = (y as f32 + 0.5 - half) * sin;
         for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
             let t = 0.5 + ((x as f32 + 0.5 - half) * cos + dy) / (2.0 * reach);
-            let factor = factors[x / ground.block];
+            let factor = factors[x / background.block];
             for c in 0..3 {
                 pixel[c] = ((from[c] + change[c] * t) * factor).round().clamp(0.0, 255.0) as u8;
             }
@@ -78,7 +78,7 @@ fn draw_ground(ground: &Ground, side: usize) -> RgbImage {
     canvas
 }
 
-fn draw_card(canvas: &mut RgbImage, object: &Placed) {
+fn draw_card(canvas: &mut RgbImage, object: &SceneObject) {
     let Bounds { x, y, size } = object.card;
     let radius = size as f32 * 0.18;
     let half = size as f32 / 2.0;

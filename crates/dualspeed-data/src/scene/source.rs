@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
+use dualspeed_core::hash::hex;
 use sha2::{Digest, Sha256};
 
+use super::atlas::Atlas;
 use super::config::SceneConfig;
 use super::layout::{Purpose, Scene, lay_out, stream};
 use super::questions::{Question, ask};
 use super::render::render;
 use super::words::scene_tokenizer;
-use crate::atlas::Atlas;
 use crate::error::DataError;
-use crate::example::{Example, ExampleSource, Modality, QuestionMeta};
+use crate::example::Example;
 use crate::picture::ImageProcessor;
+use crate::question::QuestionMeta;
+use crate::source::{ExampleSource, Modality};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, Turn, encode_training};
 
 /// Increase when the same configuration comes to mean other scenes.
@@ -31,10 +34,10 @@ pub struct SceneSource {
 }
 
 impl SceneSource {
-    /// The first `len` scenes of a configuration.
+    /// Makes a data set of the first `len` scenes of a configuration.
     ///
     /// # Errors
-    /// If the configuration is not valid.
+    /// [`DataError::Scenes`] names the first field that is out of range.
     pub fn new(config: SceneConfig, len: usize) -> Result<Self, DataError> {
         config.validate()?;
         let tokenizer = Arc::new(scene_tokenizer()?);
@@ -43,7 +46,7 @@ impl SceneSource {
         Ok(Self { config, len, atlas: Atlas::embedded()?, tokenizer, processor, foreign })
     }
 
-    /// The same scenes in the words of another tokenizer: a language model's that was trained elsewhere.
+    /// Puts the scenes into the words of another tokenizer: a language model's that was trained elsewhere.
     pub fn with_tokenizer(mut self, tokenizer: Arc<TextTokenizer>) -> Self {
         let text = tokenizer.inner().to_string(false).unwrap_or_default();
         self.foreign += &format!("tokenizer {:x}", Sha256::digest(text));
@@ -51,7 +54,7 @@ impl SceneSource {
         self
     }
 
-    /// The same scenes with other pixels: those of a vision tower that was trained elsewhere.
+    /// Gives the scenes other pixels: those of a vision tower that was trained elsewhere.
     pub fn with_processor(mut self, processor: ImageProcessor) -> Self {
         if processor != self.processor {
             self.foreign += &format!("pixels {:?} {:?}", processor.mean, processor.std);
@@ -70,17 +73,17 @@ impl SceneSource {
         &self.tokenizer
     }
 
-    /// What becomes of a rendered scene.
+    /// The image processor that rendered scenes go through.
     pub fn processor(&self) -> &ImageProcessor {
         &self.processor
     }
 
-    /// The layout of scene `index` (any index, also beyond `len`).
+    /// Lays out scene `index`; any index, also beyond `len`.
     pub fn scene(&self, index: usize) -> Scene {
         lay_out(&self.config, self.atlas, index)
     }
 
-    /// The questions of scene `index`.
+    /// Draws the questions of scene `index`.
     pub fn questions(&self, index: usize) -> Vec<Question> {
         self.questions_about(&self.scene(index), index)
     }
@@ -161,18 +164,6 @@ impl ExampleSource for SceneSource {
         hash.update(format!("scenes v{GENERATOR_VERSION} {} {:?}", self.len, self.config));
         hash.update(format!("{:?}", self.atlas.classes()));
         hash.update(&self.foreign);
-        let digest = hash.finalize();
-        let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("scenes-{hex}")
-    }
-}
-
-impl burn_dataset::Dataset<Example> for SceneSource {
-    fn get(&self, index: usize) -> Option<Example> {
-        ExampleSource::get(self, index).ok()
-    }
-
-    fn len(&self) -> usize {
-        self.len
+        format!("scenes-{}", hex(&hash.finalize()[..8]))
     }
 }

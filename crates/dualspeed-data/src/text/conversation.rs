@@ -22,7 +22,7 @@ pub struct Turn {
 }
 
 impl Conversation {
-    /// A conversation of answered questions, with the template's system prompt.
+    /// Makes a conversation of answered questions, with the template's system prompt.
     pub fn new<Q: Into<String>, A: Into<String>>(turns: impl IntoIterator<Item = (Q, A)>) -> Self {
         let turns = turns.into_iter();
         Self { system: None, turns: turns.map(|(q, a)| Turn::answered(q, a)).collect() }
@@ -42,12 +42,12 @@ impl Conversation {
 }
 
 impl Turn {
-    /// A question with its answer.
+    /// Makes a turn of a question and its answer.
     pub fn answered(user: impl Into<String>, assistant: impl Into<String>) -> Self {
         Self { user: user.into(), assistant: Some(assistant.into()) }
     }
 
-    /// A question the model is to answer.
+    /// Makes a turn of a question that the model is to answer.
     pub fn open(user: impl Into<String>) -> Self {
         Self { user: user.into(), assistant: None }
     }

@@ -6,7 +6,12 @@ use super::conversation::Conversation;
 use super::template::{Segment, Template};
 use super::tokenizer::TextTokenizer;
 use crate::error::EncodeError;
-use crate::{IGNORE_INDEX, IMAGE_TOKEN_INDEX};
+
+/// Stands once in `input_ids` for each image (LLaVA's `IMAGE_TOKEN_INDEX`).
+pub const IMAGE_TOKEN_INDEX: i64 = -200;
+
+/// The label of positions that are not supervised (LLaVA's and PyTorch's `IGNORE_INDEX`).
+pub const IGNORE_INDEX: i64 = -100;
 
 /// Token ids with labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

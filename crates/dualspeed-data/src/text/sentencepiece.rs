@@ -31,7 +31,7 @@ pub struct SentencePieceVocabulary {
 }
 
 impl SentencePieceVocabulary {
-    /// The tokenizer.
+    /// Makes the tokenizer.
     ///
     /// # Errors
     /// If parts are missing or do not fit together.

@@ -74,7 +74,7 @@ pub enum Segment {
 }
 
 impl Template {
-    /// The template that a chat template in Jinja, as it stands in `tokenizer_config.json` or a GGUF file, spells out.
+    /// Finds the template that a chat template in Jinja, as it stands in `tokenizer_config.json` or a GGUF file, spells out.
     pub fn recognise(jinja: &str) -> Option<Self> {
         let known = [
             ("<|im_start|>", Self::Chatml),

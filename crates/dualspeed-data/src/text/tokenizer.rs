@@ -1,7 +1,5 @@
 //! A tokenizer with the few special ids the templates need.
 
-use std::path::Path;
-
 use serde_json::json;
 use tokenizers::Tokenizer;
 
@@ -37,7 +35,7 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Wraps a tokenizer.
+    /// Wraps a tokenizer of the `tokenizers` crate.
     ///
     /// # Errors
     /// If a named special token is not in the vocabulary, or no end token is found.
@@ -58,50 +56,7 @@ impl TextTokenizer {
         Ok(Self { inner, bos, eos, pad, vocab_size, adds_space })
     }
 
-    /// Reads a `tokenizer.json`.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new), or if the file cannot be read.
-    pub fn from_file(path: impl AsRef<Path>, special: &SpecialTokens) -> Result<Self, EncodeError> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path)
-            .map_err(|e| vocabulary(&path.display().to_string(), e.to_string()))?;
-        let inner = Tokenizer::from_bytes(bytes).map_err(|e| {
-            vocabulary(
-                &path.display().to_string(),
-                format!("{e}; expected a Hugging Face tokenizer.json"),
-            )
-        })?;
-        Self::new(inner, special)
-    }
-
-    /// Reads `tokenizer.json` of a model's directory, with the special tokens that `tokenizer_config.json` names there.
-    ///
-    /// # Errors
-    /// As [`from_file`](Self::from_file); also if `tokenizer_config.json` is malformed.
-    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, EncodeError> {
-        let dir = dir.as_ref();
-        let path = dir.join("tokenizer_config.json");
-        let config: serde_json::Value = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|e| vocabulary(&path.display().to_string(), e.to_string()))?,
-            Err(_) => serde_json::Value::Null,
-        };
-        // A token is text, or an object with the text in it.
-        let token = |name: &str| {
-            let value = config.get(name)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some(text.to_owned())
-        };
-        let special = SpecialTokens {
-            bos: token("bos_token"),
-            eos: token("eos_token"),
-            pad: token("pad_token"),
-        };
-        Self::from_file(dir.join("tokenizer.json"), &special)
-    }
-
-    /// A lower-casing tokenizer of whole words, hyphenated ones included, and runs of punctuation marks. Ids are
+    /// Makes a lower-casing tokenizer of whole words, hyphenated ones included, and runs of punctuation marks. Ids are
     /// `<pad>` 0, `<unk>` 1, `<s>` 2, `</s>` 3, then `words` in order, repetitions skipped.
     ///
     /// # Errors
@@ -138,7 +93,7 @@ impl TextTokenizer {
         Self::new(inner, &SpecialTokens::default())
     }
 
-    /// Ids of `text`, without special tokens. Text at the start of a sequence, or after an image or `</s>`.
+    /// Encodes text without special tokens, as it stands at the start of a sequence, or after an image or `</s>`.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -150,7 +105,7 @@ impl TextTokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// Ids of `text` standing after other text and a space: what the tokenizer would make of the two written
+    /// Encodes text that stands after other text and a space: what the tokenizer would make of the two written
     /// together. Sentencepiece-like tokenizers put that space themselves, byte-level ones need it in the text.
     ///
     /// # Errors
@@ -159,7 +114,7 @@ impl TextTokenizer {
         if self.adds_space { self.encode(text) } else { self.encode(&format!(" {text}")) }
     }
 
-    /// Text of `ids`. Special tokens and negative ids (images, ignored labels) are skipped.
+    /// Decodes ids to text. Special tokens and negative ids (images, ignored labels) are skipped.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -195,7 +150,7 @@ impl TextTokenizer {
         self.inner.token_to_id(token).map(i64::from)
     }
 
-    /// The tokenizer itself.
+    /// The wrapped tokenizer.
     pub fn inner(&self) -> &Tokenizer {
         &self.inner
     }
@@ -219,6 +174,7 @@ fn find(
     }
 }
 
-fn vocabulary(what: &str, reason: String) -> EncodeError {
+/// An error about a tokenizer, which `what` names.
+pub(super) fn vocabulary(what: &str, reason: String) -> EncodeError {
     EncodeError::Vocabulary { what: what.to_string(), reason }
 }

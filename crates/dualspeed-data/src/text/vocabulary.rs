@@ -24,7 +24,7 @@ pub struct BpeVocabulary {
 }
 
 impl BpeVocabulary {
-    /// The tokenizer.
+    /// Makes the tokenizer.
     ///
     /// # Errors
     /// If the way text is cut first is not known, or parts do not fit together.

@@ -140,7 +140,7 @@ fn resampling_is_pillows() {
 #[test]
 fn fitting_and_normalising() {
     let wide = RgbImage::from_pixel(40, 20, Rgb([255, 0, 0]));
-    let process = |mode| ImageProcessor::clip(8, mode);
+    let process = |fit| ImageProcessor::clip(8, fit);
 
     let padded = ImageProcessor::clip(16, FitMode::Pad).fit(&wide);
     assert_eq!(padded.get_pixel(8, 8).0, [255, 0, 0]);
@@ -170,9 +170,9 @@ fn fitting_and_normalising() {
     assert_ne!(image.key, processor.process(&sided).key);
 
     let thin = encode(RgbImage::new(12_000, 1), ImageFormat::Png);
-    for mode in [FitMode::Pad, FitMode::Resize, FitMode::CentreCrop] {
-        let image = preprocess_bytes(&thin, "thin", &process(mode)).unwrap();
-        assert!(image.pixels.iter().all(|value| value.is_finite()), "{mode:?}");
+    for fit in [FitMode::Pad, FitMode::Resize, FitMode::CentreCrop] {
+        let image = preprocess_bytes(&thin, "thin", &process(fit)).unwrap();
+        assert!(image.pixels.iter().all(|value| value.is_finite()), "{fit:?}");
     }
     assert!(ImageProcessor { size: 0, ..processor.clone() }.validate().is_err());
     assert!(ImageProcessor { std: [1.0, 0.0, 1.0], ..processor }.validate().is_err());

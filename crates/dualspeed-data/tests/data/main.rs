@@ -5,5 +5,6 @@ mod json;
 mod questions;
 mod sampler;
 mod scenes;
+mod sources;
 mod templates;
 mod text;

@@ -4,20 +4,21 @@ use std::collections::HashSet;
 
 use dualspeed_data::scene::place_name;
 use dualspeed_data::{
-    Atlas, Chance, Conversation, ExampleSource, Placed, QuestionKind, Scene, SceneConfig, Split,
-    Template, Turn, chance, encode_prompt, scene_tokenizer,
+    Atlas, Chance, Conversation, ExampleSource, QuestionKind, Scene, SceneConfig, SceneObject,
+    Split, Template, Turn, chance, encode_prompt, scene_tokenizer,
 };
 
 use crate::scenes::source;
 
 /// The answer, from where the drawings are on the picture and nothing else.
 fn restated(scene: &Scene, question: &str) -> String {
-    let cell = |object: &Placed| {
+    let cell = |object: &SceneObject| {
         let middle = |start: usize| (start + object.bbox.size / 2) * 3 / scene.image_size;
         (middle(object.bbox.y), middle(object.bbox.x))
     };
     let find = |name: &str| scene.objects.iter().find(|object| object.name == name);
-    let name = |object: Option<&Placed>| object.map_or("nothing", |object| object.name).to_string();
+    let name =
+        |object: Option<&SceneObject>| object.map_or("nothing", |object| object.name).to_string();
     let at = |place: &str| {
         let named: Vec<_> =
             (0..9).map(|i| (i / 3, i % 3)).filter(|&c| place_name(3, c) == place).collect();

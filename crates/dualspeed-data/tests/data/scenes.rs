@@ -1,6 +1,7 @@
 //! Scenes: determinism, disjoint splits, token ids, and what the patches show.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use burn_dataset::Dataset;
 use dualspeed_data::scene::place_name;
@@ -21,16 +22,17 @@ fn split(split: Split) -> SceneSource {
 #[test]
 fn an_example_is_a_function_of_its_index() {
     let (one, other) = (split(Split::Train), split(Split::Train));
-    let later: Vec<_> = [9, 2].map(|index| ExampleSource::get(&one, index).unwrap()).into();
+    let later: Vec<_> = [9, 2].map(|index| one.get(index).unwrap()).into();
     for example in later.iter().rev() {
         let index = example.id.rsplit('-').next().unwrap().parse().unwrap();
-        assert_eq!(&ExampleSource::get(&other, index).unwrap(), example);
+        assert_eq!(&other.get(index).unwrap(), example);
     }
     assert_eq!(one.fingerprint(), other.fingerprint());
     assert_ne!(one.fingerprint(), split(Split::Test).fingerprint());
-    assert_eq!(Dataset::get(&one, 2).as_ref(), Some(&later[1]));
-    assert_eq!(Dataset::get(&one, 10_000), None);
-    assert!(matches!(ExampleSource::get(&one, 10_000), Err(DataError::OutOfRange { .. })));
+    assert!(matches!(one.get(10_000), Err(DataError::OutOfRange { .. })));
+    let burn: Arc<dyn ExampleSource> = Arc::new(one);
+    assert_eq!(Dataset::get(&burn, 2).as_ref(), Some(&later[1]));
+    assert_eq!((Dataset::get(&burn, 10_000), Dataset::len(&burn)), (None, 10_000));
 }
 
 #[test]
@@ -46,7 +48,7 @@ fn splits_and_seeds_share_no_scene() {
             if index < 100 {
                 assert!(pictures.insert(render(&scene).into_raw()), "{seed} {part:?} {index}");
             }
-            // Without the ground, which alone would make any two scenes differ.
+            // Without the background, which alone would make any two scenes differ.
             assert!(layouts.insert(scene.objects), "{seed} {part:?} {index}");
         }
     }
@@ -175,7 +177,7 @@ fn patches_show_what_lies_on_them() {
         for i in 0..144 {
             let cell = (i / 12 / 4, i % 12 / 4);
             if scene.at(cell).is_none() {
-                assert_eq!((classes[i], colours[i]), (0, 0), "an empty cell is ground");
+                assert_eq!((classes[i], colours[i]), (0, 0), "an empty cell is background");
             } else if classes[i] != 0 {
                 assert_eq!(classes[i], scene.at(cell).unwrap().class + 1);
             }
@@ -191,12 +193,12 @@ fn drawings_are_where_the_labels_say() {
     scene.objects.truncate(1);
     let flat = |level: u8| {
         let mut scene = scene.clone();
-        scene.ground.amplitude = 0.0;
-        (scene.ground.from, scene.ground.to) = ([level; 3], [level; 3]);
+        scene.background.amplitude = 0.0;
+        (scene.background.from, scene.background.to) = ([level; 3], [level; 3]);
         scene.objects[0].tint = [level; 3];
         render(&scene)
     };
-    // Over black and over white ground and card: the difference is what shines through.
+    // Over black and over white background and card: the difference is what shines through.
     let (dark, light) = (flat(0), flat(255));
     let labels = patch_labels(&scene, 14);
     for (i, &label) in labels.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dualspeed_data::{
     Conversation, EncodeError, IGNORE_INDEX as X, IMAGE_TOKEN_INDEX as IMG, SpecialTokens,
-    Template, TextTokenizer, Turn, encode_prompt, encode_training,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training, read_tokenizer,
 };
 use serde_json::json;
 
@@ -228,4 +228,23 @@ fn special_tokens_are_found_named_or_missed() {
 
     let missing = TextTokenizer::from_file("/nowhere/tokenizer.json", &SpecialTokens::default());
     assert!(missing.unwrap_err().to_string().contains("/nowhere/tokenizer.json"));
+}
+
+#[test]
+fn a_tokenizers_config_beside_it_names_its_special_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, other) = (dir.path().join("tokenizer.json"), dir.path().join("other.json"));
+    for path in [&model, &other] {
+        words().inner().save(path, false).unwrap();
+    }
+    assert_eq!(read_tokenizer(&model).unwrap().eos_id(), EOS);
+    let config = dir.path().join("tokenizer_config.json");
+    std::fs::write(&config, r#"{"eos_token": "dog", "pad_token": {"content": "cat"}}"#).unwrap();
+    let tokenizer = read_tokenizer(&model).unwrap();
+    assert_eq!((tokenizer.eos_id(), tokenizer.pad_id()), (DOG, CAT));
+    // A file of another name is nobody's directory.
+    assert_eq!(read_tokenizer(&other).unwrap().eos_id(), EOS);
+    std::fs::write(&config, "{").unwrap();
+    let error = read_tokenizer(&model).unwrap_err().to_string();
+    assert!(error.contains("tokenizer_config.json"), "{error}");
 }

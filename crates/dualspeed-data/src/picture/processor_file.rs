@@ -5,15 +5,15 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::load::ImageLimits;
-use super::process::{FitMode, ImageProcessor};
-use crate::error::{DataError, ProcessorProblem};
+use super::processor::{FitMode, ImageProcessor};
+use crate::error::{DataError, ImageProcessorError};
 
 /// What a model's directory says about its images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessorFile {
     /// Size, fitting, normalisation.
     pub processor: ImageProcessor,
-    /// LLaVA-NeXT's resolutions, `[height, width]`; then an image is cut into tiles.
+    /// LLaVA-NeXT's `image_grid_pinpoints`, `[height, width]` in pixels: there, an image is cut into tiles.
     pub pinpoints: Option<Vec<[usize; 2]>>,
 }
 
@@ -30,7 +30,7 @@ pub fn read_processor(dir: &Path) -> Result<Option<ProcessorFile>, DataError> {
         let text = std::fs::read(&path)
             .map_err(|source| DataError::Read { path: path.clone(), source })?;
         let wrong = |problem: String| {
-            DataError::Processor(ProcessorProblem { path: path.clone(), problem })
+            DataError::Processor(ImageProcessorError::File { path: path.clone(), problem })
         };
         let json: Value =
             serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
@@ -47,19 +47,19 @@ pub fn read_processor(dir: &Path) -> Result<Option<ProcessorFile>, DataError> {
 }
 
 impl ProcessorFile {
-    /// The same as the text of a `preprocessor_config.json`.
+    /// Writes a `preprocessor_config.json` that says the same.
     pub fn to_json(&self) -> Value {
-        let ImageProcessor { size, mode, mean, std, .. } = &self.processor;
+        let ImageProcessor { size, fit, mean, std, .. } = &self.processor;
         let square = serde_json::json!({ "height": size, "width": size });
         let kind = if self.pinpoints.is_some() { "LlavaNext" } else { "CLIP" };
-        let size = match mode {
+        let size = match fit {
             FitMode::CentreCrop => serde_json::json!({ "shortest_edge": size }),
             FitMode::Resize | FitMode::Pad => square.clone(),
         };
         let mut json = serde_json::json!({
             "image_processor_type": format!("{kind}ImageProcessor"),
             "do_resize": true, "do_rescale": true, "do_normalize": true, "do_convert_rgb": true,
-            "do_center_crop": *mode == FitMode::CentreCrop, "do_pad": *mode == FitMode::Pad,
+            "do_center_crop": *fit == FitMode::CentreCrop, "do_pad": *fit == FitMode::Pad,
             "size": size, "crop_size": square, "resample": 3, "rescale_factor": 1.0 / 255.0,
             "image_mean": mean, "image_std": std,
         });
@@ -93,19 +93,19 @@ fn parse(json: &Value) -> Result<ProcessorFile, String> {
     }
     let size = side(json, "size")?.ok_or("`size` is missing")?;
     let crop = side(json, "crop_size")?;
-    let mode = match (next, flag("do_center_crop", true)) {
+    let fit = match (next, flag("do_center_crop", true)) {
         (true, _) => FitMode::Resize,
         (false, _) if flag("do_pad", false) => FitMode::Pad,
         (false, true) => FitMode::CentreCrop,
         (false, false) => FitMode::Resize,
     };
-    if mode == FitMode::CentreCrop && crop.is_some_and(|crop| crop != size) {
+    if fit == FitMode::CentreCrop && crop.is_some_and(|crop| crop != size) {
         return Err(format!(
             "images are resized to {size} and {} cut out; the two must be equal here",
             crop.unwrap_or_default()
         ));
     }
-    let clip = ImageProcessor::clip(size, mode);
+    let clip = ImageProcessor::clip(size, fit);
     let processor = ImageProcessor {
         mean: channels(json, "image_mean", clip.mean)?,
         std: channels(json, "image_std", clip.std)?,

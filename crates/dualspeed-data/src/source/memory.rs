@@ -1,11 +1,13 @@
-//! A source held in memory.
+//! Examples held in memory.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::{ExampleSource, Modality};
 use crate::error::DataError;
-use crate::example::{Example, ExampleSource, HostImage, Modality};
+use crate::example::Example;
+use crate::picture::HostImage;
 
 /// Examples made once and kept, for data sets that are small or whose visual features are cached.
 #[derive(Clone, Debug)]
@@ -20,8 +22,8 @@ impl MemorySource {
         Self { examples, fingerprint: fingerprint.into() }
     }
 
-    /// Makes all examples of `source`, in parallel. With `keep_pixels = false` the images keep key and size only:
-    /// enough for training on cached features, at a few hundred bytes an example.
+    /// Makes all examples of `source`, in parallel. With `keep_pixels = false` images have key and size only: enough
+    /// for training on cached features, at a few hundred bytes an example.
     ///
     /// # Errors
     /// The first error of `source`.
@@ -74,15 +76,5 @@ impl ExampleSource for MemorySource {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
-    }
-}
-
-impl burn_dataset::Dataset<Example> for MemorySource {
-    fn get(&self, index: usize) -> Option<Example> {
-        self.examples.get(index).cloned()
-    }
-
-    fn len(&self) -> usize {
-        self.examples.len()
     }
 }

@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::colour::Colour;
 use crate::error::DataError;
-use crate::scene::Colour;
 
-/// Whose drawings.
+/// The vendor of a set of drawings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vendor {
@@ -36,9 +36,9 @@ impl Vendor {
 
     fn sheet(self) -> &'static [u8] {
         match self {
-            Self::Google => include_bytes!("../assets/google.png"),
-            Self::Twitter => include_bytes!("../assets/twitter.png"),
-            Self::Fluent => include_bytes!("../assets/fluent.png"),
+            Self::Google => include_bytes!("../../assets/google.png"),
+            Self::Twitter => include_bytes!("../../assets/twitter.png"),
+            Self::Fluent => include_bytes!("../../assets/fluent.png"),
         }
     }
 }
@@ -62,7 +62,7 @@ pub struct Class {
     pub group: String,
 }
 
-/// The decoded atlas. Classes are ordered so that any prefix is diverse.
+/// The decoded drawings of all vendors. Classes are ordered so that any prefix is diverse.
 pub struct Atlas {
     classes: Vec<Class>,
     tile: usize,
@@ -80,10 +80,10 @@ struct Description {
 }
 
 impl Atlas {
-    /// The embedded atlas, decoded at the first call.
+    /// Decodes the embedded drawings at the first call.
     ///
     /// # Errors
-    /// If the embedded files do not fit together.
+    /// [`DataError::Atlas`] if the embedded files do not fit together.
     pub fn embedded() -> Result<&'static Self, DataError> {
         static ATLAS: OnceLock<Result<Atlas, String>> = OnceLock::new();
         ATLAS
@@ -94,7 +94,7 @@ impl Atlas {
 
     fn decode() -> Result<Self, String> {
         let Description { tile, columns, classes } =
-            serde_json::from_str(include_str!("../assets/atlas.json"))
+            serde_json::from_str(include_str!("../../assets/atlas.json"))
                 .map_err(|e| e.to_string())?;
         let mut drawings = Vec::new();
         for vendor in Vendor::ALL {
@@ -134,7 +134,7 @@ impl Atlas {
         &self.classes
     }
 
-    /// Number of the class called `name`.
+    /// Finds the number of the class called `name`.
     pub fn class(&self, name: &str) -> Option<usize> {
         self.classes.iter().position(|class| class.name == name)
     }
@@ -144,7 +144,7 @@ impl Atlas {
         self.tile
     }
 
-    /// A drawing: `tile x tile` RGBA, premultiplied, 0 to 255. `None` if there is no such class.
+    /// The drawing of a class: `tile x tile` RGBA, premultiplied, 0 to 255. `None` if there is no such class.
     pub fn drawing(&self, class: usize, vendor: Vendor) -> Option<&[[f32; 4]]> {
         self.drawings[vendor as usize].get(class).map(Vec::as_slice)
     }

@@ -7,10 +7,10 @@ use image::imageops;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::host_image::HostImage;
 use super::load::{ImageLimits, decode_image, load_image};
 use super::resample::{Filter, resize_padded, resize_rgb};
-use crate::error::{ConfigError, ImageError};
-use crate::example::HostImage;
+use crate::error::{ImageError, ImageProcessorError};
 
 /// How a rectangle becomes a square.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ use crate::example::HostImage;
 pub enum FitMode {
     /// Stretched.
     Resize,
-    /// Padded to a square with the mean colour, then resized (LLaVA 1.5's `image_aspect_ratio = "pad"`).
+    /// Padded to a square with the mean colour, then resized (LLaVA-1.5's `image_aspect_ratio = "pad"`).
     #[default]
     Pad,
     /// The shorter side resized, then the centre cut out (CLIP's own preprocessing).
@@ -32,7 +32,7 @@ pub struct ImageProcessor {
     /// Side of the result, in pixels.
     pub size: usize,
     /// How a rectangle becomes a square.
-    pub mode: FitMode,
+    pub fit: FitMode,
     /// Mean of red, green and blue, on a scale of 0 to 1.
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue, on a scale of 0 to 1.
@@ -42,46 +42,52 @@ pub struct ImageProcessor {
 }
 
 impl Default for ImageProcessor {
-    /// CLIP ViT-L/14-336, padded as in LLaVA 1.5.
+    /// What CLIP ViT-L/14-336 takes, padded as in LLaVA-1.5.
     fn default() -> Self {
         Self::clip(336, FitMode::Pad)
     }
 }
 
+/// CLIP's mean and standard deviation of red, green and blue.
+const CLIP: [[f32; 3]; 2] =
+    [[0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]];
+
 impl ImageProcessor {
-    /// CLIP's normalisation at another size.
-    pub fn clip(size: usize, mode: FitMode) -> Self {
-        Self {
-            size,
-            mode,
-            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
-            limits: ImageLimits::default(),
-        }
+    /// Makes a processor of plain numbers: the side of its results in pixels, how rectangles become squares, and mean and
+    /// standard deviation of the three channels on a scale of 0 to 1 (`None`: CLIP's).
+    pub fn new(size: usize, fit: FitMode, normalisation: Option<[[f32; 3]; 2]>) -> Self {
+        let [mean, std] = normalisation.unwrap_or(CLIP);
+        Self { size, fit, mean, std, limits: ImageLimits::default() }
+    }
+
+    /// Makes a processor with CLIP's normalisation.
+    pub fn clip(size: usize, fit: FitMode) -> Self {
+        Self::new(size, fit, None)
     }
 
     /// Checks the values.
     ///
     /// # Errors
-    /// If the size is 0 or a standard deviation is not positive.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ImageProcessorError::OutOfRange`] if the size is 0 or a standard deviation is not positive.
+    pub fn validate(&self) -> Result<(), ImageProcessorError> {
+        let refuse = |field, value, expected| {
+            Err(ImageProcessorError::OutOfRange { field, value, expected })
+        };
         if self.size == 0 || self.size > self.limits.max_side as usize {
-            return Err(ConfigError::new(
-                "size",
-                format!("{} is not in 1..={}", self.size, self.limits.max_side),
-            ));
+            let expected = format!("1 to {} pixels", self.limits.max_side);
+            return refuse("size", self.size.to_string(), expected);
         }
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
-            return Err(ConfigError::new("std", format!("{:?} must be positive", self.std)));
+            return refuse("std", format!("{:?}", self.std), "three positive numbers".into());
         }
         Ok(())
     }
 
-    /// Fits and resizes to `size` x `size`, 8-bit: what a person would look at.
+    /// Fits and resizes an image to `size` x `size`, 8-bit: what a person would look at.
     pub fn fit(&self, image: &RgbImage) -> RgbImage {
         let size = self.size as u32;
         let (width, height) = image.dimensions();
-        match self.mode {
+        match self.fit {
             _ if (width, height) == (size, size) => image.clone(),
             FitMode::Resize => resize_rgb(image, size, size, Filter::Bicubic),
             FitMode::Pad => {
@@ -107,7 +113,7 @@ impl ImageProcessor {
         }
     }
 
-    /// Fits, resizes and normalises.
+    /// Fits, resizes and normalises an image to `[3, size, size]`.
     pub fn process(&self, image: &RgbImage) -> HostImage {
         let fitted = self.fit(image);
         let area = self.size * self.size;
@@ -137,7 +143,7 @@ impl ImageProcessor {
 /// Loads and processes an image file.
 ///
 /// # Errors
-/// As [`load_image`].
+/// If the file is missing, empty, truncated, too large, of zero size, or of an unknown or broken format.
 pub fn preprocess_image(
     path: impl AsRef<Path>,
     processor: &ImageProcessor,
@@ -148,7 +154,7 @@ pub fn preprocess_image(
 /// Decodes and processes an image; `name` is what errors call it.
 ///
 /// # Errors
-/// As [`load_image`].
+/// If the bytes are none, truncated, too large an image, of zero size, or of an unknown or broken format.
 pub fn preprocess_bytes(
     bytes: &[u8],
     name: &str,
