@@ -3,12 +3,16 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | `gpu` | work on CubeCL's server thread, ordered with Burn's launches |
-//! | `product`, `blas` | matrix products: what they are, and the chosen algorithms |
-//! | `kernel` | compiling, caching and launching `kernels/*.cu` |
-//! | `tensor` | element types, strides, rows |
-//! | `staging` | uploads |
+//! | `error`, `driver`, `ready` | failed calls, questions to the driver, whether a device is served |
+//! | `element`, `product`, `sources` | element types, matrix products, the list of `kernels/*.cu` |
+//! | `cache` | what was compiled and measured before |
+//! | `kernel`, `blas`, `staging` | compiled kernels, cuBLASLt, page-locked memory: what a device has |
+//! | `gpu` | all of that for one device |
+//! | `queue` | work on CubeCL's server thread, ordered with Burn's launches |
+//! | `tensor`, `cast`, `transfer` | strides and rows, other element types, copies from and to the host |
 //! | `linear`, `dropout`, `attention`, `elementwise`, `losses`, `select`, `points`, `adamw` | the operations |
+//!
+//! A module imports from its own row and the rows above it.
 //!
 //! A body that does not serve its operands (f64, empty tensors, odd types) leaves them to the plain one. So does the
 //! whole module, with one warning, where the driver is older than CUDA 12.5, a library is missing or the device is older
@@ -17,7 +21,11 @@
 mod adamw;
 mod attention;
 mod blas;
+mod cache;
+mod cast;
+mod driver;
 mod dropout;
+mod element;
 mod elementwise;
 mod error;
 mod gpu;
@@ -26,10 +34,13 @@ mod linear;
 mod losses;
 mod points;
 mod product;
+mod queue;
 mod ready;
 mod select;
+mod sources;
 mod staging;
 mod tensor;
+mod transfer;
 
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Element, Shape, TensorData, try_read_sync};
@@ -39,7 +50,7 @@ use cubecl::cuda::CudaRuntime;
 
 pub use blas::allow_tf32;
 pub use burn_cuda::{Cuda, CudaDevice};
-pub use gpu::take_failure;
+pub use queue::take_failure;
 pub use ready::is_fast;
 
 use crate::backend;
@@ -49,7 +60,7 @@ use crate::{Backend, plain};
 
 /// Runs a plain body, after what waits to be sent: its kernels are Burn's own.
 fn slow<T>(body: impl FnOnce() -> T) -> T {
-    gpu::flush();
+    queue::flush();
     body()
 }
 
@@ -72,16 +83,16 @@ where
     T: BoolElement,
 {
     fn batched<R>(f: impl FnOnce() -> R) -> R {
-        gpu::batched(f)
+        queue::batched(f)
     }
 
     fn memory(device: &Self::Device) -> Option<DeviceMemory> {
-        gpu::memory(device)
+        queue::memory(device)
     }
 
     fn read_later(tensor: FloatTensor<Self>) -> ReadLater {
-        staging::read_later(&tensor).unwrap_or_else(|| {
-            gpu::flush();
+        transfer::read_later(&tensor).unwrap_or_else(|| {
+            queue::flush();
             Box::new(move || {
                 let data = try_read_sync(Self::float_into_data(tensor));
                 let data = data.ok_or("the device cannot be read synchronously")?;
@@ -97,7 +108,7 @@ where
         dtype: DType,
         device: &Self::Device,
     ) -> FloatTensor<Self> {
-        staging::upload(parts, &shape, dtype, device).or_slow(|| {
+        transfer::upload(parts, &shape, dtype, device).or_slow(|| {
             let data = TensorData::from_bytes_vec(parts.concat(), shape, dtype);
             Self::float_from_data(data, device)
         })
@@ -179,7 +190,7 @@ where
         match elementwise::norm_backward(x_, weight_, eps, grad_, around_, false, needs_) {
             Some([x, weight, bias]) => NormGrads { x, weight, bias },
             None => {
-                gpu::flush();
+                queue::flush();
                 let out = plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs);
                 NormGrads { x: out.x.map(|x| Self::float_add(around, x)), ..out }
             }
@@ -416,7 +427,7 @@ where
     }
 
     fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
-        elementwise::cast_many(tensors, dtype)
+        cast::cast_many(tensors, dtype)
     }
 
     fn fused_select_rows_backward(
@@ -440,7 +451,7 @@ where
 
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
         adamw::adamw::<Self>(tensors, config).unwrap_or_else(|tensors| {
-            gpu::flush();
+            queue::flush();
             plain::adamw::<Self>(tensors, config)
         })
     }
