@@ -2,17 +2,16 @@
 
 use burn::tensor::DType;
 
+use super::cast::cast;
+use super::element::Tensor;
 use super::error::CudaError;
-use super::gpu::{Gpu, flush, submit_all};
-use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Tensor, cast, contiguous, copied, dims, empty, empty_like, reshaped, served};
+use super::gpu::Gpu;
+use super::kernel::{Arg, Grid};
+use super::queue::{flush, submit_all};
+use super::sources::ADAMW;
+use super::tensor::{contiguous, copied, dims, empty, empty_like, reshaped, served};
 use crate::Backend;
 use crate::types::*;
-
-static ADAMW: Source = Source {
-    name: "adamw",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/adamw.cu")),
-};
 
 /// Elements that one block updates.
 const CHUNK: usize = 8192;

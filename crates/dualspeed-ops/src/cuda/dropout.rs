@@ -2,15 +2,13 @@
 
 use burn::tensor::DType;
 
-use super::gpu::submit;
-use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Tensor, cast, contiguous, dims, empty_like, served};
+use super::cast::cast;
+use super::element::Tensor;
+use super::kernel::{Arg, Grid};
+use super::queue::submit;
+use super::sources::DROPOUT;
+use super::tensor::{contiguous, dims, empty_like, served};
 use crate::dropout::threshold;
-
-static DROPOUT: Source = Source {
-    name: "dropout",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/dropout.cu")),
-};
 
 /// `x` with dropout, plus `sum`; what nobody else has is written over, `sum` or, without one, `x`. `keys` is `[2 * rows]`, low and high halves
 /// of the rows' states.

@@ -4,16 +4,14 @@
 
 use burn::tensor::DType;
 
-use super::gpu::{Gpu, submit, submit_all};
-use super::kernel::{Arg, Grid, Source};
-use super::tensor::{
-    Element, Rows, Tensor, cast, contiguous, dims, empty, empty_like, served, strides,
-};
-
-pub(super) static ELEMENTWISE: Source = Source {
-    name: "elementwise",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/elementwise.cu")),
-};
+use super::cast::cast;
+use super::element::{Element, Tensor};
+use super::error::CudaError;
+use super::gpu::Gpu;
+use super::kernel::{Arg, Grid};
+use super::queue::submit;
+use super::sources::ELEMENTWISE;
+use super::tensor::{Rows, contiguous, dims, empty, empty_heads, empty_like, heads, served};
 
 use Arg::{Address, Float, Int, Long};
 
@@ -23,7 +21,7 @@ fn launch(
     element: Element,
     grid: Grid,
     args: &[Arg],
-) -> Result<(), super::error::CudaError> {
+) -> Result<(), CudaError> {
     let name = format!("{name}_{}", element.suffix());
     gpu.launch(&ELEMENTWISE, "", &name, grid, args)
 }
@@ -200,52 +198,6 @@ pub(super) fn activation(name: &'static str, x: Tensor, grad: Option<Tensor>) ->
     Some(y)
 }
 
-/// The same values in another element type.
-pub(super) fn convert(x: &Tensor, from: Element, to: Element) -> Tensor {
-    let y = empty(x, &dims(x), to.dtype());
-    let n = dims(x).iter().product::<usize>();
-    submit([Some(x), Some(&y)], move |gpu, [x, y]| {
-        let name = format!("cast_{}_{}", from.suffix(), to.suffix());
-        let grid = Grid::new(n.div_ceil(2048).min(8 * gpu.multiprocessors), 256);
-        let args = [Address(x), Address(y), Long(n), Float(1.0)];
-        gpu.launch(&ELEMENTWISE, "", &name, grid, &args)
-    });
-    y
-}
-
-/// Tensors that one launch of `cast_many` takes.
-const CASTS: usize = 16;
-
-/// The tensors in `dtype`; those of f32 in one launch for every sixteen.
-pub(super) fn cast_many(tensors: Vec<Tensor>, dtype: DType) -> Vec<Tensor> {
-    let fits = |tensor: &Tensor| tensor.dtype == DType::F32 && served(&[tensor]).is_some();
-    let element = match Element::of_dtype(dtype) {
-        Some(element) if element != Element::F32 && tensors.iter().all(fits) => element,
-        _ => return tensors.into_iter().map(|tensor| cast(tensor, dtype)).collect(),
-    };
-    let from: Vec<Tensor> = tensors.into_iter().map(contiguous).collect();
-    let to: Vec<Tensor> = from.iter().map(|x| empty(x, &dims(x), dtype)).collect();
-    for (from, to) in from.chunks(CASTS).zip(to.chunks(CASTS)) {
-        let lengths: Vec<u64> =
-            from.iter().map(|x| dims(x).iter().product::<usize>() as u64).collect();
-        let operands: Vec<&Tensor> = from.iter().chain(to).collect();
-        submit_all(&operands, move |gpu, addresses| {
-            let (from, to) = addresses.split_at(lengths.len());
-            let pad = |values: &[u64]| {
-                let mut values = values.to_vec();
-                values.resize(CASTS, 0);
-                values
-            };
-            let table = [pad(from), pad(to), pad(&lengths)].concat();
-            let most = lengths.iter().copied().max().unwrap_or(0) as usize;
-            let blocks = [most.div_ceil(8192).clamp(1, 1024), lengths.len(), 1];
-            let grid = Grid { blocks, threads: 256, shared: 0 };
-            launch(gpu, "cast_many", element, grid, &[Arg::Struct(table)])
-        });
-    }
-    to
-}
-
 fn swiglu_grid(rows: usize, width: usize, element: Element) -> Grid {
     let columns = (width * element.bytes()).div_ceil(256 * 16);
     Grid { blocks: [columns, rows.min(65_535), 1], threads: 256, shared: 0 }
@@ -314,27 +266,6 @@ pub(super) fn swiglu_backward(
         },
     );
     Some([gate_grad, up_grad])
-}
-
-/// Memory for `[b, h, s, d]` in the order of `like`: a view of `[b, s, h, d]` where `like` is one.
-pub(super) fn empty_heads(like: &Tensor, shape: [usize; 4], dtype: DType) -> Tensor {
-    let steps = strides(like);
-    let [b, h, s, d] = shape;
-    if steps.len() == 4 && steps[1] <= steps[2] {
-        let mut tensor = empty(like, &[b, s, h, d], dtype);
-        tensor.meta.swap(1, 2);
-        return tensor;
-    }
-    empty(like, &[b, h, s, d], dtype)
-}
-
-/// The tensor with its last dimension contiguous, and the other strides.
-pub(super) fn heads(tensor: Tensor) -> (Tensor, [usize; 4], [usize; 3]) {
-    let fits = strides(&tensor).last() == Some(&1) || dims(&tensor).last() == Some(&1);
-    let tensor = if fits { tensor } else { contiguous(tensor) };
-    let at = |values: &[usize], i: usize| values.get(i).copied().unwrap_or(1);
-    let (shape, steps) = (dims(&tensor), strides(&tensor));
-    (tensor, [0, 1, 2, 3].map(|i| at(&shape, i)), [0, 1, 2].map(|i| at(&steps, i)))
 }
 
 /// The rotary embedding, backwards where `direction` is -1, in the memory of `x` where that is the caller's `own`.

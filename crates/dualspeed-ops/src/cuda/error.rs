@@ -25,18 +25,3 @@ pub(super) enum CudaError {
     #[error("out of memory: {free_gib:.1} of {total_gib:.1} GiB were free when it was noticed")]
     OutOfMemory { free_gib: f64, total_gib: f64 },
 }
-
-impl CudaError {
-    /// Names what is behind an operand without memory. For the device's thread.
-    pub(super) fn explained(self) -> Self {
-        let (Self::Memory(message) | Self::Panic(message)) = &self else { return self };
-        if !message.contains("find resource") && !message.contains("Memory page") {
-            return self;
-        }
-        let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
-        match super::gpu::driver_memory() {
-            Some([free, total]) => Self::OutOfMemory { free_gib: gib(free), total_gib: gib(total) },
-            None => self,
-        }
-    }
-}

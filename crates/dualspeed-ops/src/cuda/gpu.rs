@@ -1,34 +1,17 @@
-//! Work of our own on Burn's memory, in Burn's order.
-//!
-//! [`submit`] runs a closure on the thread that CubeCL talks to the device from, between the launches before and after
-//! it. CubeCL's streams are private, so the order on the device comes from two events of the whole context: our stream
-//! waits for everything launched before, and everything launched after waits for our stream. The host never waits.
+//! What is kept per device: our stream, the libraries, the kernels.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
-use std::sync::{Mutex, PoisonError};
 
-use burn_cuda::CudaDevice;
-use cubecl::Runtime;
-use cubecl::cuda::CudaRuntime;
-use cubecl::device::Device;
-use cubecl::device_handle::DeviceHandle;
-use cubecl::server::{Binding, ComputeServer};
-use cubecl::stream_id::StreamId;
 use cudarc::driver::sys as driver;
 
 use super::blas::Blas;
+use super::driver::{attribute, check};
 use super::error::CudaError;
-use super::kernel::Kernels;
+use super::kernel::{Arg, Grid, Kernels};
+use super::product::{Operands, Product};
+use super::sources::{self, Source};
 use super::staging::Staging;
-use super::tensor::Tensor;
-use crate::types::DeviceMemory;
-
-type Server = <CudaRuntime as Runtime>::Server;
 
 /// What is kept per device, on its server thread.
 pub(super) struct Gpu {
@@ -38,266 +21,15 @@ pub(super) struct Gpu {
     before: driver::CUevent,
     /// Everything we launched.
     after: driver::CUevent,
-    pub(super) blas: Blas,
+    blas: Blas,
     pub(super) kernels: Kernels,
     pub(super) multiprocessors: usize,
     /// Host buffers for uploads.
     pub(super) staging: Staging,
 }
 
-thread_local! {
-    static GPUS: RefCell<HashMap<usize, Gpu>> = RefCell::new(HashMap::new());
-}
-
-/// The first failure on a server thread, until an operation reports it.
-static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
-
-/// See [`DeviceMemory`].
-pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
-    flush();
-    // Of the caller's stream: the server's thread has another.
-    let stream = StreamId::current();
-    let memory = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(move |server| {
-        // A server call makes the context current.
-        let usage = server.memory_usage(stream).ok()?;
-        let [free, total] = driver_memory()?;
-        // Memory that CubeCL holds but does not use serves the next tensors.
-        let spare = usage.bytes_reserved.saturating_sub(usage.bytes_in_use);
-        Some(DeviceMemory { free: free as u64 + spare, taken: (total - free) as u64 })
-    });
-    memory.ok().flatten()
-}
-
-/// Free and total bytes of the device whose context is current.
-pub(super) fn driver_memory() -> Option<[usize; 2]> {
-    let (mut free, mut total) = (0, 0);
-    // SAFETY: the pointers are to locals.
-    let code = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
-    check("cuMemGetInfo", code).ok()?;
-    Some([free, total])
-}
-
-/// An attribute of a device; no context is needed.
-pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Result<i32, CudaError> {
-    let (mut handle, mut value) = (0, 0);
-    // SAFETY: the pointers are to locals; `cuInit` may be called any number of times.
-    unsafe {
-        check("cuInit", driver::cuInit(0))?;
-        check("cuDeviceGet", driver::cuDeviceGet(&mut handle, device as i32))?;
-        check("cuDeviceGetAttribute", driver::cuDeviceGetAttribute(&mut value, what, handle))?;
-    }
-    Ok(value)
-}
-
-/// The first failure on the device's thread that no operation has reported yet. Calls return before their work is done: a
-/// training loop asks once a step.
-pub fn take_failure() -> Option<String> {
-    let error = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    error.map(|error| error.to_string())
-}
-
-/// Turns a status of the driver into a result.
-pub(super) fn check(call: &'static str, code: driver::CUresult) -> Result<(), CudaError> {
-    match code {
-        driver::CUresult::CUDA_SUCCESS => Ok(()),
-        code => Err(CudaError::Driver { call, code: format!("{code:?}") }),
-    }
-}
-
-/// Runs `job` on the server thread of the operands' device with their addresses (0 for `None`). The operands live until
-/// the job has queued its work.
-///
-/// # Panics
-/// When an earlier job failed: its result is garbage, and nothing else can tell.
-pub(super) fn submit<const N: usize>(
-    operands: [Option<&Tensor>; N],
-    job: impl FnOnce(&mut Gpu, [u64; N]) -> Result<(), CudaError> + Send + 'static,
-) {
-    let present: Vec<&Tensor> = operands.iter().flatten().copied().collect();
-    let is_present = operands.map(|operand| operand.is_some());
-    submit_all(&present, move |gpu, addresses| {
-        let mut addresses = addresses.iter();
-        let mut next = |present| if present { addresses.next().copied().unwrap_or(0) } else { 0 };
-        job(gpu, is_present.map(&mut next))
-    });
-}
-
-/// [`submit`] for any number of operands.
-pub(super) fn submit_all(
-    operands: &[&Tensor],
-    job: impl FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send + 'static,
-) {
-    let Some(device) = operands.first().map(|operand| operand.device.clone()) else { return };
-    // Bindings keep the memory without making it look shared to Burn's in-place operations.
-    let bytes = |tensor: &&Tensor| tensor.meta.shape().num_elements() * tensor.dtype.size();
-    let size: usize = operands.iter().map(bytes).sum();
-    let operands = operands.iter().map(|operand| operand.handle.clone().binding()).collect();
-    let work = Work { operands, job: Box::new(job) };
-    let elsewhere = BATCH.with_borrow(|batch| batch.device.as_ref().is_some_and(|d| *d != device));
-    if elsewhere {
-        flush();
-    }
-    let now = BATCH.with_borrow_mut(|batch| {
-        if batch.depth == 0 {
-            return Some(work);
-        }
-        batch.device = Some(device.clone());
-        batch.work.push(work);
-        batch.bytes += size;
-        None
-    });
-    match now {
-        Some(work) => send(&device, vec![work]),
-        None if BATCH.with_borrow(|batch| batch.bytes > HELD) => flush(),
-        None => {}
-    }
-}
-
-/// A job and the memory it works on.
-struct Work {
-    operands: Vec<Binding>,
-    job: Box<dyn FnOnce(&mut Gpu, &[u64]) -> Result<(), CudaError> + Send>,
-}
-
-/// Jobs of this thread that wait to be sent together.
-#[derive(Default)]
-struct Batch {
-    depth: usize,
-    device: Option<CudaDevice>,
-    work: Vec<Work>,
-    /// Of all operands, those of several jobs as often as they occur.
-    bytes: usize,
-}
-
-/// Bytes of operands from which jobs wait no longer: until they are sent, nothing that they read is free for the tensors that follow.
-const HELD: usize = 256 << 20;
-
-thread_local! {
-    static BATCH: RefCell<Batch> = RefCell::default();
-}
-
-/// Sends the jobs of `f` as one: they follow each other on our stream without a detour through CubeCL's. Whoever launches
-/// one of Burn's own kernels on the way calls [`flush`] first.
-pub(super) fn batched<R>(f: impl FnOnce() -> R) -> R {
-    /// Sends what is there, after a panic too.
-    struct Guard;
-
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            let outermost = BATCH.with_borrow_mut(|batch| {
-                batch.depth -= 1;
-                batch.depth == 0
-            });
-            if outermost && !std::thread::panicking() {
-                flush();
-            }
-        }
-    }
-
-    BATCH.with_borrow_mut(|batch| batch.depth += 1);
-    let _guard = Guard;
-    f()
-}
-
-/// Sends the jobs that wait.
-pub(super) fn flush() {
-    let (device, work) = BATCH.with_borrow_mut(|batch| {
-        batch.bytes = 0;
-        (batch.device.take(), std::mem::take(&mut batch.work))
-    });
-    if let Some(device) = device {
-        send(&device, work);
-    }
-}
-
-fn send(device: &CudaDevice, work: Vec<Work>) {
-    if let Some(error) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        panic!("an earlier operation failed: {error}");
-    }
-    let (index, stream) = (device.index, StreamId::current());
-    DeviceHandle::<Server>::new(device.to_id()).submit(move |server| {
-        let run = AssertUnwindSafe(|| run(server, index, stream, work));
-        // CubeCL would log a panic and go on as if the work had been done.
-        let result = catch_unwind(run).unwrap_or_else(|panic| {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(CudaError::Panic(message.unwrap_or("no message").to_string()))
-        });
-        if let Err(error) = result {
-            let error = error.explained();
-            FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    });
-}
-
-/// Runs `job` on the server thread and waits for what it returns: for things that have no operands.
-pub(super) fn ask<R: Send + 'static>(
-    device: &CudaDevice,
-    job: impl FnOnce(&mut Gpu) -> Result<R, CudaError> + Send + 'static,
-) -> Result<R, CudaError> {
-    flush();
-    let index = device.index;
-    let answer = DeviceHandle::<Server>::new(device.to_id()).submit_blocking(move |server| {
-        // A server call makes the context current.
-        let usage = server.memory_usage(StreamId::current());
-        usage.map_err(|error| CudaError::Memory(format!("{error:?}")))?;
-        with_gpu(index, job)
-    });
-    answer.map_err(|error| CudaError::Memory(format!("{error:?}")))?
-}
-
-/// Runs `job` on the server thread some time.
-pub(super) fn tell(device: &CudaDevice, job: impl FnOnce(&mut Gpu) + Send + 'static) {
-    let index = device.index;
-    DeviceHandle::<Server>::new(device.to_id()).submit(move |_| {
-        // Where there is no state yet, nothing can want it.
-        let _ = with_gpu(index, |gpu| {
-            job(gpu);
-            Ok(())
-        });
-    });
-}
-
-fn with_gpu<R>(
-    index: usize,
-    job: impl FnOnce(&mut Gpu) -> Result<R, CudaError>,
-) -> Result<R, CudaError> {
-    GPUS.with_borrow_mut(|gpus| {
-        let gpu = match gpus.entry(index) {
-            Entry::Occupied(slot) => slot.into_mut(),
-            Entry::Vacant(slot) => slot.insert(Gpu::new(index)?),
-        };
-        job(gpu)
-    })
-}
-
-fn run(
-    server: &mut Server,
-    index: usize,
-    stream: StreamId,
-    work: Vec<Work>,
-) -> Result<(), CudaError> {
-    // Keeps the memory from being given to somebody else before our launches are queued.
-    let mut resources = Vec::new();
-    let mut jobs = Vec::with_capacity(work.len());
-    for Work { operands, job } in work {
-        let mut addresses = Vec::with_capacity(operands.len());
-        for operand in operands {
-            let resource = server
-                .get_resource(operand, stream)
-                .map_err(|error| CudaError::Memory(format!("{error:?}")))?;
-            addresses.push(resource.resource().ptr);
-            resources.push(resource);
-        }
-        jobs.push((addresses, job));
-    }
-    with_gpu(index, |gpu| {
-        gpu.in_order(|gpu| jobs.into_iter().try_for_each(|(addresses, job)| job(gpu, &addresses)))
-    })
-}
-
 impl Gpu {
-    fn new(index: usize) -> Result<Self, CudaError> {
+    pub(super) fn new(index: usize) -> Result<Self, CudaError> {
         let (mut context, mut stream) = (null_mut(), null_mut());
         let (mut before, mut after) = (null_mut(), null_mut());
         // SAFETY: the context of the device is current on its server thread; the pointers are to locals.
@@ -312,11 +44,7 @@ impl Gpu {
         type A = driver::CUdevice_attribute;
         let count = attribute(index, A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let mut kernels = Kernels::new(index)?;
-        kernels.compile_ahead(super::attention::modules(kernels.arch()));
-        kernels.compile_ahead(vec![
-            (&super::elementwise::ELEMENTWISE, String::new()),
-            (&super::losses::LOSSES, String::new()),
-        ]);
+        kernels.compile_ahead(sources::of_a_step(kernels.arch()));
         let name = format!("{} {count}", kernels.arch());
         let (blas, multiprocessors) = (Blas::new(name)?, count as usize);
         let staging = Staging::default();
@@ -328,7 +56,8 @@ impl Gpu {
         self.context as usize
     }
 
-    fn in_order(
+    /// Runs `job` between what was launched before on the whole device and what will be launched after.
+    pub(super) fn in_order(
         &mut self,
         job: impl FnOnce(&mut Self) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
@@ -353,5 +82,28 @@ impl Gpu {
         // SAFETY: the caller's operand holds `bytes.len()` bytes at `address`; pageable memory is staged before return.
         let code = unsafe { driver::cuMemcpyHtoDAsync_v2(address, from, bytes.len(), self.stream) };
         check("cuMemcpyHtoDAsync", code)
+    }
+
+    /// Queues one kernel; `defines` are options of the compiler, separated by blanks.
+    pub(super) fn launch(
+        &mut self,
+        source: &Source,
+        defines: &str,
+        name: &str,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        self.kernels.launch(source, defines, name, grid, args, self.stream)
+    }
+
+    /// Queues one product; `beta` 0 means that `C` is not read.
+    pub(super) fn product(
+        &mut self,
+        product: Product,
+        operands: Operands,
+        alpha: f32,
+        beta: f32,
+    ) -> Result<(), CudaError> {
+        self.blas.product(product, operands, alpha, beta, self.stream)
     }
 }

@@ -4,23 +4,17 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::thread::JoinHandle;
 
 use cudarc::driver::sys as driver;
 use cudarc::nvrtc::{result as nvrtc, sys as nvrtc_sys};
-use sha2::{Digest, Sha256};
 
+use super::cache::{cache_file, digest, write_cache};
+use super::driver::{check, compute_capability};
 use super::error::CudaError;
-use super::gpu::{Gpu, attribute, check};
-
-/// A file of kernels.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) name: &'static str,
-    pub(super) text: &'static str,
-}
+use super::sources::Source;
 
 /// How a kernel is started.
 #[derive(Clone, Copy, Debug)]
@@ -176,13 +170,53 @@ impl Kernels {
         self.functions.insert(key, function);
         Ok(function)
     }
-}
 
-/// Major and minor compute capability of a device.
-pub(super) fn compute_capability(device: usize) -> Result<(i32, i32), CudaError> {
-    type A = driver::CUdevice_attribute;
-    let major = attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    Ok((major, attribute(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+    /// Queues one kernel on `stream`; `defines` are options of the compiler, separated by blanks.
+    pub(super) fn launch(
+        &mut self,
+        source: &Source,
+        defines: &str,
+        name: &str,
+        grid: Grid,
+        args: &[Arg],
+        stream: driver::CUstream,
+    ) -> Result<(), CudaError> {
+        let function = self.function(source, defines, name)?;
+        if grid.shared > 48 << 10 {
+            type F = driver::CUfunction_attribute;
+            let attribute = F::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module.
+            let code =
+                unsafe { driver::cuFuncSetAttribute(function, attribute, grid.shared as i32) };
+            check("cuFuncSetAttribute", code)?;
+        }
+        let (mut words, mut starts) = (Vec::with_capacity(64), Vec::with_capacity(args.len()));
+        for arg in args {
+            starts.push(words.len());
+            arg.push(&mut words);
+        }
+        let mut pointers: Vec<*mut c_void> =
+            starts.iter().map(|start| words[*start..].as_ptr().cast_mut().cast()).collect();
+        let [x, y, z] = grid.blocks.map(|blocks| blocks as u32);
+        // SAFETY: the callers pass the arguments that the head comment of the source names, with addresses of operands
+        // that are alive; the driver copies the values before it returns.
+        let code = unsafe {
+            driver::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                grid.threads as u32,
+                1,
+                1,
+                grid.shared as u32,
+                stream,
+                pointers.as_mut_ptr(),
+                null_mut(),
+            )
+        };
+        check("cuLaunchKernel", code)
+    }
 }
 
 /// The machine code of a source, from the disk where it was compiled before.
@@ -202,35 +236,6 @@ fn cubin(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaErro
         write_cache(&file, &image);
     }
     Ok(image)
-}
-
-/// 32 hexadecimal digits of what the parts say together.
-pub(super) fn digest(parts: &[&str]) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part.as_bytes());
-    }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A cache that cannot be written costs time only. Renamed into place, so that no reader sees half a file.
-pub(super) fn write_cache(file: &Path, bytes: &[u8]) {
-    let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
-    let temporary = file.with_extension(unique);
-    let written = file.parent().map_or(Ok(()), fs::create_dir_all);
-    if written.and_then(|()| fs::write(&temporary, bytes)).is_ok() {
-        let _ = fs::rename(&temporary, file);
-    }
-}
-
-/// A file in `$DUALSPEED_CACHE`, else in `dualspeed` in the user's cache folder.
-pub(super) fn cache_file(name: &str) -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    folder("DUALSPEED_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|dir| dir.join("dualspeed")))
-        .or_else(|| folder("HOME").map(|dir| dir.join(".cache").join("dualspeed")))
-        .map(|dir| dir.join("kernels").join(name))
 }
 
 fn compile(source: &Source, defines: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
@@ -270,52 +275,4 @@ fn include_dir() -> Option<PathBuf> {
     let root =
         std::env::var_os("CUDA_PATH").map_or_else(|| "/usr/local/cuda".into(), PathBuf::from);
     Some(root.join("include")).filter(|dir| dir.is_dir())
-}
-
-impl Gpu {
-    /// Queues one kernel; `defines` are options of the compiler, separated by blanks.
-    pub(super) fn launch(
-        &mut self,
-        source: &Source,
-        defines: &str,
-        name: &str,
-        grid: Grid,
-        args: &[Arg],
-    ) -> Result<(), CudaError> {
-        let function = self.kernels.function(source, defines, name)?;
-        if grid.shared > 48 << 10 {
-            type F = driver::CUfunction_attribute;
-            let attribute = F::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a loaded module.
-            let code =
-                unsafe { driver::cuFuncSetAttribute(function, attribute, grid.shared as i32) };
-            check("cuFuncSetAttribute", code)?;
-        }
-        let (mut words, mut starts) = (Vec::with_capacity(64), Vec::with_capacity(args.len()));
-        for arg in args {
-            starts.push(words.len());
-            arg.push(&mut words);
-        }
-        let mut pointers: Vec<*mut c_void> =
-            starts.iter().map(|start| words[*start..].as_ptr().cast_mut().cast()).collect();
-        let [x, y, z] = grid.blocks.map(|blocks| blocks as u32);
-        // SAFETY: the callers pass the arguments that the head comment of the source names, with addresses of operands
-        // that are alive; the driver copies the values before it returns.
-        let code = unsafe {
-            driver::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                grid.threads as u32,
-                1,
-                1,
-                grid.shared as u32,
-                self.stream,
-                pointers.as_mut_ptr(),
-                null_mut(),
-            )
-        };
-        check("cuLaunchKernel", code)
-    }
 }

@@ -6,12 +6,12 @@
 
 use burn::tensor::DType;
 
+use super::cast::cast;
+use super::element::{Element, Tensor};
 use super::elementwise::bias_gradient;
-use super::gpu::submit;
 use super::product::{Layout, Operands, Product};
-use super::tensor::{
-    Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, reshaped, served, with_last,
-};
+use super::queue::submit;
+use super::tensor::{Rows, contiguous, dims, empty, matrix, reshaped, served, with_last};
 use crate::Backend;
 use crate::dropout::Dropout;
 use crate::types::*;

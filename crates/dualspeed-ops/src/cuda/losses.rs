@@ -2,18 +2,17 @@
 
 use burn::tensor::DType;
 
+use super::cast::cast;
+use super::element::{Element, Tensor};
 use super::error::CudaError;
-use super::gpu::{Gpu, submit};
-use super::kernel::{Arg, Grid, Source};
+use super::gpu::Gpu;
+use super::kernel::{Arg, Grid};
 use super::product::{Layout, Operands, Product};
-use super::tensor::{Element, Rows, Tensor, cast, contiguous, dims, empty, matrix, served};
+use super::queue::submit;
+use super::sources::LOSSES;
+use super::tensor::{Rows, contiguous, dims, empty, matrix, served};
 use crate::Backend;
 use crate::types::*;
-
-pub(super) static LOSSES: Source = Source {
-    name: "losses",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/losses.cu")),
-};
 
 /// Logits that may exist at a time, of the student and of the teacher: 128 MiB each in bf16.
 const CHUNK_LOGITS: usize = 1 << 26;

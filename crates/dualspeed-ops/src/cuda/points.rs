@@ -2,15 +2,12 @@
 
 use burn::tensor::DType;
 
-use super::gpu::submit;
-use super::kernel::{Arg, Grid, Source};
+use super::element::{Element, Tensor};
+use super::kernel::{Arg, Grid};
 use super::product::{Batch, Layout, Operands, Product};
-use super::tensor::{Element, Tensor, contiguous, dims, empty, served};
-
-static POINTS: Source = Source {
-    name: "points",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/points.cu")),
-};
+use super::queue::submit;
+use super::sources::POINTS;
+use super::tensor::{contiguous, dims, empty, served};
 
 /// Most rows of one image that the kernels take.
 const MAX_ROWS: usize = 8192;

@@ -1,6 +1,6 @@
 //! What a matrix product is: sizes, layouts, addresses.
 
-use super::tensor::Element;
+use super::element::Element;
 
 /// An operand as it lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

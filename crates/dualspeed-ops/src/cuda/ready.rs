@@ -8,8 +8,7 @@ use burn_cuda::CudaDevice;
 use cudarc::driver::sys as driver;
 use cudarc::{cublaslt, nvrtc};
 
-use super::gpu::attribute;
-use super::kernel::compute_capability;
+use super::driver::{attribute, compute_capability};
 
 /// First driver with events of a whole context.
 const DRIVER: i32 = 12_050;

@@ -2,14 +2,11 @@
 
 use burn::tensor::DType;
 
-use super::gpu::submit;
-use super::kernel::{Arg, Grid, Source};
-use super::tensor::{Tensor, contiguous, dims, empty, served};
-
-static SELECT: Source = Source {
-    name: "select",
-    text: concat!(include_str!("kernels/prelude.cu"), include_str!("kernels/select.cu")),
-};
+use super::element::Tensor;
+use super::kernel::{Arg, Grid};
+use super::queue::submit;
+use super::sources::SELECT;
+use super::tensor::{contiguous, dims, empty, served};
 
 /// `[m, d]`, `[m]` -> `[n, d]`: what went to a row adds up there.
 pub(super) fn select_rows_backward(grad: &Tensor, ids: &Tensor, n: usize) -> Option<Tensor> {

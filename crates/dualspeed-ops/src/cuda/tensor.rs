@@ -1,65 +1,13 @@
-//! Tensors as kernels and products see them: element types, rows, strides.
+//! Tensors as kernels and products see them: rows, heads, strides.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::kernel::{cast as cast_kernel, into_contiguous};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
-use burn_cubecl::tensor::CubeTensor;
-use cubecl::cuda::CudaRuntime;
 
-use super::elementwise;
-use super::gpu::flush;
+use super::element::{Element, Tensor};
 use super::product::Layout;
+use super::queue::flush;
 use super::ready::is_fast;
-
-/// Burn's tensor on the device.
-pub(super) type Tensor = CubeTensor<CudaRuntime>;
-
-/// Element types that the fast bodies compute with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Element {
-    F32,
-    F16,
-    BF16,
-}
-
-impl Element {
-    pub(super) fn of(tensor: &Tensor) -> Option<Self> {
-        Self::of_dtype(tensor.dtype)
-    }
-
-    pub(super) fn of_dtype(dtype: DType) -> Option<Self> {
-        match dtype {
-            DType::F32 => Some(Self::F32),
-            DType::F16 => Some(Self::F16),
-            DType::BF16 => Some(Self::BF16),
-            _ => None,
-        }
-    }
-
-    pub(super) fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::BF16 => DType::BF16,
-        }
-    }
-
-    /// How names of kernels end.
-    pub(super) fn suffix(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-        }
-    }
-
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
 
 /// The element type of the first, where the fast bodies serve all of `tensors`: floats of at most 32 bits, not empty, on a
 /// device that has what it takes.
@@ -109,25 +57,10 @@ pub(super) fn copied(tensor: &Tensor) -> Tensor {
     into_contiguous(tensor.copy())
 }
 
-/// In another element type; copies only where it differs.
-pub(super) fn cast(tensor: Tensor, dtype: DType) -> Tensor {
-    if tensor.dtype == dtype {
-        return tensor;
-    }
-    if tensor.is_contiguous()
-        && let Some(from) = served(&[&tensor])
-        && let Some(to) = Element::of_dtype(dtype)
-    {
-        return elementwise::convert(&tensor, from, to);
-    }
-    flush();
-    cast_kernel(tensor, dtype)
-}
-
 /// Another shape for the memory of a tensor without gaps.
 pub(super) fn reshaped(tensor: Tensor, shape: &[usize]) -> Tensor {
     let Tensor { client, handle, device, dtype, .. } = tensor;
-    CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype)
+    Tensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype)
 }
 
 /// `shape` with its last dimension replaced.
@@ -137,6 +70,27 @@ pub(super) fn with_last(shape: &[usize], last: usize) -> Vec<usize> {
         *dim = last;
     }
     shape
+}
+
+/// Memory for `[b, h, s, d]` in the order of `like`: a view of `[b, s, h, d]` where `like` is one.
+pub(super) fn empty_heads(like: &Tensor, shape: [usize; 4], dtype: DType) -> Tensor {
+    let steps = strides(like);
+    let [b, h, s, d] = shape;
+    if steps.len() == 4 && steps[1] <= steps[2] {
+        let mut tensor = empty(like, &[b, s, h, d], dtype);
+        tensor.meta.swap(1, 2);
+        return tensor;
+    }
+    empty(like, &[b, h, s, d], dtype)
+}
+
+/// The tensor with its last dimension contiguous, and the other strides.
+pub(super) fn heads(tensor: Tensor) -> (Tensor, [usize; 4], [usize; 3]) {
+    let fits = strides(&tensor).last() == Some(&1) || dims(&tensor).last() == Some(&1);
+    let tensor = if fits { tensor } else { contiguous(tensor) };
+    let at = |values: &[usize], i: usize| values.get(i).copied().unwrap_or(1);
+    let (shape, steps) = (dims(&tensor), strides(&tensor));
+    (tensor, [0, 1, 2, 3].map(|i| at(&shape, i)), [0, 1, 2].map(|i| at(&steps, i)))
 }
 
 /// `[.., d]` as `rows` rows of `width` neighbouring elements, `stride` elements apart.

@@ -4,6 +4,8 @@
 //! the other way. A transposed view is an operand flag, never a copy.
 #![allow(unsafe_code)]
 
+mod choice;
+
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -13,11 +15,10 @@ use cudarc::cublaslt::result as lt;
 use cudarc::cublaslt::sys;
 use cudarc::driver::sys as driver;
 
+use super::driver::check;
+use super::element::Element;
 use super::error::CudaError;
-use super::gpu::{Gpu, check};
-use super::kernel::{cache_file, digest, write_cache};
 use super::product::{Layout, Operands, Product};
-use super::tensor::Element;
 
 /// Scratch memory for one product; what NVIDIA recommends on Hopper. One product runs at a time.
 const WORKSPACE: usize = 32 << 20;
@@ -27,18 +28,6 @@ const MEASURED: f64 = 2.5e8;
 
 /// Algorithms that are measured: of six, the best was often not one.
 const CANDIDATES: usize = 24;
-
-/// Times that each is measured.
-const ROUNDS: usize = 5;
-
-/// What is measured at a time is at least so long.
-const ENOUGH_MS: f32 = 0.2;
-
-/// Times the fastest of the first round: those that took longer are not measured again.
-const HOPEFUL: f32 = 1.15;
-
-/// An algorithm has to be this much faster than the library's first choice.
-const WORTH: f32 = 0.97;
 
 static TF32: AtomicBool = AtomicBool::new(false);
 
@@ -120,6 +109,31 @@ impl Blas {
         Ok(Self { handle, workspace, device, measures, plans: HashMap::new() })
     }
 
+    /// Queues one product; `beta` 0 means that `C` is not read.
+    pub(super) fn product(
+        &mut self,
+        product: Product,
+        operands: Operands,
+        alpha: f32,
+        beta: f32,
+        stream: driver::CUstream,
+    ) -> Result<(), CudaError> {
+        let add = if operands.add == 0 { operands.c } else { operands.add };
+        let alignment = [operands.a, operands.b, operands.c | add]
+            .map(|address| 1 << address.trailing_zeros().min(8));
+        let wide = product.input == Element::F32 && !product.exact;
+        let tf32 = wide && TF32.load(Ordering::Relaxed);
+        let conditions = Conditions { alignment, accumulate: beta != 0.0, tf32 };
+        let key = (product, conditions);
+        if !self.plans.contains_key(&key) {
+            let plan = self.plan(&product, &conditions, &operands, stream)?;
+            self.plans.insert(key, plan);
+        }
+        let Some(plan) = self.plans.get(&key) else { return Ok(()) };
+        let operands = Operands { add, ..operands };
+        self.run(&product, plan, &operands, alpha, beta, stream)
+    }
+
     fn plan(
         &self,
         product: &Product,
@@ -174,123 +188,6 @@ impl Blas {
             plan.algorithm = self.chosen(p, conditions, &plan, &algorithms, operands, stream);
         }
         Ok(plan)
-    }
-
-    /// The fastest of `algorithms`, from the disk where it was measured before: a run that is resumed computes what the run
-    /// before it did. The library's guess is off where the last wave of tiles is nearly empty.
-    fn chosen(
-        &self,
-        product: &Product,
-        conditions: &Conditions,
-        plan: &Plan,
-        algorithms: &[sys::cublasLtMatmulAlgo_t],
-        operands: &Operands,
-        stream: driver::CUstream,
-    ) -> sys::cublasLtMatmulAlgo_t {
-        // SAFETY: the function takes nothing and returns a number.
-        let version = unsafe { sys::cublasLtGetVersion() }.to_string();
-        let digest = digest(&[&self.device, &version, &format!("{product:?} {conditions:?}")]);
-        let file = cache_file(&format!("product-{digest}.algorithm"));
-        let known = file.as_ref().and_then(|file| std::fs::read(file).ok());
-        let known = known.and_then(|bytes| <[u8; 64]>::try_from(bytes).ok()).map(|bytes| {
-            let word = |i: usize| std::array::from_fn(|j| bytes[8 * i + j]);
-            sys::cublasLtMatmulAlgo_t { data: std::array::from_fn(|i| u64::from_le_bytes(word(i))) }
-        });
-        // Only what the library offers is trusted.
-        if let Some(known) = known.filter(|known| algorithms.contains(known)) {
-            return known;
-        }
-        let fastest = match self.measured(product, conditions, plan, algorithms, operands, stream) {
-            Ok(fastest) => fastest,
-            Err(error) => {
-                tracing::debug!("the first algorithm is taken unmeasured: {error}");
-                return plan.algorithm;
-            }
-        };
-        if let Some(file) = file {
-            let bytes: Vec<u8> = fastest.data.iter().flat_map(|word| word.to_le_bytes()).collect();
-            write_cache(&file, &bytes);
-        }
-        fastest
-    }
-
-    /// Runs each algorithm a few times on the operands, into memory of its own.
-    fn measured(
-        &self,
-        product: &Product,
-        conditions: &Conditions,
-        plan: &Plan,
-        algorithms: &[sys::cublasLtMatmulAlgo_t],
-        operands: &Operands,
-        stream: driver::CUstream,
-    ) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
-        let rows = match product.batch {
-            Some(batch) => (batch.count - 1) * batch.c + product.m * product.c_stride,
-            None => product.m * product.c_stride,
-        };
-        let (mut scratch, mut events) = (0, [std::ptr::null_mut(); 2]);
-        // SAFETY: the pointers are to locals; the stream belongs to the current context.
-        unsafe {
-            let code = driver::cuMemAllocAsync(&mut scratch, rows * product.output.bytes(), stream);
-            check("cuMemAllocAsync", code)?;
-            for event in &mut events {
-                check("cuEventCreate", driver::cuEventCreate(event, 0))?;
-            }
-        }
-        let beta = if conditions.accumulate { 1.0 } else { 0.0 };
-        let add = if operands.add == 0 { scratch } else { operands.add };
-        let operands = Operands { c: scratch, add, ..*operands };
-        let time = |algorithm, runs: usize| {
-            let plan = Plan { algorithm, ..*plan };
-            let mut ms = 0.0;
-            // SAFETY: events and stream are alive and of the current context.
-            unsafe {
-                check("cuEventRecord", driver::cuEventRecord(events[0], stream))?;
-                for _ in 0..runs {
-                    self.run(product, &plan, &operands, 1.0, beta, stream)?;
-                }
-                check("cuEventRecord", driver::cuEventRecord(events[1], stream))?;
-                check("cuEventSynchronize", driver::cuEventSynchronize(events[1]))?;
-                let code = driver::cuEventElapsedTime_v2(&mut ms, events[0], events[1]);
-                check("cuEventElapsedTime", code)?;
-            }
-            Ok(ms / runs as f32)
-        };
-        // In turn, so that all of them meet the same clock rates; a first round warms up.
-        let times: Result<Vec<f32>, CudaError> = (|| {
-            let mut fastest = f32::INFINITY;
-            for algorithm in algorithms {
-                fastest = fastest.min(time(*algorithm, 1)?);
-            }
-            // Several in a row where one is short: the launches that an algorithm needs count too.
-            let runs = (ENOUGH_MS / fastest).ceil().clamp(1.0, 16.0) as usize;
-            let mut best = vec![f32::INFINITY; algorithms.len()];
-            for round in 0..ROUNDS {
-                let limit = match round {
-                    0 => f32::INFINITY,
-                    _ => HOPEFUL * best.iter().copied().fold(f32::INFINITY, f32::min),
-                };
-                for (best, algorithm) in best.iter_mut().zip(algorithms) {
-                    if round == 0 || *best <= limit {
-                        *best = best.min(time(*algorithm, runs)?);
-                    }
-                }
-            }
-            Ok(best)
-        })();
-        // SAFETY: nothing uses them after this point of the stream.
-        unsafe {
-            driver::cuMemFreeAsync(scratch, stream);
-            for event in events {
-                driver::cuEventDestroy_v2(event);
-            }
-        }
-        let times = times?;
-        let fastest = (0..times.len()).min_by(|i, j| times[*i].total_cmp(&times[*j])).unwrap_or(0);
-        let taken = if times[fastest] < WORTH * times[0] { fastest } else { 0 };
-        let Product { m, n, k, .. } = product;
-        tracing::debug!("product {m}x{k}x{n}: algorithm {taken} of {times:?}");
-        Ok(algorithms[taken])
     }
 
     /// Queues a product by a plan.
@@ -438,32 +335,5 @@ impl Blas {
             result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
         };
         Ok(found.filter(usable).map(|result| result.algo).collect())
-    }
-}
-
-impl Gpu {
-    /// Queues one product; `beta` 0 means that `C` is not read.
-    pub(super) fn product(
-        &mut self,
-        product: Product,
-        operands: Operands,
-        alpha: f32,
-        beta: f32,
-    ) -> Result<(), CudaError> {
-        let add = if operands.add == 0 { operands.c } else { operands.add };
-        let alignment = [operands.a, operands.b, operands.c | add]
-            .map(|address| 1 << address.trailing_zeros().min(8));
-        let wide = product.input == Element::F32 && !product.exact;
-        let tf32 = wide && TF32.load(Ordering::Relaxed);
-        let conditions = Conditions { alignment, accumulate: beta != 0.0, tf32 };
-        let key = (product, conditions);
-        let library = &mut self.blas;
-        if !library.plans.contains_key(&key) {
-            let plan = library.plan(&product, &conditions, &operands, self.stream)?;
-            library.plans.insert(key, plan);
-        }
-        let Some(plan) = library.plans.get(&key) else { return Ok(()) };
-        let operands = Operands { add, ..operands };
-        library.run(&product, plan, &operands, alpha, beta, self.stream)
     }
 }
