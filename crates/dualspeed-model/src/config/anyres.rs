@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::nonzero;
 use super::ConfigError;
+use super::nonzero;
 
 /// Which rows of patches end with the `image_newline` embedding when visual tokens are pruned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::ConfigError;
+use super::geometry::VisionGeometry;
 use super::vision::VitConfig;
 
 /// The name of [`VisionConfig::Vit`] in configurations; left out, it is meant.
@@ -22,25 +23,6 @@ pub enum VisionConfig {
     EfficientNet(EfficientNetConfig),
     /// A tower of another crate, by any other name.
     Custom(CustomVisionConfig),
-}
-
-/// What a vision tower fixes for the rest of the model, and what it costs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct VisionGeometry {
-    /// Side of the square input, in pixels.
-    pub image_size: usize,
-    /// Patches along one side.
-    pub grid: usize,
-    /// Visual tokens per image before pruning: the patches, and a class token if there is one and it is passed on.
-    pub num_tokens: usize,
-    /// Width of the features.
-    pub hidden_size: usize,
-    /// What is taken off pixels between 0 and 1, and what they are then divided by, for red, green and blue; `None` is CLIP's.
-    pub normalisation: Option<[[f32; 3]; 2]>,
-    /// Numbers in the tower's parameters.
-    pub num_parameters: u64,
-    /// Numbers held at once at the widest place, per image.
-    pub working_set: usize,
 }
 
 /// EfficientNet-Lite0: all but the size of its input is fixed.

@@ -3,6 +3,7 @@
 mod anyres;
 mod encoder;
 mod error;
+mod geometry;
 mod projector;
 mod rope;
 mod text;
@@ -12,17 +13,16 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use dualspeed_ops::Target as LoraTarget;
 pub use encoder::{
-    CLIP_VIT, CustomVisionConfig, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig, VisionGeometry,
+    CLIP_VIT, CustomVisionConfig, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig,
 };
 pub use error::ConfigError;
+pub use geometry::VisionGeometry;
 pub use projector::{CustomProjectorConfig, ProjectorType};
 pub use rope::RopeScaling;
-pub use dualspeed_ops::Target as LoraTarget;
 pub use text::{DecoderConfig, LoraConfig};
 pub use vision::{HiddenAct, SelectFeature, VitConfig};
-
-
 
 /// The type of frozen weights and activations; what is trained stays in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,9 +3,9 @@
 use dualspeed_ops::{PerTarget, Target as LoraTarget};
 use serde::{Deserialize, Serialize};
 
+use super::ConfigError;
 use super::rope::RopeScaling;
 use super::{divisible, nonzero};
-use super::ConfigError;
 
 /// A decoder: RMS norms, rotary positions, grouped-query attention, SwiGLU. The families differ in flags: Llama, Vicuna and Mistral
 /// set none, Qwen2 sets `qkv_bias`, Qwen3 `qk_norm`.

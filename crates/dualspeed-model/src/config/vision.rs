@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{VisionGeometry, divisible, nonzero};
 use super::ConfigError;
+use super::{VisionGeometry, divisible, nonzero};
 
 /// Activation of the tower's MLP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

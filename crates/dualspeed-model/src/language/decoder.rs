@@ -111,7 +111,8 @@ impl<B: Backend> Decoder<B> {
         inputs_embeds: Tensor<B, 3>,
         options: DecoderOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let DecoderOptions { wanted, lora, dropout, mut cache, keep, positions, mut drop } = options;
+        let DecoderOptions { wanted, lora, dropout, mut cache, keep, positions, mut drop } =
+            options;
         let ([batch, mut seq, d], layers) = (inputs_embeds.dims(), self.layers.len());
         let (device, entered) = (inputs_embeds.device(), seq);
         let mut start = cache.as_ref().and_then(|cache| cache.next.first().copied()).unwrap_or(0);
@@ -143,7 +144,9 @@ impl<B: Backend> Decoder<B> {
             let ctx = self.block(index, batch, &rotary, lora, keys.as_ref(), rows, keep);
             let block_cache = cache.as_deref_mut().and_then(|cache| cache.blocks.get_mut(index));
             x = dualspeed_ops::decoder_block(x, layer.params(index, lora), &ctx, block_cache);
-            let (Some(plan), Some(next)) = (&mut drop, self.layers.get(index + 1)) else { continue };
+            let (Some(plan), Some(next)) = (&mut drop, self.layers.get(index + 1)) else {
+                continue;
+            };
             let scores = |plan: &DropPlan| match plan.schedule.score() {
                 DropScore::Uniform => uniform_scores(plan, index, layers, seq, &device),
                 DropScore::InstructionAttention => {

@@ -95,7 +95,8 @@ impl<B: Backend> DecoderLayer<B> {
         lora: Option<&Lora<B>>,
     ) -> BlockParams<B::FloatTensorPrimitive> {
         let linear = |target| {
-            let (layer, pair) = (self.linear(target), lora.and_then(|lora| lora.pair(index, target)));
+            let (layer, pair) =
+                (self.linear(target), lora.and_then(|lora| lora.pair(index, target)));
             BlockLinear {
                 weight: primitive(&layer.weight),
                 bias: layer.bias.as_ref().map(primitive),

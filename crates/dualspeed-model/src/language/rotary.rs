@@ -38,7 +38,8 @@ impl DecoderConfig {
     ) -> RotaryTables<B> {
         let (frequencies, axes) = (self.rope_frequencies(), self.rotary_axes());
         let (half, seq) = (frequencies.len(), positions.len() / batch.max(1));
-        let angle = |position: &Position, pair: usize| position.0[axes[pair]] as f64 * frequencies[pair];
+        let angle =
+            |position: &Position, pair: usize| position.0[axes[pair]] as f64 * frequencies[pair];
         let angles: Vec<f64> = positions
             .iter()
             .flat_map(|position| (0..half).map(move |pair| angle(position, pair)))

@@ -10,7 +10,7 @@
 use dualspeed_data::Tiling;
 
 use super::place::Place;
-use super::sequence::Source;
+use super::slot::Source;
 use crate::config::NewlinePolicy;
 
 /// One entry of the sequence that an image becomes.
@@ -93,9 +93,7 @@ impl ImageSlots {
                 NewlinePolicy::Survivors => !row.is_empty(),
                 NewlinePolicy::None => false,
             };
-            tokens.extend(
-                row.into_iter().map(|(column, at)| token(at, kept[at], first + column)),
-            );
+            tokens.extend(row.into_iter().map(|(column, at)| token(at, kept[at], first + column)));
             if ended {
                 let offset = first + width - 1;
                 let place = Place { time: 0, tile: 1, row: index, column: width - 1 };
@@ -103,7 +101,7 @@ impl ImageSlots {
             }
         }
         let extent = tiling.rows.len().max(width).max(tiling.side);
-        Self { tokens, full_length: tiling.tokens(), extent }
+        Self { tokens, full_length: tiling.full_length(), extent }
     }
 }
 

@@ -5,7 +5,7 @@
 //! | [`text`] | token ids and labels of a batch, and what can be wrong with them |
 //! | [`place`] | where a visual token stands, and rotary positions of one or three axes |
 //! | [`image`] | an image's tokens and newlines in the order in which they are read |
-//! | [`sequence`] | [`Slot`]s (source, position, label), sample by sample |
+//! | [`slot`], [`sequence`] | slots (source, position, label), sample by sample |
 //! | [`padded`] | sequences side by side in one batch |
 //!
 //! All of it is host arithmetic: nothing else in this crate knows about padding.
@@ -14,10 +14,12 @@ pub mod image;
 pub mod padded;
 pub mod place;
 pub mod sequence;
+pub mod slot;
 pub mod text;
 
 pub use image::{ImageSlots, ImageToken};
 pub use padded::PaddedBatch;
 pub use place::{Place, Position};
-pub use sequence::{LayoutOptions, Positions, Sequence, Slot, Source, lay_out};
+pub use sequence::{LayoutOptions, Positions, Sequence, lay_out};
+pub use slot::{Slot, Source};
 pub use text::{LayoutError, TextBatch};

@@ -5,7 +5,8 @@ use std::ops::Range;
 use dualspeed_data::IGNORE_INDEX;
 
 use super::place::Position;
-use super::sequence::{Sequence, Source};
+use super::sequence::Sequence;
+use super::slot::Source;
 
 /// A batch of sequences, padded.
 ///

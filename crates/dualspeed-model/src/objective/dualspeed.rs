@@ -5,9 +5,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::{
-    CORRECT, CROSS_ENTROPY, DISTILLATION, LossPart, Losses, Objective, ObjectiveInputs,
-};
+use super::{CORRECT, CROSS_ENTROPY, DISTILLATION, LossPart, Losses, Objective, ObjectiveInputs};
 use crate::error::ModelError;
 
 /// `(sum CE + lambda tau^2 sum KL(teacher || student)) / n` over the supervised tokens of a step.

@@ -20,7 +20,12 @@ pub struct ObjectiveSpec {
 
 impl Default for ObjectiveSpec {
     fn default() -> Self {
-        Self { name: DualSpeedObjective::NAME.into(), lambda: 1.0, tau: 1.0, options: Options::default() }
+        Self {
+            name: DualSpeedObjective::NAME.into(),
+            lambda: 1.0,
+            tau: 1.0,
+            options: Options::default(),
+        }
     }
 }
 

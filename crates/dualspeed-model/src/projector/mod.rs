@@ -45,9 +45,7 @@ impl<B: Backend> Projector<B> {
         Ok(match kind {
             ProjectorType::Mlp2xGelu => Self::Mlp(MlpProjector::init(init, true, d_v, d)),
             ProjectorType::Linear => Self::Mlp(MlpProjector::init(init, false, d_v, d)),
-            ProjectorType::Custom(config) => {
-                Self::Custom(registry.build(config, vision, d, init)?)
-            }
+            ProjectorType::Custom(config) => Self::Custom(registry.build(config, vision, d, init)?),
         })
     }
 

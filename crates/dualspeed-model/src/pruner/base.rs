@@ -1,14 +1,14 @@
 //! The base of all pruners: what they are given, what they must not do, and what is an error.
 
-use burn::tensor::{FloatDType, IndexingUpdateOp};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use super::decide::decide;
 use super::rows::marks;
 use super::selection::{Decision, Part};
 use super::tiles::{keep_all, select_tiles};
 use super::{Kept, PruneContext, PruneError, Pruner, Selection, Stage, Tiles, VisualTokens};
-use crate::vision::features::{CLS_HIDDEN, Needs, QUESTION, TEXT};
+use crate::vision::features::{Needs, QUESTION, TEXT};
 
 /// Runs a pruner: checks the request, takes out padding, hands over f32 features without gradient, and sorts the picks
 /// ascending. Nothing is gathered yet: [`Selection`] does that to whatever is wanted.
@@ -69,52 +69,6 @@ pub fn select_all<B: Backend>(
     n: usize,
 ) -> Result<Selection<B>, PruneError> {
     keep_all(tiles, count, n)
-}
-
-/// Asks the pruner about tiles that all have the same number of tokens, and checks what it says.
-pub(super) fn decide<B: Backend>(
-    pruner: &dyn Pruner<B>,
-    visual: &VisualTokens<B>,
-    keep: usize,
-    ctx: &PruneContext,
-) -> Result<Decision<B>, PruneError> {
-    let (tiles, n) = (visual.num_tiles(), visual.num_tokens());
-    let with_class = pruner.stage() == Stage::PreProjector
-        && pruner.needs().has(CLS_HIDDEN)
-        && visual.features.get(CLS_HIDDEN).is_some();
-    let shape = |found: &[usize], expected: [usize; 3]| {
-        let columns = found.get(2).copied();
-        let fits = columns == Some(n) || (with_class && columns == Some(n + 1));
-        if fits && found[..2] == expected[..2] {
-            return Ok(());
-        }
-        let (found, expected) = (found.to_vec(), expected.to_vec());
-        Err(PruneError::Shape { pruner: pruner.name().to_owned(), found, expected })
-    };
-    let (weights, lengths) = match pruner.prune(&visual.for_pruner(pruner), keep, ctx)? {
-        Kept::Select(picks) => {
-            if picks.dims() != [tiles, keep] {
-                let (found, expected) = (picks.dims().to_vec(), vec![tiles, keep]);
-                let pruner = pruner.name().to_owned();
-                return Err(PruneError::Shape { pruner, found, expected });
-            }
-            return Ok(Decision::Picks(ascending(picks, n)));
-        }
-        Kept::Merge(weights) => {
-            shape(&weights.dims(), [tiles, keep, n])?;
-            (weights, vec![keep; tiles])
-        }
-        Kept::Ragged { weights, lengths } => {
-            let most = lengths.iter().copied().max().unwrap_or(0);
-            shape(&weights.dims(), [tiles, most, n])?;
-            if lengths.len() != tiles || lengths.contains(&0) {
-                let pruner = pruner.name().to_owned();
-                return Err(PruneError::Shape { pruner, found: lengths, expected: vec![tiles] });
-            }
-            (weights, lengths)
-        }
-    };
-    Ok(Decision::Weights { weights: weights.detach(), lengths })
 }
 
 /// How much each token of a whole image goes into the kept ones, `[images, n]`: 1 for a token that is
@@ -182,8 +136,7 @@ fn check_request<B: Backend>(
     }
     // A projector that changes the count leaves features that no token of the language model has.
     let (features, needs) = (visual.features.num_tokens(), pruner.needs());
-    let reads_features =
-        pruner.stage() == Stage::PreProjector || needs.of_tower() != Needs::none();
+    let reads_features = pruner.stage() == Stage::PreProjector || needs.of_tower() != Needs::none();
     if features != tokens && reads_features {
         return Err(PruneError::TokenCount { pruner: name(), features, tokens });
     }
@@ -191,7 +144,9 @@ fn check_request<B: Backend>(
         .features
         .missing(&needs)
         .or_else(|| (needs.has(TEXT) && visual.text.is_none()).then(|| TEXT.to_owned()))
-        .or_else(|| (needs.has(QUESTION) && visual.question.is_none()).then(|| QUESTION.to_owned()));
+        .or_else(|| {
+            (needs.has(QUESTION) && visual.question.is_none()).then(|| QUESTION.to_owned())
+        });
     match missing {
         Some(feature) => Err(PruneError::MissingFeature { pruner: name(), feature }),
         None => Ok(()),
@@ -222,31 +177,4 @@ fn check_finite<B: Backend>(
     let (sample, image) = ctx.images[image].clone();
     let (pruner, feature) = (pruner.name().to_owned(), named[first / rows].0.to_owned());
     Err(PruneError::NotFinite { pruner, feature, sample, image })
-}
-
-/// Sorts each row ascending by counting smaller entries: a sort that never leaves the device.
-/// A repeated index makes a wrong entry, which `verify` finds.
-fn ascending<B: Backend>(picks: Tensor<B, 2, Int>, n: usize) -> Tensor<B, 2, Int> {
-    let [images, keep] = picks.dims();
-    if keep == n {
-        return row_indices(images, n, &picks.device());
-    }
-    let ranks = picks
-        .clone()
-        .unsqueeze_dim::<3>(2)
-        .greater(picks.clone().unsqueeze_dim::<3>(1))
-        .int()
-        .sum_dim(2)
-        .reshape([images, keep]); // [images, keep]
-    picks.zeros_like().scatter(1, ranks, picks, IndexingUpdateOp::Add)
-}
-
-/// `0..n` in every row, `[images, n]`.
-pub(super) fn row_indices<B: Backend>(
-    images: usize,
-    n: usize,
-    device: &B::Device,
-) -> Tensor<B, 2, Int> {
-    let row: Vec<i64> = (0..images).flat_map(|_| 0..n as i64).collect();
-    Tensor::from_data(TensorData::new(row, [images, n]), device)
 }

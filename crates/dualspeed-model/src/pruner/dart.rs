@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::rows::{required, marked, marks, take, unit};
+use super::rows::{marked, marks, required, take, unit};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::vision::features::{Needs, QUESTION};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use dualspeed_ops::Backend;
 
-use super::{Kept, LayerDrop, PruneContext, PruneError, Pruner, Scope, Stage, VisualTokens};
 use super::text_tower::TextTower;
+use super::{Kept, LayerDrop, PruneContext, PruneError, Pruner, Scope, Stage, VisualTokens};
 use crate::vision::features::{Needs, TEXT};
 
 /// Fills [`VisualTokens::text`] from the context's prompts, then asks the pruner.

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | this one | [`Pruner`], what it decides ([`Kept`]) and what it may depend on |
 //! | `tokens`, `selection` | [`VisualTokens`] in, [`Selection`] out |
-//! | `base`, `tiles` | [`select`]: checks, f32, order; masks and tiles of one image |
+//! | `base`, `decide`, `tiles` | [`select`]: checks, f32, order; masks and tiles of one image |
 //! | [`text_tower`] | questions in the space shared with text |
 //! | `spec`, `registry` | pruners by name, with options |
 //! | `topk`, `rows` | ranks with a fixed tie rule, and other row arithmetic |
@@ -31,11 +31,13 @@ mod avgpool2d;
 mod base;
 mod cdpruner;
 mod dart;
+mod decide;
 mod divprune;
 mod error;
 mod fastervlm;
 mod guided;
 mod holov;
+mod indices;
 mod layer_drop;
 mod none;
 mod outliers;
@@ -67,6 +69,7 @@ pub use base::{contributions, select, select_all};
 pub use cdpruner::CdPruner;
 pub use dart::Dart;
 pub use divprune::DivPrune;
+pub use dualspeed_core::OptionValue;
 pub use error::PruneError;
 pub use fastervlm::FasterVlm;
 pub use holov::HoloV;
@@ -78,9 +81,8 @@ pub use prunesid::PruneSid;
 pub use pyramiddrop::PyramidDrop;
 pub use random::RandomPruner;
 pub use registry::{PrunerFactory, Registry};
-pub use dualspeed_core::OptionValue;
-pub use spec::{Compat, PrunerSpec, Rounding, Scope, keep_count};
 pub use selection::Selection;
+pub use spec::{Compat, PrunerSpec, Rounding, Scope, keep_count};
 pub use text_tower::{NameTower, TextFeatures, TextTower};
 pub use tokens::{QuestionTokens, Tiles, VisualTokens};
 pub use topk::{ranks, top_indices};

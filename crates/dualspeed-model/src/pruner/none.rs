@@ -2,7 +2,7 @@
 
 use dualspeed_ops::Backend;
 
-use super::base::row_indices;
+use super::indices::row_indices;
 use super::{Kept, PruneContext, PruneError, Pruner, VisualTokens};
 
 /// Keeps every token; asking it for fewer is an error.

@@ -7,8 +7,8 @@ use dualspeed_ops::Backend;
 use super::rows::{attention, cosines, first_argmax, in_parts, one_hot};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
-use dualspeed_core::rng::{SplitMix, hash_str};
 use crate::vision::features::{CLS_ATTENTION, Needs};
+use dualspeed_core::rng::{SplitMix, hash_str};
 
 /// Tokens belong to the principal component of `sigmoid(H)^T` (hidden dimensions as samples, centred)
 /// on which they load most, of `keep / 4` components. Within a group, in the order of class attention, a

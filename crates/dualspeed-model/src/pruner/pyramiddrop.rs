@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dualspeed_ops::Backend;
 
-use super::base::row_indices;
+use super::indices::row_indices;
 use super::{
     Compat, DropPositions, DropScore, Kept, LayerDrop, PruneContext, PruneError, Pruner,
     PrunerSpec, VisualTokens,

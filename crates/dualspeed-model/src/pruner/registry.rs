@@ -8,12 +8,12 @@ use dualspeed_core::nearest;
 use dualspeed_ops::Backend;
 
 use super::guided::Guided;
+use super::text_tower::TextTower;
 use super::{
     AvgPool2d, CdPruner, Dart, DivPrune, FasterVlm, HoloV, NoPruning, PruMerge, PruneError,
     PruneSid, Pruner, PrunerSpec, PyramidDrop, RandomPruner, Trim, UniformPruner, VisPruner,
     VisionZip,
 };
-use super::text_tower::TextTower;
 use crate::vision::features::TEXT;
 
 /// Makes a pruner from its specification.

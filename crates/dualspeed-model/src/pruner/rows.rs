@@ -3,7 +3,7 @@
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::base::row_indices;
+use super::indices::row_indices;
 use super::{PruneError, VisualTokens, top_indices};
 use crate::vision::features::CLS_ATTENTION;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
+use super::indices::indices;
 use super::{DropPlan, LayerDrop, PruneError, Stage};
 use crate::layout::PaddedBatch;
 use crate::vision::VisionFeatures;
@@ -130,7 +131,8 @@ impl<B: Backend> Selection<B> {
         };
         let ([tiles, n, width], device) = (source.dims(), source.device());
         let flat = source.clone().reshape([tiles * n, width]);
-        let rows = |ids: Vec<usize>| dualspeed_ops::select_rows(flat.clone(), indices(&ids, &device));
+        let rows =
+            |ids: Vec<usize>| dualspeed_ops::select_rows(flat.clone(), indices(&ids, &device));
         let parts = self.parts.iter().map(|part| {
             let tokens = part.tokens.as_deref().unwrap_or_default();
             match &part.decision {
@@ -145,7 +147,10 @@ impl<B: Backend> Selection<B> {
                     // A tile's class token goes with its tokens.
                     let class = class.clone().map(|class| {
                         let tile = |tokens: &Vec<usize>| tokens.first().map_or(0, |t| t / n);
-                        class.select(0, indices(&tokens.iter().map(tile).collect::<Vec<_>>(), &device))
+                        class.select(
+                            0,
+                            indices(&tokens.iter().map(tile).collect::<Vec<_>>(), &device),
+                        )
                     });
                     let merged = merge(weights, own, class);
                     let [count, most, width] = merged.dims();
@@ -200,12 +205,19 @@ impl<B: Backend> Selection<B> {
         let Some(order) = &self.order else {
             return Some(self.lengths.iter().map(|length| (0..*length).collect()).collect());
         };
-        let all: Vec<usize> =
-            self.parts.iter().flat_map(|part| part.tokens.iter().flatten().flatten()).copied().collect();
-        let firsts = self.tiles_per_image.iter().scan(0, |first, tiles| {
-            Some(std::mem::replace(first, *first + tiles * n))
-        });
-        let own = |(rows, first): (&Vec<usize>, usize)| rows.iter().map(|row| all[*row] - first).collect();
+        let all: Vec<usize> = self
+            .parts
+            .iter()
+            .flat_map(|part| part.tokens.iter().flatten().flatten())
+            .copied()
+            .collect();
+        let firsts = self
+            .tiles_per_image
+            .iter()
+            .scan(0, |first, tiles| Some(std::mem::replace(first, *first + tiles * n)));
+        let own = |(rows, first): (&Vec<usize>, usize)| {
+            rows.iter().map(|row| all[*row] - first).collect()
+        };
         Some(order.iter().zip(firsts).map(own).collect())
     }
 
@@ -249,10 +261,9 @@ impl<B: AutodiffBackend> Selection<B> {
             decision: match &part.decision {
                 Decision::All => Decision::All,
                 Decision::Picks(picks) => Decision::Picks(picks.clone().inner()),
-                Decision::Weights { weights, lengths } => Decision::Weights {
-                    weights: weights.clone().inner(),
-                    lengths: lengths.clone(),
-                },
+                Decision::Weights { weights, lengths } => {
+                    Decision::Weights { weights: weights.clone().inner(), lengths: lengths.clone() }
+                }
             },
         });
         Selection {
@@ -309,11 +320,4 @@ fn padded(rows: &[Vec<usize>], length: usize) -> Vec<usize> {
         row
     };
     rows.iter().flat_map(filled).collect()
-}
-
-/// Host indices on the device.
-pub(super) fn indices<B: Backend>(ids: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let ids: Vec<i64> = ids.iter().map(|id| *id as i64).collect();
-    let count = ids.len();
-    Tensor::from_data(TensorData::new(ids, [count]), device)
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::PruneError;
 
-
 /// How a fractional number of kept tokens becomes a count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

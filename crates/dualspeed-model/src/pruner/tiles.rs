@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
-use super::base::decide;
-use super::selection::{Decision, Part, indices};
+use super::decide::decide;
+use super::indices::indices;
+use super::selection::{Decision, Part};
 use super::{PruneContext, PruneError, Pruner, Scope, Selection, Stage, Tiles, VisualTokens};
 
 /// Tokens that are pruned by one decision.
@@ -63,7 +64,8 @@ pub(super) fn select_tiles<B: Backend>(
         let (decision, most, lengths) = match keep >= len {
             true => (Decision::All, len, vec![len; members.len()]),
             false => {
-                let decision = decide(pruner, &compact(visual, &group), keep, &context(ctx, &group))?;
+                let decision =
+                    decide(pruner, &compact(visual, &group), keep, &context(ctx, &group))?;
                 match &decision {
                     Decision::Weights { weights, lengths } => {
                         let (most, lengths) = (weights.dims()[1], lengths.clone());

@@ -3,7 +3,7 @@
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
-use super::base::row_indices;
+use super::indices::row_indices;
 
 /// Comparisons made at once: bounds the memory of counting ranks.
 const AT_ONCE: usize = 1 << 24;

@@ -310,8 +310,7 @@ impl<B: Backend> VisionTower<B> for ClipVit<B> {
         let tokens = |x: Tensor<B, 3>| x.narrow(1, first, s - first); // [images, n, ..]
         let all = x.reshape([images, s, d]);
         let hidden = tokens(all.clone());
-        let patch_text =
-            if needs.has(PATCH_TEXT) { self.project(hidden.clone()) } else { None };
+        let patch_text = if needs.has(PATCH_TEXT) { self.project(hidden.clone()) } else { None };
         let (last_cls_attention, last_keys) = last_layer.unzip();
         let of_tokens = |attention: Tensor<B, 3>| tokens(attention.swap_dims(1, 2));
         VisionFeatures::new(hidden)

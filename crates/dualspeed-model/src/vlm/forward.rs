@@ -18,8 +18,8 @@ use crate::projector::Projector;
 use crate::pruner::{
     PruneError, Pruner, QuestionTokens, Selection, Tiles, VisualTokens, select, select_all,
 };
-use crate::vision::features::{Needs, QUESTION, VisionFeatures};
 use crate::vision::VisionTower;
+use crate::vision::features::{Needs, QUESTION, VisionFeatures};
 
 impl<B: Backend> Llava<B> {
     /// The forward: hidden states at the wanted positions, of one view of a batch.
@@ -121,7 +121,12 @@ impl<B: Backend> Llava<B> {
         let (question, dtype) = (pruner.needs().has(QUESTION), self.config.dtype.float());
         let visual = VisualTokens {
             // Scores need no gradient, so the projector keeps nothing for one.
-            projected: project(&self.mm_projector.clone().into_inner().no_grad(), &features, None, dtype), // [tiles, n, d]
+            projected: project(
+                &self.mm_projector.clone().into_inner().no_grad(),
+                &features,
+                None,
+                dtype,
+            ), // [tiles, n, d]
             question: question.then(|| self.question_tokens(inputs.text, &images_per_sample)),
             features,
             tiles,
@@ -135,7 +140,8 @@ impl<B: Backend> Llava<B> {
         }
         let blocks = self.language_model.layers.len();
         if let Some(drop) = selection.layer_drop()
-            && (0..blocks).all(|block| drop.keep_after(block, blocks, selection.longest()).is_none())
+            && (0..blocks)
+                .all(|block| drop.keep_after(block, blocks, selection.longest()).is_none())
         {
             return Err(PruneError::NoDrop { pruner: pruner.name().to_owned(), blocks }.into());
         }
@@ -176,7 +182,8 @@ impl<B: Backend> Llava<B> {
         images_per_sample: &[usize],
     ) -> QuestionTokens<B> {
         let mut questions: Vec<Vec<i64>> = Vec::new();
-        for ((ids, labels), count) in batch.input_ids.iter().zip(batch.labels).zip(images_per_sample)
+        for ((ids, labels), count) in
+            batch.input_ids.iter().zip(batch.labels).zip(images_per_sample)
         {
             let end = labels.iter().position(|label| *label != IGNORE_INDEX).unwrap_or(ids.len());
             let text = |ids: &[i64]| -> Vec<i64> {
@@ -258,7 +265,7 @@ impl<B: Backend> Llava<B> {
                 }
                 (Some(kept), None) => ImageSlots::flat(start, &kept[image], n, side),
                 (None, _) => {
-                    let full = tiling.map_or(n, Tiling::tokens);
+                    let full = tiling.map_or(n, Tiling::full_length);
                     ImageSlots::sequential(start, *length, full)
                 }
             }

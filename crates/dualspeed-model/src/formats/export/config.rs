@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::config::{
-    HiddenAct, DecoderConfig, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
+    DecoderConfig, HiddenAct, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
     VisionConfig, VitConfig,
 };
 use crate::formats::import::tensor::FloatType;

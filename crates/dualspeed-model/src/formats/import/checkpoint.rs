@@ -18,10 +18,10 @@ use super::tensor::FloatType;
 use crate::config::{DecoderConfig, LlavaConfig, VisionConfig, VitConfig};
 use crate::error::ModelError;
 use crate::formats::{ISOLATOR, PROJECTION};
-use crate::nn::Init;
 use crate::language::Decoder;
-use crate::vlm::Llava;
+use crate::nn::Init;
 use crate::vision::ClipVit;
+use crate::vlm::Llava;
 
 /// PyTorch's name of the single pickle.
 const PICKLE: &str = "pytorch_model.bin";
@@ -236,7 +236,13 @@ impl Checkpoint {
             }
             Architecture::Decoder(config) => {
                 let model = config.init::<B>(&Init::new(0, device).at("language_model"));
-                AnyModel::Decoder(Box::new(fill(model, "language_model", source, &mut ledger, dtype)?))
+                AnyModel::Decoder(Box::new(fill(
+                    model,
+                    "language_model",
+                    source,
+                    &mut ledger,
+                    dtype,
+                )?))
             }
             Architecture::Clip(config) => {
                 let model = config.init::<B>(&Init::new(0, device).at("vision_tower").frozen());

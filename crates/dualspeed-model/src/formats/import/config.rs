@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::error::ImportError;
 use super::json::Json;
-use crate::vision::clip_text::ClipTextConfig;
 use crate::config::{
-    AnyresConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, DecoderConfig, LlavaConfig,
+    AnyresConfig, DecoderConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, LlavaConfig,
     ProjectorType, RopeScaling, SelectFeature, VisionConfig, VitConfig,
 };
+use crate::vision::clip_text::ClipTextConfig;
 
 /// What kind of model a `config.json` describes.
 #[derive(Clone, Debug, PartialEq)]

@@ -24,10 +24,9 @@ pub fn read_efficientnet<B: Backend>(
     device: &B::Device,
 ) -> Result<EfficientNet<B>, ImportError> {
     let config = EfficientNetConfig { image_size };
-    config.validate().map_err(|error| ImportError::Invalid {
-        path: source.path().to_owned(),
-        source: error,
-    })?;
+    config
+        .validate()
+        .map_err(|error| ImportError::Invalid { path: source.path().to_owned(), source: error })?;
     let parts = walk(|names, sizes| convolution::<B>(source, names, sizes, device))?;
     Ok(EfficientNet::new(parts, config))
 }

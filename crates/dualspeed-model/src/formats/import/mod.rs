@@ -12,8 +12,8 @@
 
 pub mod adapter;
 pub mod checkpoint;
-pub mod config;
 pub mod clip_text;
+pub mod config;
 pub mod efficientnet;
 pub mod error;
 mod fill;
@@ -27,10 +27,10 @@ pub mod tensor;
 mod turn;
 
 pub use adapter::{Adapter, load_extra};
-pub use clip_text::read_clip_text;
-pub use efficientnet::read_efficientnet;
 pub use checkpoint::{AnyModel, Checkpoint, LoadOptions, LoadReport, open_weights};
+pub use clip_text::read_clip_text;
 pub use config::{Architecture, HfConfig, parse_config, read_clip_text_config, read_config};
+pub use efficientnet::read_efficientnet;
 pub use error::ImportError;
 pub use fill::Loaded;
 pub use gguf::{Gguf, GgufVocabulary};
