@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dualspeed::data::source_registry;
 use dualspeed::prelude::*;
 use dualspeed::train::{EvalOptions, METRICS_FILE, read_metrics};
 use dualspeed::{lab, run};
@@ -38,7 +39,8 @@ lr = 3e-3
 fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::Result<()> {
     let config = TrainConfig::parse(CONFIG, &[])?;
     let model: Llava<B> = run::start(&config, device)?; // fresh weights, embedded vision tower
-    let source: Arc<dyn ExampleSource> = config.data.train.open(&config.model)?;
+    let source: Arc<dyn ExampleSource> =
+        config.data.train.open(&config.model, config.seed, &source_registry())?;
     let job = TrainJob { overwrite: true, ..TrainJob::new(config.clone(), model, source, &dir) };
     let outcome = train(job)?;
 

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dualspeed::data::Template;
+use dualspeed::data::{Template, source_registry};
 use dualspeed::prelude::*;
 use dualspeed::train::{EvalOptions, Stage};
 use dualspeed::{lab, run};
@@ -47,7 +47,7 @@ fn stage<B: AutodiffBackend>(
     device: &B::Device,
 ) -> anyhow::Result<PathBuf> {
     let model: Llava<B> = run::start(&config, device)?; // the model that `init_from` ended with
-    let source = config.data.train.open(&config.model)?;
+    let source = config.data.train.open(&config.model, config.seed, &source_registry())?;
     train(TrainJob { overwrite: true, ..TrainJob::new(config, model, source, dir) })?;
     Ok(dir.to_path_buf())
 }

@@ -1,7 +1,7 @@
 //! LLaVA-NeXT: geometry.
 
 use dualspeed::data::Tiling;
-use dualspeed::data::anyres::best_resolution;
+use dualspeed::data::picture::tiling::best_resolution;
 use dualspeed::model::import::LoadOptions;
 use dualspeed::model::{
     GenerateOptions, NewlinePolicy, PositionPolicy, Slot, TileLayout, VisionInput,
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::support::{B, Expected, assert_close, fixture, ids, load_llava};
 
 fn layout(tiling: &Tiling) -> TileLayout {
-    let Tiling { side, grid, rows, columns, .. } = tiling.clone();
+    let Tiling { side, grid, rows, columns } = tiling.clone();
     TileLayout { side, grid, rows, columns }
 }
 
@@ -27,7 +27,7 @@ fn case(
     let pinpoints = &model.config.anyres.as_ref().unwrap().image_grid_pinpoints;
     let tilings: Vec<Tiling> =
         sizes.iter().map(|size| Tiling::new(*size, pinpoints, 28, 4).unwrap()).collect();
-    let counts: Vec<usize> = tilings.iter().map(Tiling::tokens).collect();
+    let counts: Vec<usize> = tilings.iter().map(Tiling::full_length).collect();
     assert_eq!(facts["counts"], serde_json::json!(counts));
     let tiles = (0..sizes.len()).map(|i| expected.tensor::<4>(&format!("pixel_values.{case}.{i}")));
     let pixels = VisionInput::Pixels(Tensor::cat(tiles.collect(), 0));
@@ -97,7 +97,7 @@ fn counts_are_those_of_transformers_for_forty_aspect_ratios() {
         assert_eq!(best_resolution(size, &pinpoints), Some(best), "{size:?}");
         let tiling = Tiling::new(size, &pinpoints, 336, 24).unwrap();
         assert_eq!(row["tiles"], tiling.tiles(), "{size:?}");
-        assert_eq!(row["tokens"], tiling.tokens(), "{size:?}");
+        assert_eq!(row["tokens"], tiling.full_length(), "{size:?}");
         let layout = layout(&tiling);
         let valid = layout.valid();
         let kept: Vec<usize> =

@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dualspeed::data::{FitMode, load_image};
+use dualspeed::data::{FitMode, ImageProcessor, load_image};
 use dualspeed::model::efficientnet::EfficientNet;
 use dualspeed::model::import::safetensors::SafetensorsWeights;
 use dualspeed::model::import::{Checkpoint, LoadOptions};
 use dualspeed::model::rng::SplitMix;
 use dualspeed::model::{VisionConfig, VisionTower};
 use dualspeed::prelude::*;
-use dualspeed::train::config::image_processor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
@@ -226,7 +225,7 @@ fn pixels_are_the_towers_own() {
     image::RgbImage::from_pixel(8, 8, image::Rgb([127, 255, 0])).save(&path).unwrap();
     let vision: VisionConfig =
         serde_json::from_str(r#"{ "kind": "efficientnet_lite0", "image_size": 16 }"#).unwrap();
-    let processor = image_processor(&vision, FitMode::Pad);
+    let processor = ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation());
     let host = processor.process(&load_image(&path, &processor.limits).unwrap().pixels);
     let expected = [0.0, 1.0, -127.0 / 128.0];
     for (plane, expected) in host.pixels.chunks(16 * 16).zip(expected) {

@@ -45,7 +45,7 @@ pub enum DataError {
         line: usize,
         /// Number of the record, from 0.
         record: usize,
-        /// Its `id`.
+        /// The record's `id`.
         id: String,
         /// What is wrong with it.
         problem: Box<RecordProblem>,
@@ -73,7 +73,7 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
-    /// What a data set of another crate says.
+    /// An error of a data set of another crate.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -96,7 +96,7 @@ pub enum ImageProcessorError {
     OutOfRange {
         /// The field.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: String,
         /// What it may be, in words.
         expected: String,
@@ -111,7 +111,7 @@ pub enum ImageProcessorError {
     },
 }
 
-/// What is wrong with one record of a data file.
+/// A mistake in one record of a data file.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordProblem {
     /// `from` is neither a human nor a model.

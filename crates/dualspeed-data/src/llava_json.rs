@@ -23,7 +23,7 @@ use crate::picture::{ImageProcessor, TileConfig, load_image, preprocess_image};
 use crate::source::{ExampleSource, Modality};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 
-/// What becomes of the records.
+/// How records become examples.
 #[derive(Clone, Debug)]
 pub struct LlavaJsonConfig {
     /// `image` paths are relative to this folder.
@@ -34,7 +34,7 @@ pub struct LlavaJsonConfig {
     pub system: Option<String>,
     /// Longer examples are cut, in ids with an image as one.
     pub max_length: Option<usize>,
-    /// What becomes of the images.
+    /// How images become pixels.
     pub processor: ImageProcessor,
     /// Tiles of images of any resolution; without it an image is one tile.
     pub tiles: Option<TileConfig>,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use dualspeed_data::{ExampleSource, SceneConfig, SceneSource, Split, Vendor, chance};
+use dualspeed_data::{
+    ExampleSource, SceneConfig, SceneSource, Split, Vendor, chance, source_registry,
+};
 use dualspeed_model::{Needs, Tower, View, Vit};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::features::{FeatureWork, configured};
@@ -89,7 +91,7 @@ pub struct Interrupted {
 /// The scenes of `config` in another split, with `seed` unchanged.
 pub fn scenes(config: &TrainConfig) -> anyhow::Result<SceneConfig> {
     config.data.train.scene_config().context(
-        "this command composes its own test set and needs `data.train.scenes`, not `llava_json`",
+        "this command composes its own test set and needs `data.train.scenes`, not `llava_json` or `source`",
     )
 }
 
@@ -152,7 +154,7 @@ impl<B: AutodiffBackend> Lab<B> {
             .map(|index| test.get(index).map(|example| example.questions))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            train: cache(base.data.train.open(&base.model)?)?,
+            train: cache(base.data.train.open(&base.model, base.seed, &source_registry())?)?,
             held_out: cache(Arc::new(held_out_source(base, test_samples)?))?,
             test: cache(Arc::new(test))?,
             chance: chance(questions.iter().flatten()).accuracy,
@@ -188,7 +190,7 @@ impl<B: AutodiffBackend> Lab<B> {
         let model = model.with_vision_tower(self.tower.clone())?;
         let text_only = scenes(config)?.text_only;
         let source = match text_only {
-            true => config.data.train.open(&config.model)?,
+            true => config.data.train.open(&config.model, config.seed, &source_registry())?,
             false => self.train.source(),
         };
         let job = TrainJob {

@@ -10,7 +10,7 @@ use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
     BpeVocabulary, Conversation, FitMode, ImageProcessor, SentencePieceVocabulary, Template,
     TextTokenizer, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image,
-    preprocess_image, read_processor, scene_tokenizer,
+    preprocess_image, read_processor, read_tokenizer, scene_tokenizer,
 };
 use dualspeed_model::import::{
     Adapter, AnyModel, Checkpoint, Gguf, GgufVocabulary, LoadOptions, LoadReport, load_extra,
@@ -20,7 +20,6 @@ use dualspeed_model::{
     VisionInput, VisualTokens,
 };
 use dualspeed_ops::Backend;
-use dualspeed_train::config::{image_processor, read_tokenizer};
 use dualspeed_train::features::pixel_values;
 
 use crate::clip_words::with_projection;
@@ -126,7 +125,8 @@ impl<B: Backend> Speaker<B> {
             }
         };
         let model = Model::Llava(Box::new(run::load(dir, device)?));
-        let processor = image_processor(&config.model.vision, fit);
+        let vision = &config.model.vision;
+        let processor = ImageProcessor::new(vision.image_size(), fit, vision.normalisation());
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = None;
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
@@ -492,8 +492,9 @@ fn processor<B: Backend>(
         Err(error) if fit.is_none() => return Err(error.into()),
         Err(_) => None,
     };
-    let mut processor = found.unwrap_or_else(|| image_processor(vision, FitMode::Pad));
-    processor.mode = fit.unwrap_or(processor.mode);
+    let mut processor =
+        found.unwrap_or_else(|| ImageProcessor::new(side, FitMode::Pad, vision.normalisation()));
+    processor.fit = fit.unwrap_or(processor.fit);
     anyhow::ensure!(
         processor.size == side,
         "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",

@@ -42,7 +42,7 @@ pub struct ImageProcessor {
 }
 
 impl Default for ImageProcessor {
-    /// What CLIP ViT-L/14-336 takes, padded as in LLaVA-1.5.
+    /// Makes the processor of CLIP ViT-L/14-336 with images padded as in LLaVA-1.5.
     fn default() -> Self {
         Self::clip(336, FitMode::Pad)
     }

@@ -8,7 +8,7 @@ use super::load::ImageLimits;
 use super::processor::{FitMode, ImageProcessor};
 use crate::error::{DataError, ImageProcessorError};
 
-/// What a model's directory says about its images.
+/// Image processor of a model's directory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessorFile {
     /// Size, fitting, normalisation.

@@ -10,7 +10,7 @@ use super::resample::{Filter, resize_rgb};
 use super::tiling::{Tiling, fitted_size};
 use crate::error::ImageError;
 
-/// Which tiles images are cut into.
+/// Tiles that images of any resolution are cut into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TileConfig {
     /// Resolutions a grid can have, `[height, width]` in pixels.

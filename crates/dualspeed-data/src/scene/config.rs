@@ -46,7 +46,7 @@ pub struct SceneConfig {
     pub max_objects: usize,
     /// The first so many classes of the atlas are used.
     pub classes: usize,
-    /// Whose drawings are used. The layouts and questions do not depend on it.
+    /// Vendors whose drawings are used. Layouts and questions do not depend on them.
     pub vendors: Vec<Vendor>,
     /// Questions per scene (fewer where a scene has no more to ask).
     pub turns: usize,
@@ -59,7 +59,7 @@ pub struct SceneConfig {
     pub text_only: bool,
     /// Decides everything, together with `split` and the example's index.
     pub seed: u64,
-    /// Which part of the data.
+    /// Part of the data.
     pub split: Split,
 }
 

@@ -25,7 +25,7 @@ pub struct Bounds {
 pub struct SceneObject {
     /// Number of the class in the atlas.
     pub class: usize,
-    /// Its name.
+    /// Name of the class.
     pub name: &'static str,
     /// Vendor of the drawing.
     pub vendor: Vendor,
@@ -41,7 +41,7 @@ pub struct SceneObject {
     pub tint: [u8; 3],
 }
 
-/// What lies behind the objects: a gradient of two colours, times blocky noise.
+/// Background of a scene: a gradient of two colours, times blocky noise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Background {
     /// Colour at one end.
@@ -67,7 +67,7 @@ pub struct Scene {
     pub grid: usize,
     /// Objects, all of different classes, in reading order.
     pub objects: Vec<SceneObject>,
-    /// What lies behind them.
+    /// Background behind the objects.
     pub background: Background,
 }
 
@@ -95,7 +95,7 @@ impl Scene {
     }
 }
 
-/// What a random stream is for; also keeps the streams of one example apart.
+/// Purpose of a random stream; keeps the streams of one example apart.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     Layout = 1,

@@ -33,7 +33,8 @@ pub struct Question {
 /// How often a position question is answered by "nothing" where the scene has a choice.
 const EMPTY_CELLS: f64 = 0.2;
 
-/// The same for neighbours, of which few scenes have enough: want of choice alone makes "nothing" a third of them.
+/// How often a neighbour question is answered by "nothing" where the scene has a choice. Few have: want of choice alone
+/// makes "nothing" a third of the answers.
 const NO_NEIGHBOUR: f64 = 0.05;
 
 /// Draws up to `config.turns` questions.

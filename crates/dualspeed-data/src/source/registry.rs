@@ -28,7 +28,7 @@ pub fn source_registry() -> SourceRegistry {
     Registry::new("data source")
 }
 
-/// What a data set is made from: the configuration's words, and what the model asks of its data.
+/// Specification that a data set is made from: the configuration's words, and what the model asks of its data.
 #[derive(Clone, Debug)]
 pub struct SourceSpec {
     /// The data set's own options.

@@ -28,14 +28,14 @@ impl Conversation {
         Self { system: None, turns: turns.map(|(q, a)| Turn::answered(q, a)).collect() }
     }
 
-    /// What the human says first, without `<image>` and the blanks around it.
+    /// Finds what the human says first, without `<image>` and the blanks around it.
     pub fn prompt(&self) -> String {
         let first = self.turns.first().map_or("", |turn| turn.user.as_str());
         let parts = first.split(IMAGE_PLACEHOLDER).map(str::trim).filter(|part| !part.is_empty());
         parts.collect::<Vec<_>>().join(" ")
     }
 
-    /// Number of `<image>` in the human turns.
+    /// Counts `<image>` in the human turns.
     pub fn placeholders(&self) -> usize {
         self.turns.iter().map(|turn| turn.user.matches(IMAGE_PLACEHOLDER).count()).sum()
     }

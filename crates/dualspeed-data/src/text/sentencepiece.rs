@@ -14,7 +14,7 @@ use crate::error::EncodeError;
 pub struct SentencePieceVocabulary {
     /// All pieces, by id; a space is `\u{2581}`.
     pub tokens: Vec<String>,
-    /// Their scores, by id.
+    /// Scores of the pieces, by id.
     pub scores: Vec<f32>,
     /// Ids of pieces that no text spells.
     pub control: Vec<u32>,

@@ -66,7 +66,7 @@ pub enum Segment {
     Eos,
     /// A token that no text can spell, by name.
     Token {
-        /// Its name in the vocabulary.
+        /// Name of the token in the vocabulary.
         name: &'static str,
         /// Whether the model is trained to say it.
         supervised: bool,

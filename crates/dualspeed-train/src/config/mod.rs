@@ -20,7 +20,7 @@ pub use sections::{
     BatchConfig, CheckpointConfig, Compat, DistillConfig, IsolatorConfig, MemoryConfig, ModeConfig,
     OptimConfig, PruningConfig, RecomputeMode, Schedule, Stage, ValidationConfig,
 };
-pub use source::{DataConfig, LlavaJsonSection, SourceConfig, image_processor, read_tokenizer};
+pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
 
 use crate::error::ConfigError;
 use crate::mode::{AlwaysFast, AlwaysSlow, Bernoulli, ModeSchedule, Periodic};

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dualspeed_core::Options;
 use dualspeed_data::{
     DataError, ExampleSource, FitMode, Grouping, ImageProcessor, LlavaJson, LlavaJsonConfig,
-    SceneConfig, SceneSource, SpecialTokens, Template, TextTokenizer, TileConfig,
+    SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer, TileConfig,
+    read_tokenizer,
 };
-use dualspeed_model::{LlavaConfig, VisionConfig};
+use dualspeed_model::LlavaConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{FeaturesConfig, invalid};
@@ -42,19 +44,24 @@ impl DataConfig {
     }
 }
 
-/// One data set: generated scenes (the default), or LLaVA's JSON format from disk.
+/// One data set: generated scenes (the default), LLaVA's JSON format from disk, or a data set of another crate by name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SourceConfig {
-    /// Number of generated scenes; left out: 8192. A file has the records it has.
+    /// Number of generated examples; left out: 8192 scenes, or what a data set by name makes of it. A file has the records
+    /// it has.
     pub samples: Option<usize>,
     /// Generated scenes of the embedded drawings.
     pub scenes: Option<SceneConfig>,
-    /// With generated scenes: a Hugging Face `tokenizer.json`. Left out: that of the checkpoint the run starts from, else
-    /// one of the scenes' own words.
+    /// With generated scenes or a data set by name: a Hugging Face `tokenizer.json`. Left out: that of the checkpoint the
+    /// run starts from, else one of the data set's own words.
     pub tokenizer: Option<PathBuf>,
     /// Conversations from disk.
     pub llava_json: Option<LlavaJsonSection>,
+    /// Name of a data set that the program registered.
+    pub source: Option<String>,
+    /// Options of the data set that `source` names.
+    pub options: Option<Options>,
 }
 
 /// Conversations from disk.
@@ -78,36 +85,51 @@ pub struct LlavaJsonSection {
 const DEFAULT_SCENES: usize = 8192;
 
 impl SourceConfig {
-    /// The scenes, when the data set is generated.
+    /// The section of generated scenes; `None` where the data set is another one.
     pub fn scene_config(&self) -> Option<SceneConfig> {
-        self.llava_json.is_none().then(|| self.scenes.clone().unwrap_or_default())
+        let other = self.llava_json.is_some() || self.source.is_some();
+        (!other).then(|| self.scenes.clone().unwrap_or_default())
     }
 
-    /// Opens the data set for a model's image size, and its tiles if it takes images of any resolution.
+    /// Opens the data set for a model's image size, and its tiles if it takes images of any resolution. `sources` are the
+    /// data sets that `source` may name; `seed` is the run's.
     ///
     /// # Errors
-    /// What is wrong with the files, or with the scenes' section.
-    pub fn open(&self, model: &LlavaConfig) -> Result<Arc<dyn ExampleSource>, TrainError> {
+    /// What is wrong with the files, the scenes' section, or the name and its options.
+    pub fn open(
+        &self,
+        model: &LlavaConfig,
+        seed: u64,
+        sources: &SourceRegistry,
+    ) -> Result<Arc<dyn ExampleSource>, TrainError> {
         if let Some(section) = &self.llava_json {
             let config = LlavaJsonConfig {
                 image_root: section.image_root.clone(),
                 template: section.template,
                 system: section.system.clone(),
                 max_length: None,
-                processor: image_processor(&model.vision, section.fit),
-                tiles: model.anyres.as_ref().map(|anyres| TileConfig {
-                    pinpoints: anyres.image_grid_pinpoints.clone(),
-                    side: model.vision.grid(),
-                }),
+                processor: image_processor(model, section.fit),
+                tiles: tiles(model),
             };
-            let tokenizer = Arc::new(read_tokenizer(&section.tokenizer)?);
+            let tokenizer = open_tokenizer(&section.tokenizer)?;
             return Ok(Arc::new(LlavaJson::open(&section.path, config, tokenizer)?));
+        }
+        if let Some(name) = &self.source {
+            let spec = SourceSpec {
+                options: self.options.clone().unwrap_or_default(),
+                samples: self.samples,
+                seed,
+                processor: image_processor(model, FitMode::default()),
+                tiles: tiles(model),
+                tokenizer: self.tokenizer.as_deref().map(open_tokenizer).transpose()?,
+            };
+            return Ok(sources.build(name, &spec).map_err(DataError::from)?.into());
         }
         let samples = self.samples.unwrap_or(DEFAULT_SCENES);
         Ok(Arc::new(self.open_scenes(self.scenes.clone().unwrap_or_default(), samples, model)?))
     }
 
-    /// Generated scenes with this data set's tokenizer, for a model's vision tower.
+    /// Opens generated scenes with this data set's tokenizer, for a model's vision tower.
     ///
     /// # Errors
     /// If the scenes' section is wrong, or the tokenizer cannot be read.
@@ -118,23 +140,40 @@ impl SourceConfig {
         model: &LlavaConfig,
     ) -> Result<SceneSource, TrainError> {
         let config = SceneConfig { image_size: model.vision.image_size(), ..scenes };
-        let processor = image_processor(&model.vision, config.processor().mode);
+        let processor = image_processor(model, config.processor().fit);
         let source = SceneSource::new(config, samples)?.with_processor(processor);
         Ok(match &self.tokenizer {
-            Some(path) => source.with_tokenizer(Arc::new(read_tokenizer(path)?)),
+            Some(path) => source.with_tokenizer(open_tokenizer(path)?),
             None => source,
         })
     }
 
     fn validate(&self, key: &str) -> Result<(), ConfigError> {
-        if self.scenes.is_some() && self.llava_json.is_some() {
-            let advice = "keep one of the two sections";
-            return Err(invalid(key, "{..}", "both `scenes` and `llava_json` are given", advice));
+        let given = [
+            ("scenes", self.scenes.is_some()),
+            ("llava_json", self.llava_json.is_some()),
+            ("source", self.source.is_some()),
+        ];
+        let given: Vec<&str> =
+            given.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+        if let [first, second, ..] = given[..] {
+            let problem = format!("both `{first}` and `{second}` are given");
+            return Err(invalid(
+                key,
+                "{..}",
+                problem,
+                "keep one of the two: a run has one data set",
+            ));
+        }
+        if self.options.is_some() && self.source.is_none() {
+            let advice = "name the data set in `source`, or leave the options out";
+            let key = format!("{key}.options");
+            return Err(invalid(&key, "{..}", "they belong to a data set by name", advice));
         }
         if self.tokenizer.is_some() && self.llava_json.is_some() {
             let advice = "name it in the section `llava_json`";
             let key = format!("{key}.tokenizer");
-            return Err(invalid(&key, "..", "it is for generated scenes", advice));
+            return Err(invalid(&key, "..", "it is for scenes and data sets by name", advice));
         }
         if self.samples == Some(0) {
             return Err(invalid(
@@ -153,24 +192,19 @@ impl SourceConfig {
     }
 }
 
-/// What makes the pixels of a vision tower.
-pub fn image_processor(vision: &VisionConfig, mode: FitMode) -> ImageProcessor {
-    let clip = ImageProcessor::clip(vision.image_size(), mode);
-    match vision.normalisation() {
-        Some([mean, std]) => ImageProcessor { mean, std, ..clip },
-        None => clip,
-    }
+/// Makes the image processor of a model's vision tower.
+fn image_processor(model: &LlavaConfig, fit: FitMode) -> ImageProcessor {
+    ImageProcessor::new(model.vision.image_size(), fit, model.vision.normalisation())
 }
 
-/// A `tokenizer.json`, with the special tokens that `tokenizer_config.json` names if one lies beside it.
-///
-/// # Errors
-/// If a file cannot be read, or a named token is not in the vocabulary.
-pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, TrainError> {
-    let beside = path.with_file_name("tokenizer_config.json").is_file();
-    let read = match path.parent() {
-        Some(dir) if beside && path.ends_with("tokenizer.json") => TextTokenizer::from_dir(dir),
-        _ => TextTokenizer::from_file(path, &SpecialTokens::default()),
-    };
-    Ok(read.map_err(DataError::from)?)
+/// The tiles that a model takes images in; `None` where an image is one tile.
+fn tiles(model: &LlavaConfig) -> Option<TileConfig> {
+    model.anyres.as_ref().map(|anyres| TileConfig {
+        pinpoints: anyres.image_grid_pinpoints.clone(),
+        side: model.vision.grid(),
+    })
+}
+
+fn open_tokenizer(path: &Path) -> Result<Arc<TextTokenizer>, TrainError> {
+    Ok(Arc::new(read_tokenizer(path).map_err(DataError::from)?))
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use dualspeed_data::FitMode;
+use dualspeed_data::{FitMode, ImageProcessor};
 use dualspeed_model::efficientnet::EfficientNet;
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::import::pickle::PickleWeights;
@@ -12,7 +12,6 @@ use dualspeed_model::import::source::WeightSource;
 use dualspeed_model::import::{AnyModel, Checkpoint, LoadOptions};
 use dualspeed_model::{ProjectorType, Tower, assemble};
 use dualspeed_ops::{AutodiffBackend, Backend};
-use dualspeed_train::config::image_processor;
 
 use super::Outcome;
 use super::export::{options_of, read_as, refuse_occupied, write_model};
@@ -50,8 +49,9 @@ fn make<B: Backend>(args: &AssembleArgs, quiet: bool, device: &B::Device) -> any
         ProjectorType::Mlp2xGelu => Layout::Transformers,
         ProjectorType::Linear => Layout::Original,
     };
+    let vision = &model.config.vision;
     let speaker = Speaker {
-        processor: image_processor(&model.config.vision, FitMode::Pad),
+        processor: ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation()),
         model: Model::Llava(Box::new(model.clone())),
         ..speaker
     };

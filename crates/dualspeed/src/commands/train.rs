@@ -7,7 +7,7 @@ use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
 use super::{Outcome, interrupt_flag};
 use crate::cli::{Cli, TrainArgs};
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, registry, sources};
 use crate::lab::Interrupted;
 use crate::run;
 
@@ -33,8 +33,10 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     }
     run::adopt(&mut config)?;
     let model = run::start::<B>(&config, device)?;
-    let source = config.data.train.open(&config.model)?;
-    let valid = config.data.valid.as_ref().map(|valid| valid.open(&config.model)).transpose()?;
+    let sources = sources::<E>();
+    let source = config.data.train.open(&config.model, config.seed, &sources)?;
+    let valid = config.data.valid.as_ref();
+    let valid = valid.map(|valid| valid.open(&config.model, config.seed, &sources)).transpose()?;
     if args.verify_data {
         verify("data.train", &*source)?;
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;

@@ -11,7 +11,7 @@ use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 
 use super::Outcome;
 use crate::cli::{Cli, EvalArgs};
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, registry, sources};
 use crate::quickstart::{TEST_SCENES, summary::plain_table};
 use crate::{lab, run};
 
@@ -24,7 +24,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     let config = run::config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model)?,
+            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
             (None, Some(_)) => {
                 Arc::new(lab::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }

@@ -1,10 +1,9 @@
 //! The picture as several pruners leave it, side by side.
 
 use anyhow::Context;
-use dualspeed_data::{FitMode, load_image, scene_tokenizer};
+use dualspeed_data::{FitMode, ImageProcessor, load_image, read_tokenizer, scene_tokenizer};
 use dualspeed_model::{Llava, PruneError, Registry};
 use dualspeed_ops::Backend;
-use dualspeed_train::config::{image_processor, read_tokenizer};
 use image::RgbImage;
 
 use super::{Eye, Question, kept_patches, specs};
@@ -38,7 +37,7 @@ pub(super) fn run<B: Backend>(
         Some(model) => (Eye::Model(model), model.config.vision.clone()),
         None => (Eye::Tower(&vit), vit.config.clone().into()),
     };
-    let processor = image_processor(&vision, FitMode::Pad);
+    let processor = ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation());
     let picture = load_image(image, &processor.limits)?.pixels;
     let (host, fitted) = (processor.process(&picture), processor.fit(&picture));
     let question = question(args)?;
