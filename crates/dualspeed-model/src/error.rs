@@ -1,6 +1,6 @@
 //! What can go wrong in this crate, as values.
 
-use crate::config::{ConfigError, Dtype};
+use crate::config::{Dtype, ModelConfigError};
 use crate::layout::LayoutError;
 use crate::pruner::PruneError;
 
@@ -9,7 +9,7 @@ use crate::pruner::PruneError;
 pub enum ModelError {
     /// The configuration is invalid.
     #[error("model configuration: {0}")]
-    Config(#[from] ConfigError),
+    Config(#[from] ModelConfigError),
     /// Text and images do not fit together.
     #[error(transparent)]
     Layout(#[from] LayoutError),

@@ -30,10 +30,10 @@ pub mod vision;
 pub mod vlm;
 
 pub use config::{
-    AnyresConfig, ConfigError, CustomProjectorConfig, CustomVisionConfig, DecoderConfig, Dtype,
-    EfficientNetConfig, HiddenAct, LlavaConfig, LoraConfig, LoraTarget, NewlinePolicy,
-    PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VisionConfig, VisionGeometry,
-    VitConfig,
+    AnyresConfig, Compat, CustomProjectorConfig, CustomVisionConfig, DecoderConfig, Dtype,
+    EfficientNetConfig, HiddenAct, LlavaConfig, LoraConfig, LoraTarget, ModelConfigError,
+    NewlinePolicy, PositionPolicy, ProjectorType, RopeScaling, SelectFeature, VisionConfig,
+    VisionGeometry, VitConfig,
 };
 pub use dualspeed_data::{IGNORE_INDEX, IMAGE_TOKEN_INDEX, Tiling};
 pub use error::ModelError;
@@ -45,9 +45,9 @@ pub use nn::{Freezable, Init, ParamMap};
 pub use objective::{DualSpeedObjective, Losses, Objective, ObjectiveInputs, ObjectiveSpec};
 pub use projector::{MlpProjector, Projector, ProjectorFactory};
 pub use pruner::{
-    Kept, LayerDrop, NameTower, PruneContext, PruneError, Pruner, PrunerSpec, QuestionTokens,
-    Registry, Rounding, Selection, Stage, TextFeatures, TextTower, Tiles, VisualTokens, keep_count,
-    select,
+    Kept, LayerDrop, NameTower, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec,
+    QuestionTokens, Registry, Rounding, Selection, TextFeatures, TextTower, Tiles, VisualTokens,
+    keep_count, select,
 };
 pub use vision::{ClipVit, Needs, Tower, TowerFactory, VisionFeatures, VisionTower};
 pub use vlm::{

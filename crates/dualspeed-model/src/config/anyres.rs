@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::ModelConfigError;
 use super::nonzero;
 
 /// Which rows of patches end with the `image_newline` embedding when visual tokens are pruned.
@@ -54,13 +54,13 @@ impl AnyresConfig {
     /// Checks that grids are made of whole tiles of `side` pixels.
     ///
     /// # Errors
-    /// [`ConfigError`] names the field that is wrong.
-    pub fn validate(&self, side: usize) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the field that is wrong.
+    pub fn validate(&self, side: usize) -> Result<(), ModelConfigError> {
         const FIELD: &str = "anyres.image_grid_pinpoints";
         nonzero(&[(FIELD, self.image_grid_pinpoints.len())])?;
         for pinpoint in &self.image_grid_pinpoints {
             if pinpoint.iter().any(|n| *n == 0 || !n.is_multiple_of(side)) {
-                return Err(ConfigError::OutOfRange {
+                return Err(ModelConfigError::OutOfRange {
                     field: FIELD,
                     value: format!("{pinpoint:?}"),
                     expected: format!("multiples of the tower's image_size, {side}"),

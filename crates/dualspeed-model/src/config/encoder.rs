@@ -5,7 +5,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::ConfigError;
+use super::ModelConfigError;
 use super::geometry::VisionGeometry;
 use super::vision::VitConfig;
 
@@ -106,8 +106,8 @@ impl VisionConfig {
     /// Checks that the tower can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         match self {
             Self::Vit(config) => config.validate(),
             Self::EfficientNet(config) => config.validate(),
@@ -150,8 +150,8 @@ impl EfficientNetConfig {
     /// Checks that the tower can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] if the side is 0 or no multiple of 16.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] if the side is 0 or no multiple of 16.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         super::nonzero(&[("vision.image_size", self.image_size)])?;
         super::divisible(
             ("vision.image_size", self.image_size),
@@ -177,8 +177,8 @@ impl CustomVisionConfig {
     /// Checks that the sizes make sense.
     ///
     /// # Errors
-    /// [`ConfigError`] names the field that is 0.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the field that is 0.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         super::nonzero(&[
             ("vision.image_size", self.image_size),
             ("vision.grid", self.grid),

@@ -2,7 +2,7 @@
 
 /// A model configuration that cannot be built.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum ConfigError {
+pub enum ModelConfigError {
     /// A size that must be positive is zero.
     #[error("{field} is 0; set it to at least 1")]
     Zero {

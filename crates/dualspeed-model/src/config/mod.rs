@@ -1,6 +1,7 @@
 //! Model configurations: plain serde data, field names as in Hugging Face's `config.json`.
 
 mod anyres;
+mod compat;
 mod encoder;
 mod error;
 mod geometry;
@@ -13,11 +14,12 @@ use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 pub use anyres::{AnyresConfig, NewlinePolicy, PositionPolicy};
+pub use compat::Compat;
 pub use dualspeed_ops::Target as LoraTarget;
 pub use encoder::{
     CLIP_VIT, CustomVisionConfig, EFFICIENTNET_LITE0, EfficientNetConfig, VisionConfig,
 };
-pub use error::ConfigError;
+pub use error::ModelConfigError;
 pub use geometry::VisionGeometry;
 pub use projector::{CustomProjectorConfig, ProjectorType};
 pub use rope::RopeScaling;
@@ -104,8 +106,8 @@ impl LlavaConfig {
     /// Checks that the model can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         self.vision.validate()?;
         self.text.validate()?;
         if let Some(lora) = &self.lora {
@@ -116,7 +118,7 @@ impl LlavaConfig {
         }
         self.mm_projector_type.validate(self.vision.geometry().grid)?;
         if self.max_length == Some(0) {
-            return Err(ConfigError::Zero { field: "max_length" });
+            return Err(ModelConfigError::Zero { field: "max_length" });
         }
         Ok(())
     }
@@ -146,9 +148,9 @@ impl LlavaConfig {
     }
 }
 
-pub(crate) fn nonzero(fields: &[(&'static str, usize)]) -> Result<(), ConfigError> {
+pub(crate) fn nonzero(fields: &[(&'static str, usize)]) -> Result<(), ModelConfigError> {
     match fields.iter().find(|(_, value)| *value == 0) {
-        Some((field, _)) => Err(ConfigError::Zero { field }),
+        Some((field, _)) => Err(ModelConfigError::Zero { field }),
         None => Ok(()),
     }
 }
@@ -156,10 +158,10 @@ pub(crate) fn nonzero(fields: &[(&'static str, usize)]) -> Result<(), ConfigErro
 pub(crate) fn divisible(
     (field, value): (&'static str, usize),
     (by, divisor): (&'static str, usize),
-) -> Result<(), ConfigError> {
+) -> Result<(), ModelConfigError> {
     if value.is_multiple_of(divisor) {
         Ok(())
     } else {
-        Err(ConfigError::NotDivisible { field, value, by, divisor })
+        Err(ModelConfigError::NotDivisible { field, value, by, divisor })
     }
 }

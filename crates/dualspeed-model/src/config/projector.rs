@@ -3,7 +3,7 @@
 use dualspeed_core::Options;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, divisible, nonzero};
+use super::{ModelConfigError, divisible, nonzero};
 
 /// The projector between vision tower and language model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,8 +50,8 @@ impl ProjectorType {
     /// Checks that the tower's grid of `grid` features a side can be projected.
     ///
     /// # Errors
-    /// [`ConfigError`] names the field that is wrong.
-    pub fn validate(&self, grid: usize) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the field that is wrong.
+    pub fn validate(&self, grid: usize) -> Result<(), ModelConfigError> {
         let Self::Custom(config) = self else { return Ok(()) };
         nonzero(&[("mm_projector_type.merge", config.merge)])?;
         divisible(("the tower's grid", grid), ("mm_projector_type.merge", config.merge))

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::ModelConfigError;
 
 /// How rotary frequencies are stretched beyond the context a decoder was pretrained on; names as in Hugging Face's
 /// `rope_scaling`.
@@ -56,9 +56,9 @@ impl RopeScaling {
     /// Checks that frequencies stay finite and positive.
     ///
     /// # Errors
-    /// [`ConfigError`] names the field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |field, value: f64, expected: &str| ConfigError::OutOfRange {
+    /// [`ModelConfigError`] names the field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
+        let wrong = |field, value: f64, expected: &str| ModelConfigError::OutOfRange {
             field,
             value: value.to_string(),
             expected: expected.into(),
@@ -80,7 +80,7 @@ impl RopeScaling {
             }
             if original_max_position_embeddings == 0 {
                 let field = "text.rope_scaling.original_max_position_embeddings";
-                return Err(ConfigError::Zero { field });
+                return Err(ModelConfigError::Zero { field });
             }
         }
         Ok(())

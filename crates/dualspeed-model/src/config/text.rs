@@ -3,7 +3,7 @@
 use dualspeed_ops::{PerTarget, Target as LoraTarget};
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::ModelConfigError;
 use super::rope::RopeScaling;
 use super::{divisible, nonzero};
 
@@ -124,8 +124,8 @@ impl DecoderConfig {
     /// Checks that the decoder can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         nonzero(&[
             ("text.hidden_size", self.hidden_size),
             ("text.num_hidden_layers", self.num_hidden_layers),
@@ -153,7 +153,7 @@ impl DecoderConfig {
         if let Some(section) = self.mrope_section
             && section.iter().sum::<usize>() != self.head_size() / 2
         {
-            return Err(ConfigError::OutOfRange {
+            return Err(ModelConfigError::OutOfRange {
                 field: "text.mrope_section",
                 value: format!("{section:?}"),
                 expected: format!("three counts that add up to {} pairs", self.head_size() / 2),
@@ -162,7 +162,7 @@ impl DecoderConfig {
         if self.rope_theta > 1.0 {
             Ok(())
         } else {
-            Err(ConfigError::OutOfRange {
+            Err(ModelConfigError::OutOfRange {
                 field: "text.rope_theta",
                 value: self.rope_theta.to_string(),
                 expected: "a number above 1".into(),
@@ -202,13 +202,13 @@ impl LoraConfig {
     /// Checks that the adapters can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         nonzero(&[("lora.r", self.r), ("lora.targets", self.targets.len())])?;
         if (0.0..1.0).contains(&self.dropout) {
             Ok(())
         } else {
-            Err(ConfigError::OutOfRange {
+            Err(ModelConfigError::OutOfRange {
                 field: "lora.dropout",
                 value: self.dropout.to_string(),
                 expected: "0 <= dropout < 1".into(),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::ModelConfigError;
 use super::{VisionGeometry, divisible, nonzero};
 
 /// Activation of the tower's MLP.
@@ -138,8 +138,8 @@ impl VitConfig {
     /// Checks that the tower can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         nonzero(&[
             ("vision.hidden_size", self.hidden_size),
             ("vision.intermediate_size", self.intermediate_size),
@@ -150,7 +150,7 @@ impl VitConfig {
             ("vision.projection_dim", self.projection_dim.unwrap_or(1)),
         ])?;
         if self.patch_size > self.image_size {
-            return Err(ConfigError::OutOfRange {
+            return Err(ModelConfigError::OutOfRange {
                 field: "vision.patch_size",
                 value: self.patch_size.to_string(),
                 expected: format!("at most image_size, {}", self.image_size),
@@ -166,7 +166,7 @@ impl VitConfig {
         if (1..=layers).contains(&select) || (-layers..=-1).contains(&select) {
             Ok(())
         } else {
-            Err(ConfigError::OutOfRange {
+            Err(ModelConfigError::OutOfRange {
                 field: "vision.mm_vision_select_layer",
                 value: select.to_string(),
                 expected: format!("1..={layers} or {}..=-1", -layers),

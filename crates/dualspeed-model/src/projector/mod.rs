@@ -16,7 +16,7 @@ use dualspeed_ops::Backend;
 pub use custom::{CustomProjector, ProjectorFactory, ProjectorRegistry};
 pub use mlp::MlpProjector;
 
-use crate::config::{ConfigError, ProjectorType, VisionGeometry};
+use crate::config::{ModelConfigError, ProjectorType, VisionGeometry};
 use crate::nn::Init;
 
 /// A projector of any kind. Parameters go by the kind's own paths: the variant's name is in none of them.
@@ -33,14 +33,14 @@ impl<B: Backend> Projector<B> {
     /// `init`'s seed and path.
     ///
     /// # Errors
-    /// [`ConfigError::Unknown`] if nobody registered a projector of that name.
+    /// [`ModelConfigError::Unknown`] if nobody registered a projector of that name.
     pub fn init(
         init: &Init<'_, B>,
         kind: &ProjectorType,
         vision: &VisionGeometry,
         d: usize,
         registry: &ProjectorRegistry,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, ModelConfigError> {
         let d_v = vision.hidden_size;
         Ok(match kind {
             ProjectorType::Mlp2xGelu => Self::Mlp(MlpProjector::init(init, true, d_v, d)),

@@ -7,7 +7,7 @@ use super::decide::decide;
 use super::rows::marks;
 use super::selection::{Decision, Part};
 use super::tiles::{keep_all, select_tiles};
-use super::{Kept, PruneContext, PruneError, Pruner, Selection, Stage, Tiles, VisualTokens};
+use super::{Kept, PruneContext, PruneError, PruneStage, Pruner, Selection, Tiles, VisualTokens};
 use crate::vision::features::{Needs, QUESTION, TEXT};
 
 /// Runs a pruner: checks the request, takes out padding, hands over f32 features without gradient, and sorts the picks
@@ -136,7 +136,8 @@ fn check_request<B: Backend>(
     }
     // A projector that changes the count leaves features that no token of the language model has.
     let (features, needs) = (visual.features.num_tokens(), pruner.needs());
-    let reads_features = pruner.stage() == Stage::PreProjector || needs.of_tower() != Needs::none();
+    let reads_features =
+        pruner.stage() == PruneStage::PreProjector || needs.of_tower() != Needs::none();
     if features != tokens && reads_features {
         return Err(PruneError::TokenCount { pruner: name(), features, tokens });
     }

@@ -5,7 +5,7 @@ use dualspeed_ops::Backend;
 
 use super::indices::row_indices;
 use super::selection::Decision;
-use super::{Kept, PruneContext, PruneError, Pruner, Stage, VisualTokens};
+use super::{Kept, PruneContext, PruneError, PruneStage, Pruner, VisualTokens};
 use crate::vision::features::CLS_HIDDEN;
 
 /// Asks the pruner about tiles that all have the same number of tokens, and checks what it says.
@@ -16,7 +16,7 @@ pub(super) fn decide<B: Backend>(
     ctx: &PruneContext,
 ) -> Result<Decision<B>, PruneError> {
     let (tiles, n) = (visual.num_tiles(), visual.num_tokens());
-    let with_class = pruner.stage() == Stage::PreProjector
+    let with_class = pruner.stage() == PruneStage::PreProjector
         && pruner.needs().has(CLS_HIDDEN)
         && visual.features.get(CLS_HIDDEN).is_some();
     let shape = |found: &[usize], expected: [usize; 3]| {

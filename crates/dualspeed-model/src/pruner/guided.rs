@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dualspeed_ops::Backend;
 
 use super::text_tower::TextTower;
-use super::{Kept, LayerDrop, PruneContext, PruneError, Pruner, Scope, Stage, VisualTokens};
+use super::{Kept, LayerDrop, PruneContext, PruneError, PruneStage, Pruner, Scope, VisualTokens};
 use crate::vision::features::{Needs, TEXT};
 
 /// Fills [`VisualTokens::text`] from the context's prompts, then asks the pruner.
@@ -30,7 +30,7 @@ impl<B: Backend> Pruner<B> for Guided<B> {
         self.pruner.needs().without(TEXT)
     }
 
-    fn stage(&self) -> Stage {
+    fn stage(&self) -> PruneStage {
         self.pruner.stage()
     }
 

@@ -82,7 +82,7 @@ pub use pyramiddrop::PyramidDrop;
 pub use random::RandomPruner;
 pub use registry::{PrunerFactory, Registry};
 pub use selection::Selection;
-pub use spec::{Compat, PrunerSpec, Rounding, Scope, keep_count};
+pub use spec::{PrunerSpec, Rounding, Scope, keep_count};
 pub use text_tower::{NameTower, TextFeatures, TextTower};
 pub use tokens::{QuestionTokens, Tiles, VisualTokens};
 pub use topk::{ranks, top_indices};
@@ -91,11 +91,12 @@ pub use uniform::UniformPruner;
 pub use visionzip::VisionZip;
 pub use vispruner::VisPruner;
 
+pub use crate::config::Compat;
 use crate::vision::features::Needs;
 
-/// Where a pruner's decision is applied.
+/// What a pruner's decision is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum PruneStage {
     /// To the vision tower's output, which is then projected.
     PreProjector,
     /// To the projected tokens.
@@ -150,8 +151,8 @@ pub trait Pruner<B: Backend>: Debug + Send + Sync {
     }
 
     /// Where the decision is applied.
-    fn stage(&self) -> Stage {
-        Stage::PostProjector
+    fn stage(&self) -> PruneStage {
+        PruneStage::PostProjector
     }
 
     /// What one decision spans where an image has several tiles.

@@ -7,7 +7,7 @@ use super::outliers::outlier_counts;
 use super::rows::{attention, constant, feature, marked, marks, one_hot, others, take, unit};
 use super::topk::{ranks, top_indices};
 use super::{
-    Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
+    Compat, Kept, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec, Scope, VisualTokens,
 };
 use crate::vision::features::{CLS_ATTENTION, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, Needs};
 
@@ -153,8 +153,8 @@ impl<B: Backend> Pruner<B> for PruMerge {
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::PreProjector
+    fn stage(&self) -> PruneStage {
+        PruneStage::PreProjector
     }
 
     fn scope(&self) -> Scope {

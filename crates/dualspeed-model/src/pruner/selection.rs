@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use super::indices::indices;
-use super::{DropPlan, LayerDrop, PruneError, Stage};
+use super::{DropPlan, LayerDrop, PruneError, PruneStage};
 use crate::layout::PaddedBatch;
 use crate::vision::VisionFeatures;
 use crate::vision::features::CLS_HIDDEN;
@@ -47,7 +47,7 @@ pub struct Selection<B: Backend> {
     /// Tiles of each image.
     pub(super) tiles_per_image: Vec<usize>,
     /// Where the decision is applied.
-    pub(super) stage: Stage,
+    pub(super) stage: PruneStage,
     /// What the decoder is to drop on the way.
     pub(super) layer_drop: Option<Arc<dyn LayerDrop>>,
 }
@@ -60,7 +60,7 @@ impl<B: Backend> Selection<B> {
             order: None,
             lengths: vec![n; images],
             tiles_per_image: vec![1; images],
-            stage: Stage::PostProjector,
+            stage: PruneStage::PostProjector,
             layer_drop: None,
         }
     }
@@ -92,7 +92,7 @@ impl<B: Backend> Selection<B> {
 
     /// Whether the decision is carried out on the hidden states, and the result is projected.
     pub fn is_before_projector(&self) -> bool {
-        self.stage == Stage::PreProjector && self.is_merge()
+        self.stage == PruneStage::PreProjector && self.is_merge()
     }
 
     /// Whether a pruner picked tokens (some may be kept whole beside).

@@ -8,6 +8,7 @@ use dualspeed_core::{OptionValue, nearest};
 use serde::{Deserialize, Serialize};
 
 use super::PruneError;
+use crate::config::Compat;
 
 /// How a fractional number of kept tokens becomes a count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,18 +35,6 @@ pub fn keep_count(n: usize, pruning_ratio: f64, rounding: Rounding) -> usize {
         Rounding::Round => exact.round(),
     };
     (count.max(0.0) as usize).clamp(1, n.max(1))
-}
-
-/// Whether a method is run as published where that departs from good sense; each pruner's
-/// documentation says what it switches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Compat {
-    /// The sane variant.
-    #[default]
-    Sane,
-    /// The published code's behaviour.
-    Official,
 }
 
 /// What one decision spans where an image has several tiles.

@@ -9,7 +9,7 @@ use dualspeed_ops::Backend;
 use super::decide::decide;
 use super::indices::indices;
 use super::selection::{Decision, Part};
-use super::{PruneContext, PruneError, Pruner, Scope, Selection, Stage, Tiles, VisualTokens};
+use super::{PruneContext, PruneError, PruneStage, Pruner, Scope, Selection, Tiles, VisualTokens};
 
 /// Tokens that are pruned by one decision.
 struct Row {
@@ -38,7 +38,7 @@ pub(super) fn keep_all<B: Backend>(
         (next - row.tokens.len()..next).collect()
     });
     let spans = spans.collect();
-    Ok(assemble(tiles, vec![part], &rows, spans, Stage::PostProjector))
+    Ok(assemble(tiles, vec![part], &rows, spans, PruneStage::PostProjector))
 }
 
 /// [`select`](super::select) for visual tokens with tiles.
@@ -91,7 +91,7 @@ fn assemble<B: Backend>(
     parts: Vec<Part<B>>,
     rows: &[Row],
     spans: Vec<Vec<usize>>,
-    stage: Stage,
+    stage: PruneStage,
 ) -> Selection<B> {
     let mut order: Vec<Vec<usize>> = vec![Vec::new(); tiles.per_image.len()];
     for (row, span) in rows.iter().zip(spans) {

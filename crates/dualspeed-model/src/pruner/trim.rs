@@ -7,7 +7,7 @@ use dualspeed_ops::Backend;
 use super::outliers::outlier_counts;
 use super::rows::{feature, marked, marks, one_hot, required};
 use super::topk::top_indices;
-use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens};
+use super::{Kept, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec, Scope, VisualTokens};
 use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 
 /// The tokens most relevant to the question, and the mean of all others as one more token.
@@ -57,8 +57,8 @@ impl<B: Backend> Pruner<B> for Trim {
         Needs::of([PATCH_TEXT, TEXT])
     }
 
-    fn stage(&self) -> Stage {
-        Stage::PreProjector
+    fn stage(&self) -> PruneStage {
+        PruneStage::PreProjector
     }
 
     fn scope(&self) -> Scope {

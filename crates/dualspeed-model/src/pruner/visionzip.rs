@@ -9,7 +9,7 @@ use super::rows::{
 };
 use super::topk::top_indices;
 use super::{
-    Compat, Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, Stage, VisualTokens,
+    Compat, Kept, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec, Scope, VisualTokens,
 };
 use crate::vision::features::{CLS_ATTENTION, CLS_HIDDEN, KEYS, Needs};
 
@@ -97,8 +97,8 @@ impl<B: Backend> Pruner<B> for VisionZip {
         }
     }
 
-    fn stage(&self) -> Stage {
-        Stage::PreProjector
+    fn stage(&self) -> PruneStage {
+        PruneStage::PreProjector
     }
 
     fn scope(&self) -> Scope {

@@ -9,7 +9,7 @@ use dualspeed_ops::{AttentionSpec, Backend};
 use serde::{Deserialize, Serialize};
 
 use super::clip_vit::{VitAttention, VitLayer, VitMlp};
-use crate::config::{ConfigError, HiddenAct, divisible, nonzero};
+use crate::config::{HiddenAct, ModelConfigError, divisible, nonzero};
 use crate::layout::LayoutError;
 use crate::nn::heads::{merge_heads, split_heads};
 use crate::nn::{Embedding, Init, LayerNorm, Linear, unit_length};
@@ -65,8 +65,8 @@ impl ClipTextConfig {
     /// Checks that the tower can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         nonzero(&[
             ("clip_text.vocab_size", self.vocab_size),
             ("clip_text.hidden_size", self.hidden_size),

@@ -9,7 +9,7 @@ use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
 
 use super::ClipVit;
-use crate::config::{ConfigError, VitConfig};
+use crate::config::{ModelConfigError, VitConfig};
 use crate::nn::{Embedding, Init, Linear, unit_length};
 
 /// Patches name their place on a lattice of so many cells a side. Naming objects alone teaches a tower to forget where a
@@ -112,8 +112,8 @@ impl TowerConfig {
     /// Checks that tower and heads can be built.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is wrong.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    /// [`ModelConfigError`] names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), ModelConfigError> {
         self.vision.validate()?;
         crate::config::nonzero(&[
             ("num_classes", self.num_classes),
@@ -125,12 +125,12 @@ impl TowerConfig {
     /// Builds tower and heads with weights that are a function of the seed alone.
     ///
     /// # Errors
-    /// [`ConfigError`] if the configuration is invalid.
+    /// [`ModelConfigError`] if the configuration is invalid.
     pub fn init<B: Backend>(
         &self,
         device: &B::Device,
         seed: u64,
-    ) -> Result<TowerModel<B>, ConfigError> {
+    ) -> Result<TowerModel<B>, ModelConfigError> {
         self.validate()?;
         let init = Init::new(seed, device);
         let heads = init.at("heads");

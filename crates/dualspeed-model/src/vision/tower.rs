@@ -6,7 +6,7 @@ use dualspeed_ops::Backend;
 
 use super::features::{Needs, VisionFeatures};
 use super::{ClipVit, CustomTower, EfficientNet, TowerRegistry, VisionTower};
-use crate::config::{ConfigError, VisionConfig, VisionGeometry};
+use crate::config::{ModelConfigError, VisionConfig, VisionGeometry};
 use crate::nn::Init;
 
 /// A vision tower of any kind. Parameters go by the kind's own paths: the variant's name is in none of them.
@@ -26,12 +26,12 @@ impl VisionConfig {
     /// `registry`.
     ///
     /// # Errors
-    /// [`ConfigError::Unknown`] if nobody registered a tower of that name.
+    /// [`ModelConfigError::Unknown`] if nobody registered a tower of that name.
     pub fn init<B: Backend>(
         &self,
         init: &Init<'_, B>,
         registry: &TowerRegistry,
-    ) -> Result<Tower<B>, ConfigError> {
+    ) -> Result<Tower<B>, ModelConfigError> {
         Ok(match self {
             Self::Vit(config) => Tower::Vit(config.init(init)),
             Self::EfficientNet(config) => Tower::EfficientNet(config.init(init)),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::ConfigError;
+use crate::config::ModelConfigError;
 use crate::error::ModelError;
 
 /// A checkpoint that cannot be read, or is not what it says it is.
@@ -65,7 +65,7 @@ pub enum ImportError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: ConfigError,
+        source: ModelConfigError,
     },
     /// Building the model failed.
     #[error(transparent)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::ImportError;
-use crate::config::ConfigError;
+use crate::config::ModelConfigError;
 
 /// An object in a file; an absent one is empty.
 pub(crate) struct Json<'a> {
@@ -103,7 +103,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    pub fn invalid(&self, source: ConfigError) -> ImportError {
+    pub fn invalid(&self, source: ModelConfigError) -> ImportError {
         ImportError::Invalid { path: self.path.to_owned(), source }
     }
 }
