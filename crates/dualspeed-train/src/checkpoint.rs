@@ -8,17 +8,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use dualspeed_core::files;
 use safetensors::{Dtype, SafeTensors, View, tensor::SafeTensorError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::metrics::Totals;
+use crate::mode::ScheduleState;
 
-const FORMAT: u32 = 1;
+/// Raised when the layout changes: a checkpoint of another format is refused by that number.
+const FORMAT: u32 = 2;
 const TENSORS: &str = "trainable.safetensors";
 const STATE: &str = "state.json";
 
@@ -37,17 +39,22 @@ pub struct CheckpointState {
     pub totals: Totals,
     /// How often each parameter was updated, by path.
     pub updates: BTreeMap<String, u64>,
+    /// What the mode schedule has seen.
+    pub schedule: ScheduleState,
 }
 
-impl CheckpointState {
-    pub(crate) fn new(
-        step: u64,
-        config: serde_json::Value,
-        data: String,
-        totals: Totals,
-        updates: BTreeMap<String, u64>,
-    ) -> Self {
-        Self { format: FORMAT, step, config, data, totals, updates }
+impl Default for CheckpointState {
+    /// Nothing done, in this version's format.
+    fn default() -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            config: serde_json::Value::Null,
+            data: String::new(),
+            totals: Totals::default(),
+            updates: BTreeMap::new(),
+            schedule: ScheduleState::default(),
+        }
     }
 }
 
@@ -110,7 +117,7 @@ impl Checkpoints {
             let _ = fs::remove_dir_all(&temporary);
         }
         written?;
-        sync_dir(&self.dir)?;
+        files::sync_dir(&self.dir).map_err(TrainError::io("sync", &self.dir))?;
         self.delete_old()?;
         Ok(target)
     }
@@ -130,17 +137,14 @@ impl Checkpoints {
             SafeTensorError::IoError(source) => TrainError::io("write", &path)(source),
             other => TrainError::BadCheckpoint { path: path.clone(), problem: other.to_string() },
         })?;
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(TrainError::io("open", &path))?;
-        file.sync_all().map_err(TrainError::io("sync", &path))?;
+        files::sync_file(&path).map_err(TrainError::io("sync", &path))?;
         let text = serde_json::to_vec_pretty(state).map_err(|error| TrainError::BadCheckpoint {
             path: temporary.join(STATE),
             problem: error.to_string(),
         })?;
-        write_synced(&temporary.join(STATE), &text)?;
-        sync_dir(temporary)
+        let path = temporary.join(STATE);
+        files::write_synced(&path, &text).map_err(TrainError::io("write", &path))?;
+        files::sync_dir(temporary).map_err(TrainError::io("sync", temporary))
     }
 
     /// The steps of all complete checkpoints, ascending.
@@ -198,11 +202,17 @@ pub fn load(path: &Path) -> Result<(CheckpointState, BTreeMap<String, HostTensor
     let bad = |problem: String| TrainError::BadCheckpoint { path: path.to_owned(), problem };
     let state_path = path.join(STATE);
     let text = fs::read(&state_path).map_err(TrainError::io("read", &state_path))?;
-    let state: CheckpointState =
-        serde_json::from_slice(&text).map_err(|error| bad(format!("{STATE}: {error}")))?;
-    if state.format != FORMAT {
-        return Err(bad(format!("its format is {}, this version reads {FORMAT}", state.format)));
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
     }
+    let malformed = |error: serde_json::Error| bad(format!("{STATE}: {error}"));
+    // First, so that a checkpoint of another version is called that and not damaged.
+    let Format { format } = serde_json::from_slice(&text).map_err(malformed)?;
+    if format != FORMAT {
+        return Err(bad(format!("its format is {format}, this version reads {FORMAT}")));
+    }
+    let state: CheckpointState = serde_json::from_slice(&text).map_err(malformed)?;
     let tensor_path = path.join(TENSORS);
     let bytes = fs::read(&tensor_path).map_err(TrainError::io("read", &tensor_path))?;
     let file =
@@ -228,30 +238,18 @@ fn commit(temporary: &Path, target: &Path) -> Result<(), TrainError> {
         .map_err(TrainError::io("rename the finished checkpoint to", target))
 }
 
-/// Writes a small file and waits until it is on disk.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut file = File::create(path).map_err(TrainError::io("create", path))?;
-    file.write_all(bytes).map_err(TrainError::io("write", path))?;
-    file.sync_all().map_err(TrainError::io("sync", path))
-}
-
-/// Makes renames in `dir` durable; not every platform lets a directory be opened.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), TrainError> {
-    if cfg!(unix) {
-        let handle = File::open(dir).map_err(TrainError::io("open", dir))?;
-        handle.sync_all().map_err(TrainError::io("sync", dir))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn example(step: u64) -> (CheckpointState, BTreeMap<String, HostTensor>) {
-        let config = serde_json::json!({"seed": 1});
-        let updates = BTreeMap::from([("a.weight".to_owned(), step)]);
-        let state = CheckpointState::new(step, config, "data".into(), Totals::default(), updates);
+        let state = CheckpointState {
+            step,
+            config: serde_json::json!({"seed": 1}),
+            data: "data".into(),
+            updates: BTreeMap::from([("a.weight".to_owned(), step)]),
+            ..CheckpointState::default()
+        };
         let tensor =
             HostTensor { shape: vec![1, 3], values: vec![1.0, f32::MIN_POSITIVE, step as f32] };
         (state, BTreeMap::from([("model.a.weight".to_owned(), tensor)]))

@@ -9,7 +9,8 @@ use dualspeed_data::{ExampleSource, collate};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::loader::{WindowPlan, WindowStream};
-use crate::model::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
+use crate::mode::Mode;
+use crate::step::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
 
 /// Micro-batches of the optimiser steps in `steps`, in order.
 pub(crate) struct TrainLoader<B: AutodiffBackend> {
@@ -66,10 +67,10 @@ impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
                     return None;
                 }
             };
-            let (step, mode, count) = (window.step, window.mode, window.batches.len());
+            let (step, count) = (window.step, window.batches.len());
             self.queue.extend(window.batches.into_iter().enumerate().map(|(micro, batch)| {
                 let last = micro + 1 == count;
-                TrainInput { batch, step, mode, last, runtime: runtime.clone() }
+                TrainInput { batch, step, mode: Mode::Fast, last, runtime: runtime.clone() }
             }));
             self.done += 1;
         }

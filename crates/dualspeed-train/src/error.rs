@@ -72,6 +72,9 @@ pub enum TrainError {
     /// The model refused its input.
     #[error(transparent)]
     Model(#[from] dualspeed_model::ModelError),
+    /// Something that the config names and nobody registered, or that refused its options.
+    #[error(transparent)]
+    Name(#[from] dualspeed_core::RegistryError),
     /// The pruner is unknown or refused its input.
     #[error(transparent)]
     Pruner(#[from] dualspeed_model::PruneError),

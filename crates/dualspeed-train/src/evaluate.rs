@@ -6,14 +6,13 @@ use std::time::Instant;
 
 use dualspeed_data::{ExampleSource, HostBatch, QuestionKind, collate};
 use dualspeed_model::{Forward, Llava, Needs, Pruner, StepContext, View};
-use dualspeed_ops::{Backend, token_losses};
+use dualspeed_ops::{Backend, to_f32, token_losses};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::FeatureCache;
 use crate::metrics::progress_bar;
-use crate::model::{layouts, text_batch, vision_input};
-use crate::optim::to_f32;
+use crate::inputs::inputs;
 
 /// One setting to evaluate in.
 #[derive(Clone, Debug)]
@@ -101,7 +100,7 @@ impl Default for EvalOptions {
 /// earlier turns are given.
 ///
 /// The arg max at the position before the answer is compared with the answer's first token, which
-/// for the embedded data is the whole answer. Tower and projector run once per batch for all views.
+/// for the embedded data is the whole answer. The tower runs once per batch for all views.
 /// Without autodiff, so pass the inner model.
 ///
 /// # Errors
@@ -116,7 +115,7 @@ pub fn evaluate<B: Backend>(
     options: EvalOptions,
 ) -> Result<EvalReport, TrainError> {
     let begin = Instant::now();
-    let needs = pruner.map_or_else(Needs::default, |pruner| pruner.needs());
+    let needs = pruner.map_or_else(Needs::none, |pruner| pruner.needs());
     let mut tallies = vec![Tally::default(); views.len()];
     let bar = progress_bar(source.len() as u64, options.progress, "evaluate");
     let batch_size = options.batch.max(1);
@@ -125,19 +124,13 @@ pub fn evaluate<B: Backend>(
         let examples = indices.map(|index| source.get(index)).collect::<Result<Vec<_>, _>>()?;
         bar.inc(examples.len() as u64);
         let batch = collate(examples);
-        let visual = match batch.images.is_empty() {
-            true => None,
-            false => Some(model.encode(vision_input(features, &batch, needs, device)?, needs)?),
-        };
-        let ctx = StepContext::inference(options.seed, batch.sample_ids.clone())
-            .with_layouts(layouts(&batch))
-            .with_prompts(batch.prompts.clone());
+        let inputs = inputs(model, features, &batch, &needs, device)?;
+        let ctx = StepContext::inference(options.seed);
         for (view, tally) in views.iter().zip(&mut tallies) {
             let clock = Instant::now();
-            let text = text_batch(&batch);
-            let kept = model.prune(text, visual.as_ref(), &view.view, pruner, &ctx)?;
+            let selection = model.select(&inputs, &view.view, pruner, &ctx)?;
             tally.prune_seconds += clock.elapsed().as_secs_f64();
-            let forward = model.forward_kept(text, kept.as_ref(), &view.view, &ctx)?;
+            let forward = model.run(&inputs, selection.as_ref(), &view.view, &ctx, None)?;
             let hidden = forward.hidden.clone();
             let targets = forward.targets_tensor();
             let losses = token_losses(hidden, model.lm_head_weight(), targets, None, 1.0);

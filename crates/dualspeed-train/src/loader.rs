@@ -12,15 +12,11 @@ use std::thread;
 
 use dualspeed_data::{BatchSampler, DataError, ExampleSource, HostBatch, collate};
 
-use crate::mode::{Mode, ModeSchedule};
-
 /// All micro-batches of one optimiser step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Window {
     /// The optimiser step, from 0.
     pub step: u64,
-    /// The mode the step runs in.
-    pub mode: Mode,
     /// The micro-batches; none is empty.
     pub batches: Vec<HostBatch>,
 }
@@ -34,8 +30,6 @@ pub struct WindowPlan {
     pub sampler: Arc<BatchSampler>,
     /// Samples of a micro-batch.
     pub micro_batch: usize,
-    /// The mode of each step.
-    pub schedule: Arc<dyn ModeSchedule>,
 }
 
 impl WindowPlan {
@@ -53,7 +47,7 @@ impl WindowPlan {
                 examples.map(collate)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Window { step, mode: self.schedule.mode(step), batches })
+        Ok(Window { step, batches })
     }
 
     /// The windows of `steps`, made by `workers` threads that run up to `ahead` windows each in

@@ -41,7 +41,7 @@ impl MemoryPlan {
         cached: bool,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        let n = config.model.vision.num_tokens();
+        let n = config.model.num_visual_tokens();
         let mut longest = 1;
         let looked_at = source.len().min(LOOKED_AT);
         for index in 0..looked_at {
@@ -56,7 +56,7 @@ impl MemoryPlan {
             batch: config.batch.size,
             length,
             images: if cached { 0 } else { config.batch.size },
-            trainable: config.stage.trainable(config.model.lora.is_some()),
+            trainable: config.trainable(),
             frozen_bytes: config.model.dtype.bytes(),
             activation_bytes: config.model.dtype.bytes(),
         };

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::checkpoint::write_synced;
+use dualspeed_core::files;
+
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 
@@ -43,7 +44,8 @@ pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Resul
         remove(&dir.join(CHECKPOINT_DIR), |path| fs::remove_dir_all(path))?;
     }
     fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
-    write_synced(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())
+    let path = dir.join(CONFIG_FILE);
+    files::write_atomic(&path, config.to_toml()?.as_bytes()).map_err(TrainError::io("write", path))
 }
 
 fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), TrainError> {

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use dualspeed_model::ParamPath;
+use dualspeed_ops::to_f32;
 
 use crate::checkpoint::HostTensor;
-use crate::optim::to_f32;
+
 
 const PREFIX: &str = "model.";
 
@@ -15,13 +17,13 @@ const PREFIX: &str = "model.";
 pub(crate) fn export_trainables<B: Backend, M: Module<B>>(
     module: &M,
 ) -> BTreeMap<String, HostTensor> {
-    let mut exporter = Exporter { path: Vec::new(), tensors: BTreeMap::new() };
+    let mut exporter = Exporter { path: ParamPath::new(""), tensors: BTreeMap::new() };
     module.visit(&mut exporter);
     exporter.tensors
 }
 
 struct Exporter {
-    path: Vec<String>,
+    path: ParamPath,
     tensors: BTreeMap<String, HostTensor>,
 }
 
@@ -30,17 +32,17 @@ impl<B: Backend> ModuleVisitor<B> for Exporter {
         let value = param.val();
         if value.is_require_grad() {
             let shape = value.dims().to_vec();
-            let name = format!("{PREFIX}{}", self.path.join("."));
+            let name = format!("{PREFIX}{}", self.path.path());
             self.tensors.insert(name, HostTensor { shape, values: to_f32(value) });
         }
     }
 
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 }
 
@@ -55,7 +57,7 @@ pub(crate) fn import_trainables<B: Backend, M: Module<B>>(
 ) -> Result<M, String> {
     let wanted =
         tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(PREFIX)?, tensor)));
-    let mut importer = Importer { path: Vec::new(), wanted: wanted.collect(), problem: None };
+    let mut importer = Importer { path: ParamPath::new(""), wanted: wanted.collect(), problem: None };
     let module = module.map(&mut importer);
     if let Some(problem) = importer.problem {
         return Err(problem);
@@ -67,14 +69,14 @@ pub(crate) fn import_trainables<B: Backend, M: Module<B>>(
 }
 
 struct Importer<'a> {
-    path: Vec<String>,
+    path: ParamPath,
     wanted: BTreeMap<&'a str, &'a HostTensor>,
     problem: Option<String>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Importer<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let path = self.path.join(".");
+        let path = self.path.path();
         let Some(found) = self.wanted.remove(path.as_str()) else { return param };
         let shape = param.shape();
         if shape.num_elements() != found.values.len() || param.dims().as_slice() != found.shape {
@@ -91,11 +93,11 @@ impl<B: Backend> ModuleMapper<B> for Importer<'_> {
         })
     }
 
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
     fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+        self.path.exit();
     }
 }

@@ -14,49 +14,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
+use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
 use burn_train::{
     EventProcessorTraining, InferenceStep, Interrupter, Learner, LearnerEvent,
     LearningComponentsMarker, SupervisedLearningStrategy, SupervisedTrainingEventProcessor,
-    TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+    TrainLoader, TrainStep, TrainingComponents, TrainingItem, ValidLoader,
 };
+use dualspeed_model::ParamInfo;
+use dualspeed_model::objective::{CORRECT, CROSS_ENTROPY, DISTILLATION};
 use dualspeed_ops::{AutodiffBackend, ReadLater};
 
 use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
+use crate::error_slot::ErrorSlot;
 use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
-use crate::mode::Mode;
-use crate::model::{DualSpeedModel, MicroOutput, TrainInput, ValidOutput};
-use crate::optim::{GradNorm, GroupedAdamW, computes_on_host, trainable_params};
-use crate::schedule::WarmupSchedule;
+use crate::lr_schedule::WarmupSchedule;
+use crate::metrics::RunMetrics;
+use crate::mode::{LaggedSchedule, Mode, PastStep};
+use crate::optim::{GradNorm, GroupRates, GroupedAdamW};
 use crate::state::export_trainables;
+use crate::step::{DualSpeedModel, MicroOutput, TrainInput, ValidOutput};
 
 /// The types of a DualSpeed training in Burn's terms.
 pub type Components<B> =
     LearningComponentsMarker<B, WarmupSchedule, DualSpeedModel<B>, GroupedAdamW<B>>;
-
-/// The first error of a run. `TrainStep::step`, `fit` and the loaders cannot return one, so it is
-/// left here.
-#[derive(Clone, Debug, Default)]
-pub struct ErrorSlot(Arc<Mutex<Option<TrainError>>>);
-
-impl ErrorSlot {
-    /// Keeps `error` unless there is an earlier one.
-    pub fn set(&self, error: TrainError) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-    }
-
-    /// Takes the error out.
-    pub fn take(&self) -> Option<TrainError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn check(&self) -> Result<(), TrainError> {
-        self.take().map_or(Ok(()), Err)
-    }
-}
 
 /// How far a run came.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +55,12 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) config: TrainConfig,
     pub(crate) data_fingerprint: String,
     pub(crate) optim: GroupedAdamW<B>,
+    /// The parameters that take gradients.
+    pub(crate) params: Vec<ParamInfo>,
+    pub(crate) rates: GroupRates,
+    pub(crate) lr_schedule: WarmupSchedule,
+    pub(crate) modes: Mutex<LaggedSchedule>,
+    pub(crate) metrics: RunMetrics,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_dir: PathBuf,
     pub(crate) device: B::Device,
@@ -86,15 +76,19 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for DualSpeed
     fn fit(
         &self,
         components: TrainingComponents<Components<B>>,
-        mut learner: Learner<Components<B>>,
+        learner: Learner<Components<B>>,
         train: TrainLoader<Components<B>>,
         valid: ValidLoader<Components<B>>,
         _starting_epoch: usize,
     ) -> (DualSpeedModel<B>, SupervisedTrainingEventProcessor<Components<B>>) {
         let mut processor = components.event_processor;
+        // The loop takes the model out of the Learner, whose own optimiser step has no room for the count to divide by.
+        let model = learner.model();
+        drop(learner);
         let mut run = Run {
             strategy: self,
-            learner: &mut learner,
+            model,
+            modes: &mut self.modes.lock().unwrap_or_else(PoisonError::into_inner),
             valid: &valid,
             processor: &mut processor,
             interrupter: &components.interrupter,
@@ -107,14 +101,16 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for DualSpeed
         if let Err(error) = steps {
             self.errors.set(error);
         }
-        (learner.model(), processor)
+        let model = run.model;
+        (model, processor)
     }
 }
 
 /// One call of `fit`.
 struct Run<'a, B: AutodiffBackend> {
     strategy: &'a DualSpeedStrategy<B>,
-    learner: &'a mut Learner<Components<B>>,
+    model: DualSpeedModel<B>,
+    modes: &'a mut LaggedSchedule,
     valid: &'a ValidLoader<Components<B>>,
     processor: &'a mut SupervisedTrainingEventProcessor<Components<B>>,
     interrupter: &'a Interrupter,
@@ -144,7 +140,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let mut log = JsonlLog::open(&this.run_dir.join("metrics.jsonl"), this.start.step)?;
         let mut saved = this.start.step;
         // A device that works by itself gets the next step before this one is read back.
-        let ahead = !computes_on_host::<B>(&this.device);
+        let ahead = !B::computes_on_host();
         let mut open: Option<Launched<B>> = None;
         for step in this.start.step..this.total_steps {
             if open.is_none() {
@@ -192,16 +188,18 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let mut time = TimeSplit::default();
         let mut window: Option<MicroOutput<B>> = None;
         let mut accumulator = GradientsAccumulator::<DualSpeedModel<B>>::new();
-        let (grads, mode, window) = loop {
+        let mode = self.modes.mode(step, self.strategy.total_steps);
+        let (grads, window) = loop {
             let waiting = Instant::now();
             let next = batches.next();
             time.data += waiting.elapsed().as_secs_f64();
-            let Some(input) = next else {
+            let Some(mut input) = next else {
                 self.strategy.errors.check()?;
                 return Err(TrainError::Thread { what: "data loading" });
             };
-            let (last, mode) = (input.last, input.mode);
-            let output = self.learner.train_step(input);
+            input.mode = mode;
+            let last = input.last;
+            let output = TrainStep::step(&self.model, input);
             self.strategy.errors.check()?;
             time.add(&output.item.time);
             let first = window.is_none();
@@ -211,22 +209,23 @@ impl<B: AutodiffBackend> Run<'_, B> {
             });
             if last && first {
                 // No accumulation: the gradients are the window's.
-                break (output.grads, mode, window);
+                break (output.grads, window);
             }
             let clock = Instant::now();
-            accumulator.accumulate(&self.learner.model(), output.grads);
+            accumulator.accumulate(&self.model, output.grads);
             time.optimiser += clock.elapsed().as_secs_f64();
             if last {
-                break (accumulator.grads(), mode, window);
+                break (accumulator.grads(), window);
             }
         };
         let Some(window) = window else {
             return Err(TrainError::Thread { what: "data loading" });
         };
         let clock = Instant::now();
-        let grad_norm = self.update(grads, window.counts.supervised_tokens);
-        let lr = self.learner.lr_current();
-        let (numbers, grad_norm) = read_back(window.sums.clone(), grad_norm);
+        let lr = self.strategy.lr_schedule.at(step);
+        let grad_norm = self.update(lr, grads, window.counts.supervised_tokens);
+        let sums = window.parts.values().map(|part| part.sum.clone()).collect();
+        let (numbers, grad_norm) = read_back(sums, grad_norm);
         time.optimiser += clock.elapsed().as_secs_f64();
         Ok(Launched { step, mode, lr, window, numbers, grad_norm, time })
     }
@@ -235,12 +234,13 @@ impl<B: AutodiffBackend> Run<'_, B> {
     fn finish(&mut self, launched: Launched<B>, log: &mut JsonlLog) -> Result<(), TrainError> {
         let Launched { step, mode, lr, window, numbers, grad_norm, mut time } = launched;
         let waiting = Instant::now();
-        let (sums, grad_norm) = wait(numbers, grad_norm)?;
+        let (sums, grad_norm) = wait(numbers, window.parts.len(), grad_norm)?;
         // What the device still had to do: nearly all of it is the language model's.
         time.llm += waiting.elapsed().as_secs_f64();
         let now = Instant::now();
         let seconds = now.duration_since(std::mem::replace(&mut self.clock, now)).as_secs_f64();
-        let record = self.record((step, mode, lr), &window, sums, grad_norm, time, seconds);
+        let record = self.record((step, mode, lr), &window, &sums, grad_norm, time, seconds);
+        self.modes.finished(PastStep { step, mode, loss: record.loss });
         if !record.loss.is_finite() {
             return Err(TrainError::NonFiniteLoss {
                 step,
@@ -253,43 +253,54 @@ impl<B: AutodiffBackend> Run<'_, B> {
         Ok(())
     }
 
-    /// Applies the mean gradient over `tokens` supervised tokens. A window without any changes
+    /// Applies the gradient divided by `tokens`, the supervised tokens of the whole step. A window without any changes
     /// nothing.
     fn update(
         &mut self,
+        lr: f64,
         grads: GradientsParams,
         tokens: usize,
     ) -> Option<GradNorm<B::InnerBackend>> {
-        self.learner.lr_step();
         if tokens == 0 {
             return None;
         }
-        self.strategy.optim.state().grad_scale = 1.0 / tokens as f64;
-        self.learner.optimizer_step(grads);
-        self.strategy.optim.state().grad_norm.take()
+        let (model, norm) = self.strategy.optim.update(lr, self.model.clone(), grads, tokens);
+        self.model = model;
+        Some(norm)
     }
 
+    /// The record of a step; `sums` are those of the window's parts, in their order.
     fn record(
         &mut self,
         (step, mode, lr): (u64, Mode, f64),
         window: &MicroOutput<B>,
-        [ce, kl, correct]: [f64; 3],
+        sums: &[f64],
         grad_norm: f64,
         split: TimeSplit,
         seconds: f64,
     ) -> StepRecord {
-        let counts = &window.counts;
+        let (counts, strategy) = (&window.counts, self.strategy);
         let tokens = counts.supervised_tokens.max(1) as f64;
-        let lambda = self.strategy.config.distill.lambda;
+        let parts = || window.parts.iter().zip(sums);
+        let mean = |name: &str| {
+            parts().find(|((part, _), _)| part.as_str() == name).map_or(0.0, |((_, part), sum)| {
+                sum / part.tokens.max(1) as f64
+            })
+        };
+        let known = [CROSS_ENTROPY, DISTILLATION, CORRECT];
+        let others = parts().filter(|((name, _), _)| !known.contains(&name.as_str()));
         let mut record = StepRecord {
             step,
             mode,
             lr,
-            loss: (ce + lambda * kl) / tokens,
-            ce: ce / tokens,
-            kl: kl / counts.kl_tokens.max(1) as f64,
-            kl_tokens: counts.kl_tokens,
-            accuracy: correct / tokens,
+            group_lr: strategy.rates.in_use(&strategy.params, lr),
+            // One count for every part, divided last.
+            loss: parts().map(|((_, part), sum)| part.weight * sum).sum::<f64>() / tokens,
+            ce: mean(CROSS_ENTROPY),
+            kl: mean(DISTILLATION),
+            kl_tokens: window.parts.get(DISTILLATION).map_or(0, |part| part.tokens),
+            accuracy: mean(CORRECT),
+            parts: others.map(|((name, _), _)| (name.clone(), mean(name))).collect(),
             supervised_tokens: counts.supervised_tokens,
             samples: counts.samples,
             tokens: counts.tokens,
@@ -297,8 +308,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
             visual_tokens: counts.visual_tokens,
             visual_tokens_kept: counts.visual_tokens_kept,
             grad_norm,
-            slow_share: 0.0,
-            time: StepTime::default(),
+            ..StepRecord::default()
         };
         self.totals.count(&record);
         self.totals.train_seconds += seconds;
@@ -317,6 +327,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
             device_memory_gib: B::memory(&self.strategy.device)
                 .map(|memory| memory.taken as f64 / (1u64 << 30) as f64),
         };
+        record.metrics = self.strategy.metrics.values(&record);
         record
     }
 
@@ -339,12 +350,10 @@ impl<B: AutodiffBackend> Run<'_, B> {
     }
 
     fn save(&self, step: u64) -> Result<(), TrainError> {
-        let model = self.learner.model();
-        let params = trainable_params(&model.llava);
-        let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&model.llava);
+        let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&self.model.llava);
         let mut updates = BTreeMap::new();
         let state = self.strategy.optim.state();
-        for param in &params {
+        for param in &self.strategy.params {
             let Some(moments) = state.moments.get(&param.id) else { continue };
             let host = moments.to_host();
             let (path, shape) = (&param.path, &param.shape);
@@ -360,9 +369,15 @@ impl<B: AutodiffBackend> Run<'_, B> {
         }
         drop(state);
         let this = self.strategy;
-        let config = this.config.fingerprint()?;
-        let state =
-            CheckpointState::new(step, config, this.data_fingerprint.clone(), self.totals, updates);
+        let state = CheckpointState {
+            step,
+            config: this.config.fingerprint()?,
+            data: this.data_fingerprint.clone(),
+            totals: self.totals,
+            updates,
+            schedule: self.modes.state(),
+            ..CheckpointState::default()
+        };
         let path = this.checkpoints.save(&state, &tensors)?;
         tracing::debug!(path = %path.display(), "checkpoint written");
         Ok(())
@@ -371,7 +386,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
     /// Runs the validation set in full view through `InferenceStep`, and appends the means to
     /// `validation.jsonl`.
     fn validate(&mut self, step: u64) -> Result<(), TrainError> {
-        let model = burn::module::AutodiffModule::valid(&self.learner.model());
+        let model = AutodiffModule::valid(&self.model);
         let mut sum = ValidOutput::default();
         let mut batches = self.valid.iter();
         while let Some(input) = batches.next() {
@@ -402,31 +417,40 @@ fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
     writeln!(file, "{line}").map_err(TrainError::io("write", path))
 }
 
-/// Asks for the numbers of a step: sums of the losses, and the gradient norm where it is on the device.
+/// Asks for the numbers of a step: sums of the loss's parts, and the gradient norm where it is on the device.
 fn read_back<B: dualspeed_ops::Backend>(
-    sums: Option<Tensor<B, 1>>,
+    sums: Vec<Tensor<B, 1>>,
     norm: Option<GradNorm<B>>,
 ) -> (Option<ReadLater>, Option<f64>) {
-    let Some(sums) = sums else { return (None, Some(0.0)) };
-    let sums = sums.cast(DType::F32);
-    let (packed, norm) = match norm {
-        Some(GradNorm::Device(norm)) => (Tensor::cat(vec![sums, norm.cast(DType::F32)], 0), None),
-        Some(GradNorm::Host(norm)) => (sums, Some(norm)),
-        None => (sums, Some(0.0)),
-    };
-    (Some(B::read_later(packed.into_primitive().tensor())), norm)
+    let (mut numbers, mut host) = (sums, None);
+    match norm {
+        Some(GradNorm::Device(norm)) => numbers.push(norm),
+        Some(GradNorm::Host(norm)) => host = Some(norm),
+        None => host = Some(0.0),
+    }
+    if numbers.is_empty() {
+        return (None, host);
+    }
+    let numbers = numbers.into_iter().map(|number| number.cast(DType::F32)).collect();
+    let packed = Tensor::cat(numbers, 0);
+    (Some(B::read_later(packed.into_primitive().tensor())), host)
 }
 
-/// Waits for what [`read_back`] asked for.
-fn wait(numbers: Option<ReadLater>, norm: Option<f64>) -> Result<([f64; 3], f64), TrainError> {
+/// Waits for what [`read_back`] asked for: the sums of `parts` parts, and the gradient norm.
+fn wait(
+    numbers: Option<ReadLater>,
+    parts: usize,
+    norm: Option<f64>,
+) -> Result<(Vec<f64>, f64), TrainError> {
     let what = "the losses of a step";
-    let Some(numbers) = numbers else { return Ok(([0.0; 3], norm.unwrap_or(0.0))) };
+    let Some(numbers) = numbers else { return Ok((Vec::new(), norm.unwrap_or(0.0))) };
     let values = numbers().map_err(|message| TrainError::Device { what, message })?;
-    let at = |index: usize| values.get(index).copied().map(f64::from);
-    match (at(0), at(1), at(2), norm.or(at(3))) {
-        (Some(ce), Some(kl), Some(correct), Some(norm)) => Ok(([ce, kl, correct], norm)),
+    let mut values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    let norm = norm.or_else(|| if values.len() > parts { values.pop() } else { None });
+    match norm {
+        Some(norm) if values.len() == parts => Ok((values, norm)),
         _ => {
-            let message = format!("expected 3 or 4 numbers, got {}", values.len());
+            let message = format!("expected {parts} sums and a norm, got {} numbers", values.len());
             Err(TrainError::Device { what, message })
         }
     }

@@ -1,6 +1,7 @@
 //! One training run from start, or checkpoint, to end: checks, wiring into Burn's
 //! `SupervisedTraining`, outcome.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,25 +9,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::module::AutodiffModule;
 use burn_train::{Learner, SupervisedTraining, TrainingStrategy};
 use dualspeed_data::{BatchSampler, ExampleSource};
-use dualspeed_model::{Llava, Needs, Registry};
+use dualspeed_model::nn::params::trainable_parameters;
+use dualspeed_model::{Llava, Needs, ParamInfo};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, invalid};
 use crate::dataloader::{TrainLoader, ValidLoader};
+use crate::doors::Doors;
 use crate::error::TrainError;
+use crate::error_slot::ErrorSlot;
 use crate::features::{FeatureCache, FeatureWork, configured};
 use crate::loader::WindowPlan;
 use crate::memory::MemoryPlan;
 use crate::metrics::{
-    NoMetricLogger, Progress, ProgressBarRenderer, TimeSplit, Totals, step_metrics,
+    NoMetricLogger, Progress, ProgressBarRenderer, RunMetrics, TimeSplit, Totals, step_metrics,
 };
-use crate::model::{DualSpeedModel, TrainRuntime, ValidRuntime};
-use crate::optim::{GroupedAdamW, HostMoments, Moments, ids_by_path, trainable_params};
+use crate::mode::LaggedSchedule;
+use crate::optim::{GroupedAdamW, HostMoments, Moments};
 use crate::run_dir;
-use crate::stage::apply_stage;
 use crate::state::import_trainables;
-use crate::strategy::{DualSpeedStrategy, ErrorSlot, Reached};
+use crate::step::{DualSpeedModel, TrainRuntime, ValidRuntime};
+use crate::strategy::{DualSpeedStrategy, Reached};
 
 /// Everything a run needs. [`TrainJob::new`] fills in what is usual.
 pub struct TrainJob<B: AutodiffBackend> {
@@ -54,12 +58,12 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub save: bool,
     /// Set it to end the run after the current step, with a checkpoint.
     pub interrupt: Arc<AtomicBool>,
-    /// Pruners by name.
-    pub pruners: Registry<B>,
+    /// What the config may name.
+    pub doors: Doors<B>,
 }
 
 impl<B: AutodiffBackend> TrainJob<B> {
-    /// A fresh, silent run without validation, with the built-in pruners.
+    /// A fresh, silent run without validation, with what these crates bring themselves.
     pub fn new(
         config: TrainConfig,
         model: Llava<B>,
@@ -79,7 +83,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             progress: Progress::Silent,
             save: true,
             interrupt: Arc::new(AtomicBool::new(false)),
-            pruners: Registry::default(),
+            doors: Doors::default(),
         }
     }
 }
@@ -108,13 +112,21 @@ pub struct TrainOutcome<B: AutodiffBackend> {
 /// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss
 /// that is not a number, a disk that is full. The newest checkpoint survives all of them.
 pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
-    let config = job.config;
-    config.validate()?;
+    job.config.validate()?;
+    // What is left to the stage is decided here, once: the run uses, records and compares what it wrote down.
+    let config = job.config.effective();
     if job.train.is_empty() {
         return Err(TrainError::EmptySource { what: "train".into() });
     }
-    // Before the run directory: a misspelt pruner must not cost an earlier run its place.
-    let pruner = job.pruners.build(&config.pruner())?;
+    // Before the run directory: a misspelt name must not cost an earlier run its place.
+    let doors = &job.doors;
+    let pruner = doors.pruners.build(&config.pruner())?;
+    let spec = config.objective();
+    let objective = doors.objectives.build(&spec.name, &spec)?;
+    let valid_objective = doors.valid_objectives.build(&spec.name, &spec)?;
+    let spec = config.schedule();
+    let mut modes = LaggedSchedule::new(doors.schedules.build(&spec.name, &spec)?, config.mode.lag);
+    let run_metrics = RunMetrics::build(&config.metrics, &doors.metrics)?;
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
     let restored = if job.resume {
@@ -124,27 +136,29 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         None
     };
 
-    let mut llava = apply_stage(job.model, &config)?.store_frozen()?;
+    if config.train_vision_tower && job.features.is_some() {
+        let problem = "features were given that a frozen tower made";
+        let advice = "leave them out, or leave the tower frozen";
+        return Err(invalid("train_vision_tower", true, problem, advice).into());
+    }
+    let mut llava = job.model.with_trainable(config.trainable())?.store_frozen()?;
     let device = llava.language_model.embed_tokens.weight.device();
-    let params = trainable_params(&llava);
+    let params = trainable_parameters::<B, _>(&llava, "");
     if params.is_empty() {
         return Err(TrainError::NothingToTrain {
             stage: config.stage.name().into(),
             advice: "every parameter of the model is frozen; use stage single, or a model that is not wrapped".into(),
         });
     }
-    let optim = GroupedAdamW::<B>::new(
-        config.adamw(),
-        config.group_rates(),
-        config.optim.max_grad_norm,
-        &params,
-        &device,
-    );
+    let rates = config.group_rates();
+    let optim =
+        GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
     let mut start = Reached::default();
     if let Some((path, state, tensors)) = restored {
         let bad = |problem: String| TrainError::BadCheckpoint { path: path.clone(), problem };
         llava = import_trainables(llava, &tensors).map_err(&bad)?;
         restore_optimiser(&optim, &params, &state, tensors, &device).map_err(&bad)?;
+        modes.restore(&state.schedule).map_err(&bad)?;
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
@@ -170,7 +184,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         if let Some(source) = valid.as_ref().filter(|_| config.validation.every > 0)
             && valid_features.is_none()
         {
-            let needs = work(Needs::default(), samples);
+            let needs = work(Needs::none(), samples);
             valid_features = configured(section, &*tower, source, needs, &device)?.map(Arc::new);
             if let Some(cache) = &valid_features {
                 valid = Some(cache.source());
@@ -203,6 +217,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let strategy_device = device.clone();
     let runtime = Arc::new(TrainRuntime {
         pruner,
+        objective,
         config: config.clone(),
         features: features.clone(),
         recompute: memory.recompute,
@@ -210,17 +225,16 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         errors: errors.clone(),
     });
     let valid_runtime = Arc::new(ValidRuntime {
+        objective: valid_objective,
         features: valid_features.or(features),
         device: inner_device,
         errors: errors.clone(),
     });
-    let schedule = config.mode_schedule();
     let train_loader = TrainLoader {
         plan: WindowPlan {
             source,
             sampler: Arc::new(sampler),
             micro_batch: config.batch.size,
-            schedule,
         },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
@@ -232,13 +246,18 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         batch: config.batch.size,
         runtime: valid_runtime,
     };
-    let schedule = config.lr_schedule(total_steps).starting_at(start.step);
-    let learner = Learner::new(DualSpeedModel { llava }, optim.clone(), schedule);
+    let lr_schedule = config.lr_schedule(total_steps).starting_at(start.step);
+    let learner = Learner::new(DualSpeedModel { llava }, optim.clone(), lr_schedule.clone());
     let label = format!("train {}", config.stage.name());
     let strategy = Arc::new(DualSpeedStrategy {
         config,
         data_fingerprint: fingerprint,
         optim,
+        params,
+        rates,
+        lr_schedule,
+        modes: Mutex::new(modes),
+        metrics: run_metrics.clone(),
         checkpoints,
         run_dir: job.run_dir.clone(),
         device: strategy_device,
@@ -254,7 +273,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
             .with_application_logger(None)
             .with_metric_logger(NoMetricLogger);
-    for metric in step_metrics() {
+    for metric in step_metrics().into_iter().chain(run_metrics.step_metrics()) {
         training = training.metric_train_numeric(metric);
     }
     if job.progress != Progress::Tui || cfg!(not(feature = "tui")) {
@@ -299,12 +318,13 @@ fn restore(
 /// Puts the moments of a checkpoint back, by path.
 fn restore_optimiser<B: AutodiffBackend>(
     optim: &GroupedAdamW<B>,
-    params: &[crate::optim::TrainableParam],
+    params: &[ParamInfo],
     state: &CheckpointState,
     mut tensors: std::collections::BTreeMap<String, HostTensor>,
     device: &B::Device,
 ) -> Result<(), String> {
-    let by_path = ids_by_path(params);
+    let by_path: HashMap<&str, &ParamInfo> =
+        params.iter().map(|param| (param.path.as_str(), param)).collect();
     let mut optim_state = optim.state();
     for (path, updates) in &state.updates {
         let Some(param) = by_path.get(path.as_str()) else {

@@ -8,24 +8,25 @@ mod source;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use dualspeed_model::{LlavaConfig, PrunerSpec, View};
+use dualspeed_model::{
+    Compat, LlavaConfig, ObjectiveSpec, PrunerSpec, Trainable, View,
+};
 use serde::{Deserialize, Serialize};
 
 pub use features::{CacheMode, FeaturesConfig};
 pub(crate) use load::differing_keys;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use sections::{
-    BatchConfig, CheckpointConfig, Compat, DistillConfig, IsolatorConfig, MemoryConfig, ModeConfig,
-    OptimConfig, PruningConfig, RecomputeMode, Schedule, Stage, ValidationConfig,
+    BatchConfig, CheckpointConfig, DistillConfig, MemoryConfig, ModeConfig, ObjectiveConfig,
+    OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
 };
 pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
 
 use crate::error::ConfigError;
-use crate::mode::{AlwaysFast, AlwaysSlow, Bernoulli, ModeSchedule, Periodic};
+use crate::lr_schedule::WarmupSchedule;
+use crate::mode::ScheduleSpec;
 use crate::optim::{AdamW, GroupRates};
-use crate::schedule::WarmupSchedule;
 
 /// One stage of training. A two-stage recipe is two of these; a key left out follows the stage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,8 +36,12 @@ pub struct TrainConfig {
     pub seed: u64,
     /// What is trained.
     pub stage: Stage,
-    /// Whether odd choices of the published code are reproduced.
+    /// `official`: the teacher runs with LoRA dropout, and the newline embedding at the base rate. The mode stays one per
+    /// optimiser step: the published draw per micro-batch and rank makes ranks disagree. The published count, `int((1 - 0.9) *
+    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default.
     pub compat: Compat,
+    /// Whether the vision tower is trained too, with `optim.vision_tower_lr`; features cannot be cached then.
+    pub train_vision_tower: bool,
     /// Optimiser steps; give this or `epochs`.
     pub steps: Option<u64>,
     /// Passes over the training data; 1 when neither this nor `steps` is given.
@@ -52,8 +57,8 @@ pub struct TrainConfig {
     pub mode: ModeConfig,
     /// Which visual tokens fast steps keep.
     pub pruning: PruningConfig,
-    /// The mode isolator.
-    pub isolator: IsolatorConfig,
+    /// What a step minimises.
+    pub objective: ObjectiveConfig,
     /// Self-distillation on slow steps.
     pub distill: DistillConfig,
     /// Learning rates and AdamW.
@@ -66,10 +71,12 @@ pub struct TrainConfig {
     pub checkpoint: CheckpointConfig,
     /// Validation while training.
     pub validation: ValidationConfig,
+    /// Metrics beside the usual ones, by the names that other crates register them by.
+    pub metrics: Vec<String>,
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 4] = ["checkpoint", "data.features", "memory", "validation"];
+const FREE_ON_RESUME: [&str; 5] = ["checkpoint", "data.features", "memory", "metrics", "validation"];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.
@@ -144,6 +151,11 @@ impl TrainConfig {
         self.batch.validate()?;
         self.memory.validate()?;
         self.checkpoint.validate()?;
+        if self.train_vision_tower && self.data.features.is_cached() {
+            let problem = "its features change with every step, so they cannot be cached";
+            let advice = "set data.features.cache = \"none\", or leave the tower frozen";
+            return Err(invalid("train_vision_tower", true, problem, advice));
+        }
         if self.stage == Stage::Pretrain && self.optim.lr.is_none() && self.model.lora.is_some() {
             tracing::debug!("stage pretrain: LoRA factors stay frozen");
         }
@@ -158,23 +170,62 @@ impl TrainConfig {
         }
     }
 
+    /// The same config with every value written out that is otherwise left to the stage: what a run uses, and what its
+    /// directory holds. A run from that file is the same run.
+    pub fn effective(&self) -> Self {
+        let mut config = self.clone();
+        if config.steps.is_none() {
+            config.epochs = Some(config.epochs.unwrap_or(1));
+        }
+        config.mode.schedule = Some(self.schedule().name);
+        let rates = self.group_rates();
+        config.optim.lr = Some(rates.base);
+        config.optim.projector_lr = Some(rates.projector);
+        config.optim.newline_lr = Some(rates.newline);
+        config.optim.isolator_lr = Some(rates.isolator);
+        config.optim.vision_tower_lr = Some(rates.vision_tower);
+        config.data.workers = Some(config.data.worker_count());
+        config
+    }
+
     /// The schedule of modes; stage 1 is fast-only unless the config says otherwise, as published.
-    pub fn mode_schedule(&self) -> Arc<dyn ModeSchedule> {
+    pub fn schedule(&self) -> ScheduleSpec {
         let published = match self.stage {
-            Stage::Pretrain => Schedule::AlwaysFast,
-            Stage::Finetune | Stage::Single => Schedule::Bernoulli,
+            Stage::Pretrain => "always_fast",
+            Stage::Finetune | Stage::Single => "bernoulli",
         };
-        match self.mode.schedule.unwrap_or(published) {
-            Schedule::Bernoulli => {
-                Arc::new(Bernoulli { seed: self.seed, r: self.mode.slow_mode_ratio })
-            }
-            Schedule::Periodic => Arc::new(Periodic { every: self.mode.every }),
-            Schedule::AlwaysFast => Arc::new(AlwaysFast),
-            Schedule::AlwaysSlow => Arc::new(AlwaysSlow),
+        ScheduleSpec {
+            name: self.mode.schedule.clone().unwrap_or_else(|| published.into()),
+            seed: self.seed,
+            slow_mode_ratio: self.mode.slow_mode_ratio,
+            every: self.mode.every,
+            options: self.mode.options.clone(),
         }
     }
 
-    /// Visual tokens a fast step keeps of an image of `n`; at least one.
+    /// The objective of the steps.
+    pub fn objective(&self) -> ObjectiveSpec {
+        ObjectiveSpec {
+            name: self.objective.name.clone(),
+            lambda: self.distill.lambda,
+            tau: self.distill.tau,
+            options: self.objective.options.clone(),
+        }
+    }
+
+    /// The parts of the model that take gradients: stage 1 projector and isolator; stage 2 also the adapters where the model has
+    /// them, else the decoder; from scratch everything but the tower, which is trained where the config says so.
+    pub fn trainable(&self) -> Trainable {
+        let of_stage = match self.stage {
+            Stage::Pretrain => Trainable::pretrain(),
+            Stage::Finetune if self.model.lora.is_some() => Trainable::finetune_lora(),
+            Stage::Finetune | Stage::Single => Trainable::full(),
+        };
+        Trainable { vision_tower: self.train_vision_tower, ..of_stage }
+    }
+
+    /// Visual tokens a fast step keeps of a full tile of `n` (an image is one tile unless the model takes images of any resolution); at
+    /// least one.
     pub fn keep_count(&self, n: usize) -> usize {
         self.pruning.pruner.keep_count(n, self.pruning.ratio)
     }
@@ -189,48 +240,36 @@ impl TrainConfig {
 
     /// The view of fast steps for images of `n` visual tokens.
     pub fn fast_view(&self, n: usize) -> View {
-        View::Pruned { keep: self.keep_count(n), isolator: self.isolator_active() }
+        View::Pruned { keep: self.keep_count(n), isolator: self.model.isolator_length > 0 }
     }
 
-    /// Whether fast steps prefix the isolator.
-    pub fn isolator_active(&self) -> bool {
-        self.isolator.enabled && self.model.isolator_length > 0
-    }
-
-    /// The base learning rate: `optim.lr`, else 1e-3 in stage 1 and from scratch, 2e-4 for LoRA,
-    /// 2e-5 for full tuning.
-    pub fn lr(&self) -> f64 {
-        self.optim.lr.unwrap_or(match self.stage {
-            Stage::Pretrain | Stage::Single => 1e-3,
-            Stage::Finetune if self.model.lora.is_some() => 2e-4,
-            Stage::Finetune => 2e-5,
-        })
-    }
-
-    /// The projector's learning rate: `optim.projector_lr`, else 2e-5 in stage 2, else the base
-    /// rate.
-    pub fn projector_lr(&self) -> f64 {
-        self.optim.projector_lr.unwrap_or(match self.stage {
-            Stage::Finetune => 2e-5,
-            Stage::Pretrain | Stage::Single => self.lr(),
-        })
-    }
-
-    /// The isolator's learning rate: `optim.isolator_lr`, else the projector's.
-    pub fn isolator_lr(&self) -> f64 {
-        self.optim.isolator_lr.unwrap_or_else(|| self.projector_lr())
-    }
-
-    /// The groups' rates over the base rate.
+    /// The learning rate of every group at the peak of the schedule: what `optim` says, else the published rates of the stage. Base:
+    /// 1e-3 in stage 1 and from scratch, 2e-4 for LoRA, 2e-5 for full tuning. Projector: 2e-5 in stage 2, else the base rate.
     pub fn group_rates(&self) -> GroupRates {
-        let base = self.lr();
-        GroupRates { projector: self.projector_lr() / base, isolator: self.isolator_lr() / base }
+        let (optim, finetune) = (&self.optim, self.stage == Stage::Finetune);
+        let base = optim.lr.unwrap_or(match (finetune, &self.model.lora) {
+            (false, _) => 1e-3,
+            (true, Some(_)) => 2e-4,
+            (true, None) => 2e-5,
+        });
+        let projector = optim.projector_lr.unwrap_or(if finetune { 2e-5 } else { base });
+        let newline = match self.compat {
+            Compat::Official => base,
+            Compat::Sane => projector,
+        };
+        GroupRates {
+            base,
+            projector,
+            newline: optim.newline_lr.unwrap_or(newline),
+            isolator: optim.isolator_lr.unwrap_or(projector),
+            vision_tower: optim.vision_tower_lr.unwrap_or(2e-6),
+        }
     }
 
     /// Warm-up and decay over `total_steps`.
     pub fn lr_schedule(&self, total_steps: u64) -> WarmupSchedule {
         let warmup = (self.optim.warmup_ratio * total_steps as f64).ceil() as u64;
-        WarmupSchedule::new(self.lr(), warmup, total_steps, self.optim.decay)
+        WarmupSchedule::new(self.group_rates().base, warmup, total_steps, self.optim.decay)
     }
 
     /// The optimiser's constants.

@@ -1,11 +1,12 @@
 //! The sections of a config, their defaults and their checks.
 
-use dualspeed_model::PrunerSpec;
+use dualspeed_core::Options;
+use dualspeed_model::{DualSpeedObjective, PrunerSpec};
 use serde::{Deserialize, Serialize};
 
 use super::invalid;
 use crate::error::ConfigError;
-use crate::schedule::Decay;
+use crate::lr_schedule::Decay;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,48 +33,33 @@ impl Stage {
     }
 }
 
-/// Where the published code departs from good sense.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Compat {
-    /// The teacher runs without dropout.
-    #[default]
-    Sane,
-    /// The teacher runs with LoRA dropout. The mode stays one per optimiser step: the published
-    /// draw per micro-batch and rank makes ranks disagree. The published count, `int((1 - 0.9) *
-    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default.
-    Official,
-}
-
-/// A schedule of modes by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Slow with probability `slow_mode_ratio` per step.
-    Bernoulli,
-    /// Slow every `every` steps.
-    Periodic,
-    /// NaivePrune.
-    AlwaysFast,
-    /// Full tokens.
-    AlwaysSlow,
-}
-
 /// Fast and slow steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ModeConfig {
-    /// The schedule; left out: `always_fast` in stage 1 (as published), else `bernoulli`.
-    pub schedule: Option<Schedule>,
+    /// The schedule by name: `bernoulli` (slow with probability `slow_mode_ratio` per step), `periodic` (slow every `every` steps),
+    /// `always_fast` (NaivePrune), `always_slow` (full tokens), or one that another crate registers. Left out: `always_fast` in
+    /// stage 1 (as published), else `bernoulli`.
+    pub schedule: Option<String>,
     /// r: the probability of a slow step under `bernoulli`.
     pub slow_mode_ratio: f64,
     /// The period under `periodic`.
     pub every: u64,
+    /// How many steps ago the newest loss is that a schedule sees: at least 2, so that a device is never waited for.
+    pub lag: u64,
+    /// Options of a schedule of another crate.
+    pub options: Options,
 }
 
 impl Default for ModeConfig {
     fn default() -> Self {
-        Self { schedule: None, slow_mode_ratio: 0.1, every: 10 }
+        Self {
+            schedule: None,
+            slow_mode_ratio: 0.1,
+            every: 10,
+            lag: 4,
+            options: Options::default(),
+        }
     }
 }
 
@@ -89,6 +75,10 @@ impl ModeConfig {
         }
         if self.every == 0 {
             return Err(invalid("mode.every", 0, "it is a period", "give at least 1"));
+        }
+        if self.lag < 2 {
+            let problem = "a step begins before the loss of the one before it is known";
+            return Err(invalid("mode.lag", self.lag, problem, "give at least 2; 4 is usual"));
         }
         Ok(())
     }
@@ -125,17 +115,20 @@ impl PruningConfig {
     }
 }
 
-/// The mode isolator; its length is the model's `isolator_length`.
+/// What a step minimises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct IsolatorConfig {
-    /// Whether fast steps prefix it, where the model has one.
-    pub enabled: bool,
+pub struct ObjectiveConfig {
+    /// The objective by name: `dualspeed` (cross entropy, and self-distillation as `[distill]` says), or one that another crate
+    /// registers.
+    pub name: String,
+    /// Options of an objective of another crate.
+    pub options: Options,
 }
 
-impl Default for IsolatorConfig {
+impl Default for ObjectiveConfig {
     fn default() -> Self {
-        Self { enabled: true }
+        Self { name: DualSpeedObjective::NAME.into(), options: Options::default() }
     }
 }
 
@@ -173,8 +166,13 @@ pub struct OptimConfig {
     pub lr: Option<f64>,
     /// The projector's; left out: 2e-5 in stage 2, else the base rate.
     pub projector_lr: Option<f64>,
+    /// The newline embedding's (`image_newline`); left out: the projector's, and the base rate under `compat = "official"`, as the
+    /// published trainer has it.
+    pub newline_lr: Option<f64>,
     /// The isolator's; left out: the projector's.
     pub isolator_lr: Option<f64>,
+    /// The vision tower's, where it is trained; left out: 2e-6, as LLaVA-NeXT has it.
+    pub vision_tower_lr: Option<f64>,
     /// Share of the steps in which the rate rises linearly.
     pub warmup_ratio: f64,
     /// The shape after the warm-up.
@@ -194,7 +192,9 @@ impl Default for OptimConfig {
         Self {
             lr: None,
             projector_lr: None,
+            newline_lr: None,
             isolator_lr: None,
+            vision_tower_lr: None,
             warmup_ratio: 0.03,
             decay: Decay::Cosine,
             weight_decay: 0.0,
@@ -210,7 +210,9 @@ impl OptimConfig {
         let rates = [
             ("lr", self.lr),
             ("projector_lr", self.projector_lr),
+            ("newline_lr", self.newline_lr),
             ("isolator_lr", self.isolator_lr),
+            ("vision_tower_lr", self.vision_tower_lr),
         ];
         for (name, rate) in rates {
             if let Some(rate) = rate {

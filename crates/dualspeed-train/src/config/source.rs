@@ -139,7 +139,7 @@ impl SourceConfig {
         samples: usize,
         model: &LlavaConfig,
     ) -> Result<SceneSource, TrainError> {
-        let config = SceneConfig { image_size: model.vision.image_size(), ..scenes };
+        let config = SceneConfig { image_size: model.vision.geometry().image_size, ..scenes };
         let processor = image_processor(model, config.processor().fit);
         let source = SceneSource::new(config, samples)?.with_processor(processor);
         Ok(match &self.tokenizer {
@@ -194,14 +194,15 @@ impl SourceConfig {
 
 /// Makes the image processor of a model's vision tower.
 fn image_processor(model: &LlavaConfig, fit: FitMode) -> ImageProcessor {
-    ImageProcessor::new(model.vision.image_size(), fit, model.vision.normalisation())
+    let vision = model.vision.geometry();
+    ImageProcessor::new(vision.image_size, fit, vision.normalisation)
 }
 
 /// The tiles that a model takes images in; `None` where an image is one tile.
 fn tiles(model: &LlavaConfig) -> Option<TileConfig> {
     model.anyres.as_ref().map(|anyres| TileConfig {
         pinpoints: anyres.image_grid_pinpoints.clone(),
-        side: model.vision.grid(),
+        side: model.visual_grid(),
     })
 }
 

@@ -1,5 +1,4 @@
 use super::*;
-use crate::mode::Mode;
 
 fn refused(text: &str) -> String {
     TrainConfig::parse(text, &[]).unwrap_err().to_string()
@@ -20,6 +19,11 @@ fn values_out_of_range_come_with_advice() {
         ("pruning.ratio = -0.1", ["pruning.ratio", "[0, 1)"]),
         ("mode.slow_mode_ratio = 1.5", ["mode.slow_mode_ratio", "[0, 1]"]),
         ("mode.every = 0", ["mode.every", "at least 1"]),
+        ("mode.lag = 1", ["mode.lag", "at least 2"]),
+        (
+            "train_vision_tower = true\ndata.features.cache = \"memory\"",
+            ["train_vision_tower", "cannot be cached"],
+        ),
         ("distill.tau = 0.0", ["distill.tau", "positive"]),
         ("distill.lambda = -1.0", ["distill.lambda", "0 (no distillation)"]),
         ("optim.lr = 0.0", ["optim.lr", "positive"]),
@@ -65,16 +69,36 @@ fn stage_decides_what_is_left_out() {
         TrainConfig::parse(&format!("stage = \"{stage}\"\n{extra}"), &[]).unwrap()
     };
     let pretrain = stage("pretrain", "");
-    assert_eq!((pretrain.lr(), pretrain.projector_lr()), (1e-3, 1e-3));
-    assert!((0..200).all(|step| pretrain.mode_schedule().mode(step) == Mode::Fast));
+    let rates = pretrain.group_rates();
+    assert_eq!((rates.base, rates.projector), (1e-3, 1e-3));
+    assert_eq!(pretrain.schedule().name, "always_fast");
     let lora = stage("finetune", "[model.lora]");
-    assert_eq!((lora.lr(), lora.projector_lr(), lora.isolator_lr()), (2e-4, 2e-5, 2e-5));
-    assert!((lora.group_rates().projector - 0.1).abs() < 1e-12);
-    assert!((0..200).any(|step| lora.mode_schedule().mode(step) == Mode::Slow));
-    assert_eq!(stage("finetune", "").lr(), 2e-5);
+    let rates = lora.group_rates();
+    assert_eq!((rates.base, rates.projector, rates.isolator), (2e-4, 2e-5, 2e-5));
+    assert_eq!((rates.newline, rates.vision_tower), (2e-5, 2e-6));
+    assert_eq!(lora.schedule().name, "bernoulli");
+    assert_eq!(stage("finetune", "").group_rates().base, 2e-5);
+    // The published trainer has the newline among the language model's parameters.
+    let official = stage("finetune", "compat = \"official\"\n[model.lora]").group_rates();
+    assert_eq!((official.newline, official.projector), (2e-4, 2e-5));
     // Said explicitly, stage 1 has slow steps too.
     let mixed = stage("pretrain", "[mode]\nschedule = \"bernoulli\"");
-    assert!((0..200).any(|step| mixed.mode_schedule().mode(step) == Mode::Slow));
+    assert_eq!(mixed.schedule().name, "bernoulli");
+}
+
+#[test]
+fn what_a_run_uses_is_written_out() {
+    for text in ["", "stage = \"pretrain\"", "stage = \"finetune\"\nsteps = 7\n[model.lora]"] {
+        let config = TrainConfig::parse(text, &[]).unwrap();
+        let effective = config.effective();
+        let written = TrainConfig::parse(&effective.to_toml().unwrap(), &[]).unwrap();
+        assert_eq!(written, effective, "{text}");
+        assert_eq!(effective.effective(), effective);
+        assert_eq!(effective.group_rates(), config.group_rates());
+        assert_eq!(effective.schedule(), config.schedule());
+        let optim = &effective.optim;
+        assert!(optim.lr.is_some() && optim.projector_lr.is_some() && optim.isolator_lr.is_some());
+    }
 }
 
 #[test]

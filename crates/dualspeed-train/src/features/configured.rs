@@ -13,7 +13,7 @@ use crate::config::{CacheMode, FeaturesConfig};
 use crate::error::TrainError;
 
 /// Which features are computed, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FeatureWork<'a> {
     /// Features beyond the hidden state.
     pub needs: Needs,
@@ -49,7 +49,7 @@ pub fn configured<B: Backend>(
                     .into(),
                 advice: "name a folder".into(),
             })?;
-            Some(FeatureStore::open(&root, &tower_fingerprint(tower, device)?, work.needs)?)
+            Some(FeatureStore::open(&root, &tower_fingerprint(tower, device)?, work.needs.clone())?)
         }
     };
     let known = store.as_ref().map(|store| (store.len(), store.dir().to_owned()));

@@ -2,15 +2,15 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Element, Tensor};
+use dualspeed_core::hash::hex;
 use dualspeed_model::Tower;
 use dualspeed_ops::Backend;
 use sha2::{Digest, Sha256};
 
-use super::store::hex;
 use crate::error::TrainError;
 
 /// To be raised when towers compute something else than before.
-const NUMERICS: u32 = 1;
+const NUMERICS: u32 = 2;
 
 /// Names a tower by what its features depend on: configuration (the selected layer among it), all weights with their
 /// types, the type of pixels, and the backend, whose last bits are its own. 32 hexadecimal digits.

@@ -2,12 +2,13 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | `rows` | rows of features in memory or in a mapped shard |
+//! | `rows`, `block` | rows of features in memory, or in a mapped shard |
 //! | `shard` | one file of rows and its index |
 //! | [`store`] | [`FeatureStore`]: the folder |
 //! | `fingerprint` | [`tower_fingerprint`]: which tower's features these are |
 //! | `configured` | [`configured`]: what the section `[data.features]` asks for |
 
+mod block;
 mod configured;
 mod fingerprint;
 mod rows;
@@ -22,7 +23,8 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Element, Shape, Tensor, TensorPrimitive};
 use dualspeed_data::{DataError, Example, ExampleSource, HostImage, MemorySource};
-use dualspeed_model::{Geometry, Needs, VisionFeatures, VisionTower};
+use dualspeed_model::vision::features::HIDDEN;
+use dualspeed_model::{Needs, VisionFeatures, VisionGeometry, VisionTower};
 use dualspeed_ops::Backend;
 use rayon::prelude::*;
 
@@ -32,7 +34,8 @@ pub use store::FeatureStore;
 
 use crate::error::TrainError;
 use crate::metrics::progress_bar;
-use rows::{Block, Rows};
+use block::Block;
+use rows::Rows;
 
 /// Host features by image key, and the examples they belong to without their pixels.
 #[derive(Clone, Debug)]
@@ -40,7 +43,7 @@ pub struct FeatureCache {
     /// Block and row of an image.
     index: HashMap<u64, (usize, usize)>,
     blocks: Vec<Block>,
-    geometry: Geometry,
+    geometry: VisionGeometry,
     source: Arc<MemorySource>,
     computed: usize,
     seconds: f64,
@@ -80,7 +83,7 @@ impl FeatureCache {
         device: &B::Device,
         progress: bool,
     ) -> Result<Self, TrainError> {
-        let needs = store.needs();
+        let needs = store.needs().clone();
         let work = FeatureWork { needs, batch, samples: usize::MAX, progress, interrupt: None };
         Filling::new(tower, Some(store), work, device).run(source)
     }
@@ -101,7 +104,7 @@ impl FeatureCache {
     }
 
     /// The tower's sizes.
-    pub fn geometry(&self) -> Geometry {
+    pub fn geometry(&self) -> VisionGeometry {
         self.geometry
     }
 
@@ -125,24 +128,17 @@ impl FeatureCache {
     pub fn features<B: Backend>(
         &self,
         images: &[Arc<HostImage>],
-        needs: Needs,
+        needs: &Needs,
         device: &B::Device,
     ) -> Option<VisionFeatures<B>> {
         let places: Option<Vec<(usize, usize)>> =
             images.iter().map(|image| self.index.get(&image.key).copied()).collect();
         let places = places?;
-        let other = |wanted: bool, name| {
-            if wanted { self.gather(name, &places, device) } else { None }
-        };
-        Some(VisionFeatures {
-            hidden: self.gather("hidden", &places, device)?,
-            cls_attention: other(needs.cls_attention, "cls_attention"),
-            keys: other(needs.keys, "keys"),
-            patch_text: other(needs.patch_text, "patch_text"),
-            cls_hidden: other(needs.cls_hidden, "cls_hidden"),
-            last_cls_attention: other(needs.last_layer, "last_cls_attention"),
-            last_keys: other(needs.last_layer, "last_keys"),
-        })
+        let hidden = VisionFeatures::new(self.gather(HIDDEN, &places, device)?);
+        let wanted = needs.of_tower();
+        Some(wanted.names().filter(|name| *name != HIDDEN).fold(hidden, |features, name| {
+            features.with_some(name, self.gather(name, &places, device))
+        }))
     }
 
     fn gather<B: Backend>(
@@ -277,9 +273,9 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
         // Products of other sizes round otherwise: the rest goes through the tower in a whole batch too.
         images.resize(count.max(self.work.batch), last);
         let pixels = pixel_values(&images, self.device);
-        let mut features = self.tower.features(pixels, self.work.needs);
+        let mut features = self.tower.features(pixels, &self.work.needs);
         if images.len() > count {
-            features = features.map(|feature| feature.narrow(0, 0, count));
+            features = features.map(|_, feature| feature.narrow(0, 0, count));
             images.truncate(count);
         }
         let block = self.cache.blocks.len();

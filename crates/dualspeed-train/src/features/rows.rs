@@ -1,13 +1,10 @@
-//! Rows of features, image after image: in memory, or in a mapped shard.
+//! Rows of features in memory, image after image.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use burn::tensor::DType;
 use dualspeed_model::VisionFeatures;
 use dualspeed_ops::Backend;
-
-use super::shard::Shard;
 
 /// Shape and type of one image's rows of one kind of feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +32,7 @@ pub(crate) struct Kind {
 pub(crate) struct Rows {
     /// The images, in the order of the rows.
     pub keys: Vec<u64>,
-    /// By the names of `VisionFeatures::named`.
+    /// By the features' names.
     pub kinds: BTreeMap<String, Kind>,
 }
 
@@ -47,9 +44,9 @@ impl Rows {
         features: &VisionFeatures<B>,
     ) {
         self.keys.extend(keys);
-        for (name, feature) in features.named() {
+        for (name, feature) in features.iter() {
             let [_, rows, width] = feature.dims();
-            let data = feature.into_data();
+            let data = feature.clone().into_data();
             let layout = Layout { shape: [rows, width], dtype: data.dtype };
             let kind = self
                 .kinds
@@ -62,41 +59,5 @@ impl Rows {
     /// Bytes of all kinds.
     pub fn bytes(&self) -> usize {
         self.kinds.values().map(|kind| kind.bytes.len()).sum()
-    }
-}
-
-/// Some images' features, wherever they lie.
-#[derive(Clone, Debug)]
-pub(crate) enum Block {
-    Memory(Arc<Rows>),
-    Disk(Arc<Shard>),
-}
-
-impl Block {
-    pub fn layout(&self, kind: &str) -> Option<Layout> {
-        match self {
-            Self::Memory(rows) => rows.kinds.get(kind).map(|kind| kind.layout),
-            Self::Disk(shard) => shard.layouts().get(kind).copied(),
-        }
-    }
-
-    /// The bytes of one image.
-    pub fn row(&self, kind: &str, row: usize) -> Option<&[u8]> {
-        match self {
-            Self::Memory(rows) => {
-                let kind = rows.kinds.get(kind)?;
-                let size = kind.layout.bytes();
-                kind.bytes.get(row * size..(row + 1) * size)
-            }
-            Self::Disk(shard) => shard.row(kind, row),
-        }
-    }
-
-    /// Bytes of host memory that are this process's own.
-    pub fn memory(&self) -> usize {
-        match self {
-            Self::Memory(rows) => rows.bytes(),
-            Self::Disk(_) => 0,
-        }
     }
 }

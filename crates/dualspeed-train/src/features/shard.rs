@@ -6,18 +6,19 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::DType;
+use dualspeed_core::files;
 use memmap2::Mmap;
 use safetensors::tensor::{SafeTensorError, TensorInfo};
 use safetensors::{Dtype, SafeTensors, View};
 
 use super::rows::{Layout, Rows};
 
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 const IMAGE_KEYS: &str = "image_keys";
 /// safetensors: the length of the header, in bytes, comes first.
 const LENGTH: usize = 8;
@@ -29,6 +30,12 @@ pub(crate) enum ShardError {
     Io(std::io::Error),
     /// It is not what it should be.
     Damaged(String),
+}
+
+impl From<std::io::Error> for ShardError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// A mapped shard.
@@ -93,7 +100,7 @@ impl Shard {
     }
 
     /// Whether it was made for at least these features.
-    pub fn serves(&self, needs: &[&str]) -> bool {
+    pub fn serves(&self, needs: &[String]) -> bool {
         needs.iter().all(|name| self.needs.iter().any(|made| made == name))
     }
 
@@ -115,7 +122,7 @@ pub(crate) fn write(
     path: &Path,
     temporary: &Path,
     tower: &str,
-    needs: &[&str],
+    needs: &[String],
     rows: &Rows,
 ) -> Result<(), ShardError> {
     let mut tensors = Vec::with_capacity(rows.kinds.len() + 1);
@@ -134,22 +141,12 @@ pub(crate) fn write(
     let said = [("format", FORMAT.to_owned()), ("tower", tower.to_owned())];
     let said = said.into_iter().chain([("needs", needs.join(","))]);
     let said = said.map(|(key, value)| (key.to_owned(), value)).collect();
-    let written = safetensors::serialize_to_file(tensors, Some(said), temporary)
-        .map_err(|error| match error {
+    files::write_whole_at(path, temporary, |temporary| {
+        safetensors::serialize_to_file(tensors, Some(said), temporary).map_err(|error| match error {
             SafeTensorError::IoError(source) => ShardError::Io(source),
             other => ShardError::Damaged(other.to_string()),
         })
-        .and_then(|()| settle(temporary, path).map_err(ShardError::Io));
-    if written.is_err() {
-        // The error that matters is the one of writing.
-        let _ = fs::remove_file(temporary);
-    }
-    written
-}
-
-fn settle(temporary: &Path, path: &Path) -> std::io::Result<()> {
-    fs::OpenOptions::new().write(true).open(temporary)?.sync_all()?;
-    fs::rename(temporary, path)
+    })
 }
 
 #[allow(unsafe_code)]

@@ -8,19 +8,20 @@
 //! images are computed again. What a shard's rows hold is not checked: reading it all would cost what mapping saves.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dualspeed_core::files;
+use dualspeed_core::hash::hex;
 use dualspeed_model::Needs;
+use dualspeed_model::vision::features::HIDDEN;
 use sha2::{Digest, Sha256};
 
 use super::rows::{Layout, Rows};
 use super::shard::{self, Shard, ShardError};
-use crate::checkpoint::sync_dir;
 use crate::error::TrainError;
 
 const EXTENSION: &str = "safetensors";
@@ -111,8 +112,8 @@ impl FeatureStore {
     }
 
     /// The features beyond the hidden state that every image here has.
-    pub fn needs(&self) -> Needs {
-        self.needs
+    pub fn needs(&self) -> &Needs {
+        &self.needs
     }
 
     pub(crate) fn is_full(&self, rows: &Rows) -> bool {
@@ -137,10 +138,10 @@ impl FeatureStore {
         let shard = match there {
             Some(shard) => shard,
             None => {
-                let needs = asked(self.needs);
+                let needs = asked(&self.needs);
                 shard::write(&path, &self.temporary(), &self.tower, &needs, rows)
                     .map_err(|error| refused(&path, error))?;
-                sync_dir(&self.dir)?;
+                files::sync_dir(&self.dir).map_err(TrainError::io("sync", &self.dir))?;
                 Shard::open(&path, &self.tower).map_err(|error| refused(&path, error))?
             }
         };
@@ -151,7 +152,7 @@ impl FeatureStore {
 
     /// Adds a shard's images to the index, if it has the features that are needed.
     fn register(&mut self, shard: Arc<Shard>) -> Result<(), String> {
-        if !shard.serves(&asked(self.needs)) {
+        if !shard.serves(&asked(&self.needs)) {
             return Ok(());
         }
         for (name, layout) in shard.layouts() {
@@ -159,7 +160,7 @@ impl FeatureStore {
                 return Err(format!("`{name}` is {layout:?}, in other shards {known:?}"));
             }
         }
-        if !shard.layouts().contains_key("hidden") {
+        if !shard.layouts().contains_key(HIDDEN) {
             return Err("it has no `hidden`".into());
         }
         self.layouts.extend(shard.layouts().iter().map(|(name, layout)| (name.clone(), *layout)));
@@ -173,7 +174,7 @@ impl FeatureStore {
     /// A function of what a shard holds, so that processes at the same work write one file.
     fn name(&self, rows: &Rows) -> String {
         let mut hash = Sha256::new();
-        hash.update(asked(self.needs).join(","));
+        hash.update(asked(&self.needs).join(","));
         for key in &rows.keys {
             hash.update(key.to_le_bytes());
         }
@@ -205,18 +206,9 @@ impl FeatureStore {
     }
 }
 
-/// Names of the features that a tower is asked for beyond the hidden state; those that no tower makes are left out.
-fn asked(needs: Needs) -> Vec<&'static str> {
-    let Needs { cls_attention, keys, patch_text, cls_hidden, last_layer, text: _, question: _ } =
-        needs;
-    let all = [
-        (cls_attention, "cls_attention"),
-        (keys, "keys"),
-        (patch_text, "patch_text"),
-        (cls_hidden, "cls_hidden"),
-        (last_layer, "last_layer"),
-    ];
-    all.into_iter().filter_map(|(wanted, name)| wanted.then_some(name)).collect()
+/// Names of the features that a tower is asked for beyond the hidden state.
+fn asked(needs: &Needs) -> Vec<String> {
+    needs.of_tower().names().filter(|name| *name != HIDDEN).map(str::to_owned).collect()
 }
 
 fn is_abandoned(path: &Path) -> bool {
@@ -237,13 +229,4 @@ fn refused(path: &Path, error: ShardError) -> TrainError {
             advice: "set data.features.cache = \"memory\"".into(),
         },
     }
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -13,15 +13,14 @@ use burn_train::metric::{
 };
 
 use super::StepRecord;
+use super::custom::RecordMetric;
 use crate::mode::Mode;
 
-/// One figure of the step record; `extract` gives it with the number of elements it is a mean of.
+/// One figure of the step record as a Burn metric.
 #[derive(Clone, Debug)]
 pub struct StepMetric {
     name: MetricName,
-    unit: Option<&'static str>,
-    higher_is_better: bool,
-    extract: fn(&StepRecord) -> (f64, usize),
+    metric: Arc<dyn RecordMetric>,
     sum: f64,
     count: usize,
     current: f64,
@@ -29,29 +28,42 @@ pub struct StepMetric {
 }
 
 impl StepMetric {
-    /// A metric of the user's own over the step record.
-    pub fn new(
-        name: &str,
-        unit: Option<&'static str>,
-        higher_is_better: bool,
-        extract: fn(&StepRecord) -> (f64, usize),
-    ) -> Self {
-        Self {
-            name: Arc::new(name.to_owned()),
-            unit,
-            higher_is_better,
-            extract,
-            sum: 0.0,
-            count: 0,
-            current: 0.0,
-            current_count: 0,
-        }
+    /// Burn's view of a metric over the step record.
+    pub(crate) fn new(metric: Arc<dyn RecordMetric>) -> Self {
+        let name = Arc::new(metric.name().to_owned());
+        Self { name, metric, sum: 0.0, count: 0, current: 0.0, current_count: 0 }
+    }
+}
+
+/// A metric of this crate: a figure of the record and the number of elements it is a mean of.
+#[derive(Clone, Copy, Debug)]
+struct Figure {
+    name: &'static str,
+    unit: Option<&'static str>,
+    higher_is_better: bool,
+    value: fn(&StepRecord) -> (f64, usize),
+}
+
+impl RecordMetric for Figure {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn unit(&self) -> Option<&str> {
+        self.unit
+    }
+    fn higher_is_better(&self) -> bool {
+        self.higher_is_better
+    }
+    fn value(&self, record: &StepRecord) -> (f64, usize) {
+        (self.value)(record)
     }
 }
 
 /// The metrics of every run.
-pub fn step_metrics() -> Vec<StepMetric> {
-    let metric = StepMetric::new;
+pub(crate) fn step_metrics() -> Vec<StepMetric> {
+    let metric = |name, unit, higher_is_better, value| {
+        StepMetric::new(Arc::new(Figure { name, unit, higher_is_better, value }))
+    };
     vec![
         metric("Loss fast", None, false, |r| of_mode(r, Mode::Fast, r.loss)),
         metric("Loss slow", None, false, |r| of_mode(r, Mode::Slow, r.loss)),
@@ -96,19 +108,19 @@ impl Metric for StepMetric {
     }
 
     fn attributes(&self) -> MetricAttributes {
-        let unit = self.unit.map(str::to_owned);
-        NumericAttributes { unit, higher_is_better: self.higher_is_better }.into()
+        let unit = self.metric.unit().map(str::to_owned);
+        NumericAttributes { unit, higher_is_better: self.metric.higher_is_better() }.into()
     }
 
     fn update(&mut self, item: &StepRecord, _metadata: &MetricMetadata) -> SerializedEntry {
-        let (value, count) = (self.extract)(item);
+        let (value, count) = self.metric.value(item);
         self.current_count = count;
         if count > 0 {
             self.current = value;
             self.sum += value * count as f64;
             self.count += count;
         }
-        let unit = self.unit.unwrap_or_default();
+        let unit = self.metric.unit().unwrap_or_default();
         let mean = format_float(self.running_value().current(), 3);
         let formatted =
             format!("mean {mean} {unit} - step {} {unit}", format_float(self.current, 3));
@@ -157,17 +169,13 @@ mod tests {
     use burn::data::dataloader::Progress;
 
     use super::*;
-    use crate::metrics::StepTime;
 
     fn record(mode: Mode) -> StepRecord {
         StepRecord {
-            step: 0,
             mode,
             lr: 1.0,
             loss: 2.0,
             ce: 2.0,
-            kl: 0.0,
-            kl_tokens: 0,
             accuracy: 0.5,
             supervised_tokens: 4,
             samples: 2,
@@ -176,8 +184,7 @@ mod tests {
             visual_tokens: 10,
             visual_tokens_kept: 1,
             grad_norm: 1.0,
-            slow_share: 0.0,
-            time: StepTime::default(),
+            ..StepRecord::default()
         }
     }
 

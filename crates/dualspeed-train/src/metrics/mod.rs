@@ -1,12 +1,13 @@
 //! What a step reports: the record, its running totals, Burn metrics over it, and the JSONL log.
 
 mod burn_metrics;
+mod custom;
 mod jsonl;
 mod progress;
 mod record;
 
-pub(crate) use burn_metrics::NoMetricLogger;
-pub use burn_metrics::{StepMetric, step_metrics};
+pub(crate) use burn_metrics::{NoMetricLogger, step_metrics};
+pub use custom::{MetricRegistry, RecordMetric, RunMetrics, metric_registry};
 pub(crate) use jsonl::JsonlLog;
 pub use jsonl::read_metrics;
 pub(crate) use progress::progress_bar;

@@ -1,5 +1,8 @@
 //! The record of one optimiser step, and the sums over all of them.
 
+use std::collections::BTreeMap;
+
+use dualspeed_model::ParamGroup;
 use serde::{Deserialize, Serialize};
 
 use crate::mode::Mode;
@@ -59,7 +62,8 @@ pub struct StepTime {
     pub device_memory_gib: Option<f64>,
 }
 
-/// One line of `metrics.jsonl`. Without `time` it is the same in every run of the same seed.
+/// One line of `metrics.jsonl`. Without `time` it is the same in every run of the same seed. The default is a record of nothing:
+/// every metric of it has count 0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// The optimiser step, from 0.
@@ -68,7 +72,10 @@ pub struct StepRecord {
     pub mode: Mode,
     /// The base learning rate.
     pub lr: f64,
-    /// `ce + lambda * kl`, means over the supervised tokens of the window.
+    /// The learning rate of every group that is trained.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub group_lr: BTreeMap<ParamGroup, f64>,
+    /// `(sum ce + lambda sum kl) / n` over the `n` supervised tokens of the window.
     pub loss: f64,
     /// Cross entropy per supervised token.
     pub ce: f64,
@@ -78,6 +85,12 @@ pub struct StepRecord {
     pub kl_tokens: usize,
     /// Share of supervised tokens predicted right.
     pub accuracy: f64,
+    /// Other parts of the objective by name, per token of theirs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, f64>,
+    /// Values of the metrics that the config names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
     /// Supervised tokens of the window.
     pub supervised_tokens: usize,
     /// Samples of the window.
@@ -98,18 +111,20 @@ pub struct StepRecord {
     pub time: StepTime,
 }
 
-impl StepRecord {
-    /// A record of nothing: every metric of it has count 0.
-    pub(crate) fn empty() -> Self {
+impl Default for StepRecord {
+    fn default() -> Self {
         Self {
             step: 0,
             mode: Mode::Fast,
             lr: 0.0,
+            group_lr: BTreeMap::new(),
             loss: 0.0,
             ce: 0.0,
             kl: 0.0,
             kl_tokens: 0,
             accuracy: 0.0,
+            parts: BTreeMap::new(),
+            metrics: BTreeMap::new(),
             supervised_tokens: 0,
             samples: 0,
             tokens: 0,

@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101, as in PyTorch) in one pass over host memory, and its state.
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
-use dualspeed_ops::AdamWConfig;
+use burn::tensor::{Tensor, TensorData};
+use dualspeed_ops::{AdamWConfig, Backend, to_f32};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -74,13 +74,6 @@ impl<B: Backend> Moments<B> {
         };
         Self { updates: 0, store }
     }
-}
-
-/// The values of a tensor as f32 on the host.
-pub(crate) fn to_f32<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    let data = tensor.into_data().convert::<f32>();
-    // `convert` made it f32, which is what `into_vec` asks for.
-    data.into_vec::<f32>().unwrap_or_default()
 }
 
 const CHUNK: usize = 1 << 14;

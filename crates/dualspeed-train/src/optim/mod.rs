@@ -2,7 +2,7 @@
 //! slices in place; elsewhere all parameters go to the backend in one call.
 
 mod adamw;
-mod groups;
+mod rates;
 #[cfg(test)]
 mod tests;
 
@@ -14,41 +14,17 @@ use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
-use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend as OpsBackend};
+use dualspeed_model::ParamInfo;
+use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend as OpsBackend, to_f32};
 
 pub use adamw::{AdamW, HostMoments};
-pub(crate) use adamw::{Moments, Store, sum_of_squares, to_f32};
-pub(crate) use groups::ids_by_path;
-pub use groups::{Group, TrainableParam, trainable_params};
+pub(crate) use adamw::{Moments, Store, sum_of_squares};
+pub use rates::GroupRates;
 
-/// Learning rates of the groups, relative to the base rate the scheduler gives.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GroupRates {
-    /// Projector's rate over the base rate.
-    pub projector: f64,
-    /// Isolator's rate over the base rate.
-    pub isolator: f64,
-}
-
-impl GroupRates {
-    fn of(&self, group: Group) -> f64 {
-        match group {
-            Group::Projector => self.projector,
-            Group::Isolator => self.isolator,
-            Group::LanguageModel | Group::Other => 1.0,
-        }
-    }
-}
-
-/// The mutable state of the optimiser, shared with the strategy, which writes it into checkpoints.
+/// The moments of the optimiser, shared with the strategy, which writes them into checkpoints.
 #[derive(Debug)]
 pub(crate) struct OptimState<B: Backend> {
     pub(crate) moments: HashMap<ParamId, Moments<B>>,
-    /// Multiplies the accumulated gradient before anything else: 1 / supervised tokens of the
-    /// window.
-    pub(crate) grad_scale: f64,
-    /// The global norm before clipping of the last step.
-    pub(crate) grad_norm: Option<GradNorm<B>>,
 }
 
 /// A norm where it was computed.
@@ -63,8 +39,8 @@ pub(crate) enum GradNorm<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct GroupedAdamW<B: AutodiffBackend> {
     adamw: AdamW,
-    rates: GroupRates,
-    groups: Arc<HashMap<ParamId, Group>>,
+    /// Each parameter's learning rate over the base rate.
+    multipliers: Arc<HashMap<ParamId, f64>>,
     max_grad_norm: f64,
     on_host: bool,
     state: Arc<Mutex<OptimState<B::InnerBackend>>>,
@@ -76,17 +52,14 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         adamw: AdamW,
         rates: GroupRates,
         max_grad_norm: f64,
-        params: &[TrainableParam],
-        device: &B::Device,
+        params: &[ParamInfo],
     ) -> Self {
-        let groups = params.iter().map(|param| (param.id, param.group)).collect();
-        let state = OptimState { moments: HashMap::new(), grad_scale: 1.0, grad_norm: None };
+        let state = OptimState { moments: HashMap::new() };
         Self {
             adamw,
-            rates,
-            groups: Arc::new(groups),
+            multipliers: Arc::new(rates.multipliers(params)),
             max_grad_norm,
-            on_host: computes_on_host::<B>(device),
+            on_host: B::computes_on_host(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -108,16 +81,6 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         self.on_host = false;
         self
     }
-}
-
-/// Whether tensors of the backend live in host memory, so that one fused pass beats a dozen tensor
-/// operations.
-///
-/// Asked by the backend's name: the name is the only thing that tells it without depending on every
-/// backend.
-pub(crate) fn computes_on_host<B: Backend>(device: &B::Device) -> bool {
-    let name = B::name(device);
-    name.contains("ndarray") || name.contains("flex")
 }
 
 /// Takes the gradients out of the container, to the host, in the module's order.
@@ -228,36 +191,53 @@ fn wrap<B: Backend>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 1> {
 impl<B: AutodiffBackend> GroupedAdamW<B> {
     /// The learning rate of a parameter.
     fn rate(&self, base: f64, id: ParamId) -> f64 {
-        base * self.rates.of(self.groups.get(&id).copied().unwrap_or(Group::Other))
+        base * self.multipliers.get(&id).copied().unwrap_or(1.0)
+    }
+
+    /// One update by the gradient divided by `tokens`, the supervised tokens of the whole step; returns the global norm of that
+    /// mean gradient before clipping.
+    pub(crate) fn update<M: AutodiffModule<B>>(
+        &self,
+        lr: f64,
+        module: M,
+        mut grads: GradientsParams,
+        tokens: usize,
+    ) -> (M, GradNorm<B::InnerBackend>) {
+        let scale = 1.0 / tokens.max(1) as f64;
+        match self.on_host {
+            true => self.step_on_host(lr, scale, module, &mut grads),
+            false => self.step_on_device(lr, scale, module, &mut grads),
+        }
     }
 
     fn step_on_host<M: AutodiffModule<B>>(
         &self,
         lr: f64,
+        mut scale: f64,
         module: M,
         grads: &mut GradientsParams,
-    ) -> M {
+    ) -> (M, GradNorm<B::InnerBackend>) {
         let mut collector = GradCollector { grads, found: Vec::new() };
         Module::<B>::visit(&module, &mut collector);
         let grads = collector.found;
         let mut state = self.state();
-        let mut scale = state.grad_scale;
         let squares = grads.iter().map(|(_, grad)| sum_of_squares(grad));
         let norm = squares.sum::<f64>().sqrt() * scale;
         if self.max_grad_norm > 0.0 && norm > self.max_grad_norm {
             scale *= self.max_grad_norm / (norm + 1e-6);
         }
-        state.grad_norm = Some(GradNorm::Host(norm));
         let grads = grads.into_iter().collect();
-        module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale })
+        let module = module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale });
+        (module, GradNorm::Host(norm))
     }
 
     fn step_on_device<M: AutodiffModule<B>>(
         &self,
         lr: f64,
+        scale: f64,
         module: M,
         grads: &mut GradientsParams,
-    ) -> M {
+    ) -> (M, GradNorm<B::InnerBackend>) {
         let mut state = self.state();
         let mut collector = DeviceCollector::<B> {
             optim: self,
@@ -270,27 +250,24 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         Module::<B>::visit(&module, &mut collector);
         let DeviceCollector { ids, tensors, .. } = collector;
         let updates: Vec<u64> = tensors.iter().map(|tensor| tensor.updates).collect();
-        let config = self.adamw.config(state.grad_scale, self.max_grad_norm);
+        let config = self.adamw.config(scale, self.max_grad_norm);
         let out = <B::InnerBackend as OpsBackend>::fused_adamw(tensors, config);
-        state.grad_norm = Some(GradNorm::Device(wrap(out.norm)));
+        let norm = GradNorm::Device(wrap(out.norm));
         let mut values = HashMap::with_capacity(ids.len());
         for ((id, updates), [param, m, v]) in ids.into_iter().zip(updates).zip(out.updated) {
             values.insert(id, wrap(param));
             let store = Store::Device { m: wrap(m), v: wrap(v) };
             state.moments.insert(id, Moments { updates, store });
         }
-        module.map(&mut Setter::<B::InnerBackend>(values))
+        (module.map(&mut Setter::<B::InnerBackend>(values)), norm)
     }
 }
 
 impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<B> {
     type Record = AdamRecord;
 
-    fn step(&mut self, lr: f64, module: M, mut grads: GradientsParams) -> M {
-        match self.on_host {
-            true => self.step_on_host(lr, module, &mut grads),
-            false => self.step_on_device(lr, module, &mut grads),
-        }
+    fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
+        self.update(lr, module, grads, 1).0
     }
 
     fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {

@@ -12,24 +12,30 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::Tensor;
+use dualspeed_core::rng::hash_step;
 use dualspeed_data::{
     Colour, DataError, HostImage, SceneConfig, SceneSource, Split, patch_colours, patch_labels,
     render,
 };
 use dualspeed_model::{
-    Precision, TowerConfig as TowerShape, TowerLoss, TowerLossWeights, TowerModel, TowerTargets,
-    VitConfig, store,
+    ModelError, Precision, VitConfig, store,
 };
-use dualspeed_ops::{AutodiffBackend, Backend};
+use dualspeed_model::nn::params::trainable_parameters;
+use dualspeed_model::vision::pretraining::{
+    TowerConfig as TowerShape, TowerLoss, TowerLossWeights, TowerModel, TowerTargets,
+};
+use dualspeed_ops::{AutodiffBackend, Backend, to_f32};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::pixel_values;
 use crate::metrics::progress_bar;
-use crate::mode::{Purpose, hash};
-use crate::optim::{AdamW, GroupRates, GroupedAdamW, to_f32, trainable_params};
-use crate::schedule::{Decay, WarmupSchedule};
+use crate::lr_schedule::{Decay, WarmupSchedule};
+use crate::optim::{AdamW, GroupRates, GroupedAdamW};
+
+/// What a tower's seed is drawn for, among all that is drawn from (seed, step).
+const TOWER_PURPOSE: u64 = 2;
 
 /// How a tower is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -89,7 +95,7 @@ impl TowerConfig {
 
     fn scenes(&self, split: Split) -> SceneConfig {
         let image_size = self.vision.image_size;
-        let seed = hash(self.seed, 0, Purpose::Tower);
+        let seed = hash_step(self.seed, 0, TOWER_PURPOSE);
         SceneConfig { image_size, seed, split, text_only: false, ..self.scenes.clone() }
     }
 }
@@ -134,11 +140,11 @@ pub fn train_tower<B: AutodiffBackend>(
     progress: bool,
 ) -> Result<TowerOutcome<B::InnerBackend>, TrainError> {
     let begin = Instant::now();
-    let mut model = config.shape().init::<B>(device, config.seed)?;
-    let params = trainable_params(&model);
-    let rates = GroupRates { projector: 1.0, isolator: 1.0 };
+    let mut model = config.shape().init::<B>(device, config.seed).map_err(ModelError::from)?;
+    let params = trainable_parameters::<B, _>(&model, "");
+    let rates = GroupRates::uniform(config.lr);
     let constants = AdamW { beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: config.weight_decay };
-    let mut optim = GroupedAdamW::<B>::new(constants, rates, 1.0, &params, device);
+    let mut optim = GroupedAdamW::<B>::new(constants, rates, 1.0, &params);
     let warmup = (config.warmup_ratio * config.steps as f64).ceil() as u64;
     let schedule = WarmupSchedule::new(config.lr, warmup, config.steps, Decay::Cosine);
     let batches = render_ahead(config, config.scenes(Split::Train), config.steps)?;
