@@ -14,7 +14,7 @@ use crate::rng::{draw, mix_in};
 pub struct DropoutKeys<B: Backend> {
     /// One state per row.
     pub rows: Arc<[u64]>,
-    /// The same as `[2 * rows]` integers, low and high 32 bits of each, for backends that make masks on the device.
+    /// The states as `[2 * rows]` integers, low and high 32 bits of each, for backends that make masks on the device.
     pub on_device: IntTensor<B>,
 }
 
@@ -27,6 +27,14 @@ impl<B: Backend> DropoutKeys<B> {
         let halves = TensorData::new(halves, [2 * rows.len()]);
         let on_device = Tensor::<B, 1, Int>::from_data(halves, device).into_primitive();
         Self { rows: rows.into(), on_device }
+    }
+
+    /// The states of some of the rows, each any number of times.
+    ///
+    /// # Panics
+    /// When there is no row of such a number.
+    pub fn select(&self, rows: &[usize], device: &B::Device) -> Self {
+        Self::new(rows.iter().map(|row| self.rows[*row]).collect(), device)
     }
 }
 

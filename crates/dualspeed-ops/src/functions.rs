@@ -1,8 +1,9 @@
 //! The operations on tensors: what model code calls.
 
+use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::{AttentionSpec, Backend, BlockContext, BlockParams, Dropout};
+use crate::{AttentionSpec, Backend, BlockCache, BlockContext, BlockParams, Dropout, LoraAdapter};
 
 fn wrap<B: Backend, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
@@ -27,7 +28,7 @@ pub fn linear<B: Backend, const D: usize>(
 /// `residual + x W + bias`: a linear layer onto a residual stream.
 ///
 /// # Shapes
-/// As [`linear`]; `residual` has the shape of the result.
+/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`, `residual` `[.., d_out]` -> `[.., d_out]`.
 pub fn linear_add<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
@@ -37,22 +38,24 @@ pub fn linear_add<B: Backend, const D: usize>(
     wrap(B::fused_linear_add(unwrap(x), unwrap(weight), bias.map(unwrap), unwrap(residual)))
 }
 
-/// A linear layer with a low-rank update: `x W + scale (dropout(x) A) B` (Hu et al. 2021, eq. 3).
+/// A linear layer with a low-rank update: `x W + bias + scale (dropout(x) A) B` (Hu et al. 2021, eq. 3).
 ///
 /// Dropout acts on the low-rank branch only; it has as many keys as `x` has rows.
 ///
 /// # Shapes
-/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]` -> `[.., d_out]`.
+/// `x` `[.., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`, `a` `[d_in, r]`, `b` `[r, d_out]` -> `[.., d_out]`.
 pub fn lora_linear<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
     a: Tensor<B, 2>,
     b: Tensor<B, 2>,
     scale: f64,
     dropout: Option<Dropout<B>>,
 ) -> Tensor<B, D> {
     let [weight, a, b] = [weight, a, b].map(unwrap);
-    wrap(B::fused_lora_linear(unwrap(x), weight, a, b, scale, dropout).output)
+    let adapter = LoraAdapter { a, b, scale, dropout };
+    wrap(B::fused_lora_linear(unwrap(x), weight, bias.map(unwrap), adapter).output)
 }
 
 /// RMSNorm over the last dimension (Zhang & Sennrich 2019), as in Llama: `x / sqrt(mean(x^2) + eps) * weight`.
@@ -159,18 +162,25 @@ pub fn select_rows<B: Backend>(x: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tenso
     wrap(B::fused_select_rows(unwrap(x), ids.into_primitive()))
 }
 
-/// A Llama block (norm, attention, norm, SwiGLU MLP, two residual sums) as one operation.
+/// A decoder block (norm, attention, norm, SwiGLU MLP, two residual sums) as one operation.
 ///
-/// With gradients it is one node, whose backward keeps what [`Keep`](crate::Keep) says and computes the rest again.
+/// With gradients it is one node, whose backward keeps what [`Keep`](crate::Keep) says and computes the rest again. With a
+/// cache the queries see what is in it before the new positions, which are appended; the result is a constant then, also
+/// where parameters are tracked.
 ///
 /// # Shapes
-/// `x` `[batch * seq, d]`, parameters as [`BlockParams`] says -> `[batch * seq, d]`.
+/// `x` `[batch * seq, d]`, `seq` the new positions; parameters as [`BlockParams`] says -> `[batch * seq, d]`, or
+/// `[wanted, d]` with [`rows`](BlockContext::rows).
+///
+/// # Panics
+/// When a wanted row is beyond `batch * seq` and there is dropout.
 pub fn decoder_block<B: Backend>(
     x: Tensor<B, 2>,
     params: BlockParams<B::FloatTensorPrimitive>,
     ctx: &BlockContext<B>,
+    cache: Option<&mut BlockCache<B>>,
 ) -> Tensor<B, 2> {
-    wrap(B::fused_decoder_block(unwrap(x), params, ctx))
+    wrap(B::fused_decoder_block(unwrap(x), params, ctx, cache))
 }
 
 /// Losses of every supervised token at once, from hidden states: logits exist for one chunk of rows at a time.
@@ -228,4 +238,11 @@ pub fn greedy_map<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tensor<B, 
     let [_, n, _] = features.dims();
     assert!(keep <= n, "greedy_map: cannot keep {keep} of {n} rows");
     Tensor::from_primitive(B::fused_greedy_map(unwrap(features), keep))
+}
+
+/// The values of a tensor on the host as f32, row-major.
+pub fn to_f32<B: BurnBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    let data = tensor.into_data().convert::<f32>();
+    // `convert` made it f32, which is what `into_vec` asks for.
+    data.into_vec::<f32>().unwrap_or_default()
 }

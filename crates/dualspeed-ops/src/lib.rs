@@ -31,7 +31,10 @@ pub mod rng;
 mod types;
 
 pub use backend::{AutodiffBackend, Backend};
-pub use block::{BlockContext, BlockDropout, BlockLinear, BlockParams, Keep};
+pub use block::{
+    BlockCache, BlockContext, BlockDropout, BlockLinear, BlockParams, Keep, PerTarget,
+    SelectedRows, Target,
+};
 pub use dropout::{Dropout, DropoutKeys};
 pub use functions::*;
 pub use types::*;

@@ -59,11 +59,11 @@ pub struct AttentionOutput<B: Backend> {
 /// Output of [`Backend::fused_rotary_attention`](crate::Backend::fused_rotary_attention), and what its backward pass starts from.
 #[derive(Clone, Debug)]
 pub struct RotaryAttentionOutput<B: Backend> {
-    /// Queries and keys as they were given, or rotated.
+    /// Queries, as they were given or rotated.
     pub q: FloatTensor<B>,
-    /// See `q`.
+    /// Keys, as they were given or rotated.
     pub k: FloatTensor<B>,
-    /// Whether they are rotated. A backend that rotates inside its attention keeps them as they were.
+    /// Whether `q` and `k` are rotated. A backend that rotates inside its attention keeps them as they were.
     pub rotated: bool,
     /// Of the attention itself.
     pub attention: AttentionOutput<B>,
@@ -104,6 +104,19 @@ pub struct LinearGrads<B: Backend> {
     pub bias: Option<FloatTensor<B>>,
 }
 
+/// A low-rank adapter of a linear layer: adds `scale (dropout(x) a) b` to its output (Hu et al. 2021, eq. 3).
+#[derive(Clone, Debug)]
+pub struct LoraAdapter<B: Backend> {
+    /// `[d_in, r]`.
+    pub a: FloatTensor<B>,
+    /// `[r, d_out]`.
+    pub b: FloatTensor<B>,
+    /// alpha / r.
+    pub scale: f64,
+    /// What the adapter's input goes through; as many keys as the input has rows.
+    pub dropout: Option<Dropout<B>>,
+}
+
 /// Output of [`Backend::fused_lora_linear`](crate::Backend::fused_lora_linear).
 #[derive(Clone, Debug)]
 pub struct LoraLinearOutput<B: Backend> {
@@ -124,20 +137,16 @@ pub struct LoraLinearSaved<B: Backend> {
     pub weight: Option<FloatTensor<B>>,
     /// Type of the base weight and of its gradient.
     pub weight_dtype: DType,
-    /// `[d_in, r]`.
-    pub a: FloatTensor<B>,
-    /// `[r, d_out]`.
-    pub b: FloatTensor<B>,
-    /// Types of the gradients of `a` and `b`; the factors themselves may have been rounded.
+    /// Type of the bias; present when its gradient is wanted.
+    pub bias_dtype: Option<DType>,
+    /// The adapter as it was applied.
+    pub adapter: LoraAdapter<B>,
+    /// Types of the gradients of the adapter's `a` and `b`; the factors themselves may have been rounded.
     pub adapter_dtypes: [DType; 2],
     /// `[rows, r]`, from [`LoraLinearOutput`].
     pub hidden: FloatTensor<B>,
     /// From [`LoraLinearOutput`], if it was kept.
     pub dropped: Option<FloatTensor<B>>,
-    /// What the low-rank branch's input went through.
-    pub dropout: Option<Dropout<B>>,
-    /// The LoRA scale, alpha / r.
-    pub scale: f64,
 }
 
 /// Gradients of [`Backend::fused_lora_linear`](crate::Backend::fused_lora_linear); `None` where not asked for.
@@ -147,6 +156,8 @@ pub struct LoraLinearGrads<B: Backend> {
     pub x: Option<FloatTensor<B>>,
     /// `[d_in, d_out]`.
     pub weight: Option<FloatTensor<B>>,
+    /// `[d_out]`.
+    pub bias: Option<FloatTensor<B>>,
     /// `[d_in, r]`.
     pub a: Option<FloatTensor<B>>,
     /// `[r, d_out]`.

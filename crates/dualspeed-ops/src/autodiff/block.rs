@@ -9,7 +9,8 @@ use burn_autodiff::ops::{Backward, Ops};
 
 use super::{Tracked, constant, inner_keys, node, register};
 use crate::Backend;
-use crate::block::{self, BlockContext, BlockDropout, BlockParams, SLOTS};
+use crate::backend::decoder_block::{Saved, backward, forward};
+use crate::block::{BlockCache, BlockContext, BlockDropout, BlockParams, SLOTS, SelectedRows};
 
 const PARENTS: usize = 1 + SLOTS;
 
@@ -18,7 +19,7 @@ struct DecoderBlock;
 
 #[derive(Clone, Debug)]
 struct State<B: Backend> {
-    saved: block::Saved<B>,
+    saved: Saved<B>,
     params: BlockParams<FloatTensor<B>>,
     ctx: BlockContext<B>,
     needs: BlockParams<bool>,
@@ -33,7 +34,7 @@ impl<B: Backend> Backward<B, PARENTS> for DecoderBlock {
         let mut parents = ops.parents.into_iter().map(|parent| parent.map(|node| node.id));
         let x = parents.next().flatten();
         let (grad_x, param_grads) =
-            B::batched(|| block::backward(saved, &params, &ctx, grad, x.is_some(), &needs));
+            B::batched(|| backward(saved, &params, &ctx, grad, x.is_some(), &needs));
         register::<B>(grads, x, grad_x);
         for (parent, grad) in parents.zip(param_grads.slots()) {
             register::<B>(grads, parent, grad.flatten());
@@ -45,15 +46,23 @@ pub(super) fn decoder_block<B: Backend, C: CheckpointStrategy>(
     x: Tracked<B, C>,
     params: BlockParams<Tracked<B, C>>,
     ctx: &BlockContext<Autodiff<B, C>>,
+    cache: Option<&mut BlockCache<Autodiff<B, C>>>,
 ) -> Tracked<B, C> {
     let inner = params.map(|param| param.primitive.clone());
     let needs = params.map(|param| param.is_tracked());
     let ctx = inner_context(ctx);
-    let (output, saved) = B::batched(|| block::forward(x.primitive.clone(), &inner, &ctx));
-    if !x.is_tracked() && !needs.slots().contains(&Some(true)) {
+    if let Some(cache) = cache {
+        let mut past = cache.map(|tensor| tensor.primitive.clone());
+        let output = B::fused_decoder_block(x.primitive, inner, &ctx, Some(&mut past));
+        *cache = past.map(|tensor| constant::<B, C>(tensor.clone()));
         return constant::<B, C>(output);
     }
-    // An absent adapter has an untracked stand-in as parent.
+    if !x.is_tracked() && !needs.any() {
+        let output = B::batched(|| B::fused_decoder_block(x.primitive, inner, &ctx, None));
+        return constant::<B, C>(output);
+    }
+    let (output, saved) = B::batched(|| forward(x.primitive.clone(), &inner, &ctx, ctx.keep, None));
+    // A parameter that the block does not have has an untracked stand-in as parent.
     let absent = constant::<B, C>(x.primitive.clone());
     let slots = params.slots();
     let parents: [&Tracked<B, C>; PARENTS] = std::array::from_fn(|index| match index {
@@ -81,6 +90,10 @@ fn inner_context<B: Backend, C: CheckpointStrategy>(
             p: dropout.p,
             places: dropout.places,
         }),
+        rows: ctx
+            .rows
+            .as_ref()
+            .map(|rows| SelectedRows { ids: rows.ids.clone(), on_device: rows.on_device.clone() }),
         keep: ctx.keep,
     }
 }

@@ -1,12 +1,13 @@
 //! Nodes of the linear layers and of dropout.
 
 use burn::tensor::TensorMetadata;
+use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops};
 
-use super::{Tracked, constant, node, register};
+use super::{Tracked, constant, inner_dropout, node, register};
 use crate::Backend;
 use crate::dropout::Dropout;
 use crate::types::*;
@@ -56,17 +57,17 @@ pub(super) fn linear<B: Backend, C: CheckpointStrategy>(
 #[derive(Debug)]
 struct LoraLinear;
 
-impl<B: Backend> Backward<B, 4> for LoraLinear {
+impl<B: Backend> Backward<B, 5> for LoraLinear {
     type State = LoraLinearSaved<B>;
 
-    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let parents = ops.parents.map(|parent| parent.map(|node| node.id));
-        let needs = [0, 1, 2, 3].map(|i: usize| parents[i].is_some());
+        let [x, weight, bias, a, b] = ops.parents.map(|parent| parent.map(|node| node.id));
+        let needs = [x, weight, a, b].map(|parent| parent.is_some());
         let out = B::fused_lora_linear_backward(ops.state, grad, needs);
-        let [x, weight, a, b] = parents;
         register::<B>(grads, x, out.x);
         register::<B>(grads, weight, out.weight);
+        register::<B>(grads, bias, out.bias);
         register::<B>(grads, a, out.a);
         register::<B>(grads, b, out.b);
     }
@@ -75,23 +76,27 @@ impl<B: Backend> Backward<B, 4> for LoraLinear {
 pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
     x: Tracked<B, C>,
     weight: Tracked<B, C>,
-    a: Tracked<B, C>,
-    b: Tracked<B, C>,
-    scale: f64,
-    dropout: Option<Dropout<B>>,
-) -> LoraLinearOutput<burn_autodiff::Autodiff<B, C>> {
+    bias: Option<Tracked<B, C>>,
+    adapter: LoraAdapter<Autodiff<B, C>>,
+) -> LoraLinearOutput<Autodiff<B, C>> {
+    let LoraAdapter { a, b, scale, dropout } = adapter;
     let [needs_x, needs_weight, needs_a, needs_b] =
         [&x, &weight, &a, &b].map(|tensor| tensor.is_tracked());
+    let needs_bias = bias.as_ref().is_some_and(|bias| bias.is_tracked());
+    let adapter = LoraAdapter {
+        a: a.primitive.clone(),
+        b: b.primitive.clone(),
+        scale,
+        dropout: dropout.as_ref().map(inner_dropout),
+    };
     let forward = B::fused_lora_linear(
         x.primitive.clone(),
         weight.primitive.clone(),
-        a.primitive.clone(),
-        b.primitive.clone(),
-        scale,
-        dropout.clone(),
+        bias.as_ref().map(|bias| bias.primitive.clone()),
+        adapter.clone(),
     );
     let hidden = constant::<B, C>(forward.hidden.clone());
-    if !(needs_x || needs_weight || needs_a || needs_b) {
+    if !(needs_x || needs_weight || needs_bias || needs_a || needs_b) {
         let output = constant::<B, C>(forward.output);
         return LoraLinearOutput { output, hidden, dropped: None };
     }
@@ -99,15 +104,16 @@ pub(super) fn lora_linear<B: Backend, C: CheckpointStrategy>(
         x: (needs_weight || needs_a).then(|| x.primitive.clone()),
         weight: needs_x.then(|| weight.primitive.clone()),
         weight_dtype: weight.dtype(),
-        a: a.primitive.clone(),
-        b: b.primitive.clone(),
+        bias_dtype: bias.as_ref().filter(|bias| bias.is_tracked()).map(|bias| bias.dtype()),
+        adapter,
         adapter_dtypes: [a.dtype(), b.dtype()],
         hidden: forward.hidden,
         dropped: forward.dropped,
-        dropout,
-        scale,
     };
-    let output = node::<B, C, _, 4>(LoraLinear, [&x, &weight, &a, &b], saved, forward.output);
+    // A layer without bias has an untracked stand-in as its third parent.
+    let bias = bias.unwrap_or_else(|| constant::<B, C>(weight.primitive.clone()));
+    let parents = [&x, &weight, &bias, &a, &b];
+    let output = node::<B, C, _, 5>(LoraLinear, parents, saved, forward.output);
     LoraLinearOutput { output, hidden, dropped: None }
 }
 

@@ -20,7 +20,7 @@ use burn_autodiff::ops::{Backward, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use crate::Backend;
-use crate::block::{BlockContext, BlockParams};
+use crate::block::{BlockCache, BlockContext, BlockParams};
 use crate::dropout::{Dropout, DropoutKeys};
 use crate::types::*;
 
@@ -86,6 +86,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         B::read_later(tensor.primitive)
     }
 
+    fn computes_on_host() -> bool {
+        B::computes_on_host()
+    }
+
     fn memory(device: &Self::Device) -> Option<DeviceMemory> {
         B::memory(device)
     }
@@ -120,13 +124,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     fn fused_lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-        dropout: Option<Dropout<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        adapter: LoraAdapter<Self>,
     ) -> LoraLinearOutput<Self> {
-        let dropout = dropout.as_ref().map(inner_dropout);
-        linear::lora_linear::<B, C>(x, weight, a, b, scale, dropout)
+        linear::lora_linear::<B, C>(x, weight, bias, adapter)
     }
 
     fn fused_dropout(
@@ -201,8 +202,9 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         x: FloatTensor<Self>,
         params: BlockParams<FloatTensor<Self>>,
         ctx: &BlockContext<Self>,
+        cache: Option<&mut BlockCache<Self>>,
     ) -> FloatTensor<Self> {
-        block::decoder_block::<B, C>(x, params, ctx)
+        block::decoder_block::<B, C>(x, params, ctx, cache)
     }
 
     fn fused_farthest_points(features: FloatTensor<Self>, keep: usize) -> IntTensor<Self> {

@@ -1,16 +1,23 @@
-//! A decoder block as one operation: its weights, its settings, and what its backward pass keeps.
+//! A decoder block as one operation: its parameters, its settings, its cache, and what its backward pass keeps.
 //!
 //! As one autodiff node per block, with a backward written by hand, a training step holds per block exactly what
 //! [`Keep`] says and computes the rest again: layer-wise recomputation without a nested autodiff graph.
 
-mod backward;
-mod forward;
+mod cache;
+mod params;
+mod target;
+
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
-pub(crate) use backward::backward;
-pub(crate) use forward::{Saved, forward};
+pub use cache::BlockCache;
+pub(crate) use cache::KeysValues;
+pub(crate) use params::SLOTS;
+pub use params::{BlockLinear, BlockParams};
+pub use target::{PerTarget, Target};
 
 use crate::dropout::DropoutKeys;
 use crate::types::AttentionSpec;
@@ -31,104 +38,32 @@ pub enum Keep {
     All,
 }
 
-/// A linear layer of a block.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockLinear<T> {
-    /// `[d_in, d_out]`.
-    pub weight: T,
-    /// The low-rank adapter, `[d_in, r]` and `[r, d_out]`.
-    pub lora: Option<(T, T)>,
-}
-
-/// The parameters of a Llama block, or something for each of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct BlockParams<T> {
-    pub input_layernorm: T,
-    pub q_proj: BlockLinear<T>,
-    pub k_proj: BlockLinear<T>,
-    pub v_proj: BlockLinear<T>,
-    pub o_proj: BlockLinear<T>,
-    pub post_attention_layernorm: T,
-    pub gate_proj: BlockLinear<T>,
-    pub up_proj: BlockLinear<T>,
-    pub down_proj: BlockLinear<T>,
-}
-
-/// Slots for tensors in [`BlockParams`]: two norms, seven layers of a weight and two factors.
-pub(crate) const SLOTS: usize = 2 + 7 * 3;
-
-impl<T> BlockLinear<T> {
-    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> BlockLinear<U> {
-        BlockLinear { weight: f(&self.weight), lora: self.lora.as_ref().map(|(a, b)| (f(a), f(b))) }
-    }
-}
-
-impl<T> BlockParams<T> {
-    /// Applies `f` to every parameter, in a fixed order.
-    pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> BlockParams<U> {
-        let f = &mut f;
-        BlockParams {
-            input_layernorm: f(&self.input_layernorm),
-            q_proj: self.q_proj.map(f),
-            k_proj: self.k_proj.map(f),
-            v_proj: self.v_proj.map(f),
-            o_proj: self.o_proj.map(f),
-            post_attention_layernorm: f(&self.post_attention_layernorm),
-            gate_proj: self.gate_proj.map(f),
-            up_proj: self.up_proj.map(f),
-            down_proj: self.down_proj.map(f),
-        }
-    }
-
-    /// The linear layers in the order of the fields.
-    pub(crate) fn layers(&self) -> [&BlockLinear<T>; 7] {
-        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
-        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
-    }
-
-    /// The same with other adapters.
-    pub(crate) fn with_adapters(&self, adapters: [Option<(T, T)>; 7]) -> Self
-    where
-        T: Clone,
-    {
-        let mut with = self.map(T::clone);
-        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = &mut with;
-        let layers = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
-        for (layer, lora) in layers.into_iter().zip(adapters) {
-            layer.lora = lora;
-        }
-        with
-    }
-
-    /// All parameters in a fixed order, `None` for absent adapters.
-    pub(crate) fn slots(self) -> [Option<T>; SLOTS] {
-        let linear = |layer: BlockLinear<T>| {
-            let (a, b) = layer.lora.unzip();
-            [Some(layer.weight), a, b]
-        };
-        let mut slots = [Some(self.input_layernorm), Some(self.post_attention_layernorm)]
-            .into_iter()
-            .chain(linear(self.q_proj))
-            .chain(linear(self.k_proj))
-            .chain(linear(self.v_proj))
-            .chain(linear(self.o_proj))
-            .chain(linear(self.gate_proj))
-            .chain(linear(self.up_proj))
-            .chain(linear(self.down_proj));
-        std::array::from_fn(|_| slots.next().flatten())
-    }
-}
-
 /// Adapter dropout in a block.
 #[derive(Clone, Debug)]
 pub struct BlockDropout<B: Backend> {
-    /// The state of every row.
+    /// The state of every row of the block's input.
     pub keys: DropoutKeys<B>,
     /// The share of the adapters' inputs set to zero.
     pub p: f64,
-    /// For each adapter, in the order of [`BlockParams`]' fields, what sets its mask apart from all others.
-    pub places: [u64; 7],
+    /// What sets the mask of each adapter apart from all others.
+    pub places: PerTarget<u64>,
+}
+
+/// Rows of `[batch * seq, d]` activations, on the host and on the device, in the order in which they are wanted.
+#[derive(Clone, Debug)]
+pub struct SelectedRows<B: Backend> {
+    pub(crate) ids: Arc<[usize]>,
+    pub(crate) on_device: IntTensor<B>,
+}
+
+impl<B: Backend> SelectedRows<B> {
+    /// Uploads the row numbers.
+    pub fn new(ids: &[usize], device: &B::Device) -> Self {
+        let data =
+            TensorData::new(ids.iter().map(|id| *id as i64).collect::<Vec<_>>(), [ids.len()]);
+        let on_device = Tensor::<B, 1, Int>::from_data(data, device).into_primitive();
+        Self { ids: ids.into(), on_device }
+    }
 }
 
 /// How a block is run.
@@ -138,20 +73,23 @@ pub struct BlockContext<B: Backend> {
     pub batch: usize,
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Key and value heads; a divisor of `heads`.
     pub kv_heads: usize,
-    /// Added to the mean square in both norms.
+    /// Added to the mean square in all RMS norms.
     pub eps: f64,
     /// Rotary cosines, `[1 or batch, seq, d_head / 2]`.
     pub cos: FloatTensor<B>,
-    /// Rotary sines, same shape.
+    /// Rotary sines, `[1 or batch, seq, d_head / 2]`.
     pub sin: FloatTensor<B>,
-    /// Who sees whom.
+    /// Which query may see which key.
     pub attention: AttentionSpec,
     /// alpha / r of the adapters.
     pub lora_scale: f64,
     /// Dropout of the adapters' inputs.
     pub dropout: Option<BlockDropout<B>>,
+    /// Rows whose output is wanted; all where absent. Keys and values are computed for every row, the output projection and
+    /// all that follows for the wanted ones only.
+    pub rows: Option<SelectedRows<B>>,
     /// What the backward pass finds ready.
     pub keep: Keep,
 }

@@ -10,7 +10,7 @@ use super::linear::{
 use super::norm::{self, Norm};
 use super::view::{Host, View, views};
 use super::{activation, attention, greedy_map, losses, points, rope};
-use crate::dropout::{Dropout, mask};
+use crate::dropout::mask;
 use crate::plain;
 use crate::types::*;
 
@@ -76,21 +76,22 @@ pub(super) fn linear_backward<B: Host>(
 pub(super) fn lora_linear<B: Host>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
-    a: FloatTensor<B>,
-    b: FloatTensor<B>,
-    scale: f64,
-    dropout: Option<Dropout<B>>,
+    bias: Option<FloatTensor<B>>,
+    adapter: LoraAdapter<B>,
 ) -> LoraLinearOutput<B> {
-    let Some([xs, ws, la, lb]) = views::<B, 4>([&x, &weight, &a, &b]) else {
-        return plain::lora_linear::<B>(x, weight, a, b, scale, dropout);
+    let (Some([xs, ws, la, lb]), Some(bs)) =
+        (views::<B, 4>([&x, &weight, &adapter.a, &adapter.b]), optional::<B>(&bias))
+    else {
+        return plain::lora_linear::<B>(x, weight, bias, adapter);
     };
+    let bias = bs.as_ref().map(View::contiguous);
     let (m, k, n, r) = (xs.rows(), xs.last(), ws.shape[1], la.shape[1]);
     let data = xs.contiguous();
-    let masked = dropout.map(|dropout| times(&data, &mask(&dropout, k)));
+    let masked = adapter.dropout.as_ref().map(|dropout| times(&data, &mask(dropout, k)));
     let input = masked.as_deref().unwrap_or(&data);
     let hidden = product(Mat::new(input, m, k), la.mat(), m, r, 1.0);
-    let mut y = product(Mat::new(&data, m, k), ws.mat(), m, n, 1.0);
-    add_product(&mut y, Mat::new(&hidden, m, r), lb.mat(), m, n, scale as f32);
+    let mut y = forward(Mat::new(&data, m, k), ws.mat(), m, n, bias.as_deref());
+    add_product(&mut y, Mat::new(&hidden, m, r), lb.mat(), m, n, adapter.scale as f32);
     LoraLinearOutput {
         output: B::make(y, &with_last(&xs.shape, n)),
         hidden: B::make(hidden, &[m, r]),
@@ -103,19 +104,20 @@ pub(super) fn lora_linear_backward<B: Host>(
     grad: FloatTensor<B>,
     needs: [bool; 4],
 ) -> LoraLinearGrads<B> {
-    let (Some([la, lb, hidden, gs]), Some(xs), Some(kept), Some(ws), DType::F32) = (
-        views::<B, 4>([&saved.a, &saved.b, &saved.hidden, &grad]),
+    let wide = [Some(saved.weight_dtype), saved.bias_dtype].into_iter().flatten();
+    let (Some([la, lb, hidden, gs]), Some(xs), Some(kept), Some(ws), true) = (
+        views::<B, 4>([&saved.adapter.a, &saved.adapter.b, &saved.hidden, &grad]),
         optional::<B>(&saved.x),
         optional::<B>(&saved.dropped),
         optional::<B>(&saved.weight),
-        saved.weight_dtype,
+        wide.into_iter().all(|dtype| dtype == DType::F32),
     ) else {
         return plain::lora_linear_backward::<B>(saved, grad, needs);
     };
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
     let (m, n, [k, r]) = (gs.rows(), gs.last(), [la.shape[0], la.shape[1]]);
-    let (data, scale) = (gs.contiguous(), saved.scale as f32);
-    let (g, mask) = (Mat::new(&data, m, n), saved.dropout.as_ref().map(|d| mask(d, k)));
+    let (data, scale) = (gs.contiguous(), saved.adapter.scale as f32);
+    let (g, mask) = (Mat::new(&data, m, n), saved.adapter.dropout.as_ref().map(|d| mask(d, k)));
     let x = xs.as_ref().map(View::contiguous);
     let grad_hidden = (needs_x || needs_a).then(|| product(g, lb.mat().t(), m, r, scale));
 
@@ -156,7 +158,8 @@ pub(super) fn lora_linear_backward<B: Host>(
         (true, Some(x)) => Some(B::make(product(Mat::new(x, m, k).t(), g, k, n, 1.0), &[k, n])),
         _ => None,
     };
-    LoraLinearGrads { x: grad_x, weight: grad_weight, a: grad_a, b: grad_b }
+    let grad_bias = saved.bias_dtype.map(|_| B::make(column_sum(&data, n), &[n]));
+    LoraLinearGrads { x: grad_x, weight: grad_weight, bias: grad_bias, a: grad_a, b: grad_b }
 }
 
 pub(super) fn rms_norm<B: Host>(

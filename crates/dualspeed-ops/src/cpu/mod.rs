@@ -36,6 +36,10 @@ use delegate;
 /// All methods of [`Backend`](crate::Backend) on the shared bodies.
 macro_rules! fused_methods {
     () => {
+        fn computes_on_host() -> bool {
+            true
+        }
+
         $crate::cpu::delegate! {
             fused_linear => linear(
                 x: FloatTensor<Self>,
@@ -49,10 +53,8 @@ macro_rules! fused_methods {
             fused_lora_linear => lora_linear(
                 x: FloatTensor<Self>,
                 weight: FloatTensor<Self>,
-                a: FloatTensor<Self>,
-                b: FloatTensor<Self>,
-                scale: f64,
-                dropout: Option<$crate::dropout::Dropout<Self>>,
+                bias: Option<FloatTensor<Self>>,
+                adapter: LoraAdapter<Self>,
             ) -> LoraLinearOutput<Self>;
             fused_lora_linear_backward => lora_linear_backward(
                 saved: LoraLinearSaved<Self>,

@@ -145,12 +145,13 @@ fn dropped<B: Backend<FloatTensorPrimitive = Tensor>>(
 pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     x: &Tensor,
     weight: &Tensor,
-    [a, b]: [&Tensor; 2],
-    scale: f64,
-    dropout: &Option<Dropout<B>>,
+    bias: Option<&Tensor>,
+    adapter: &LoraAdapter<B>,
     residual: Option<Tensor>,
 ) -> Option<LoraLinearOutput<B>> {
+    let LoraAdapter { a, b, scale, dropout } = adapter;
     let element = served(&[x, weight, a, b])?;
+    let scale = *scale as f32;
     let shape = with_last(&dims(x), columns(weight));
     let rank = columns(a);
     let dropped = Rows::new(dropped::<B>(x, dropout));
@@ -164,7 +165,9 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     let (m, n, k) = (x.rows, columns(&weight.0), x.width);
     let y = empty(&x.tensor, &shape, element.dtype());
     let hidden = empty(&x.tensor, &[m, rank], element.dtype());
-    let dense = Product::new([m, n, k], x.layout(), weight.1, element);
+    let bias = bias.map(|bias| contiguous(cast(bias.clone(), element.dtype())));
+    let dense =
+        Product { bias: bias.is_some(), ..Product::new([m, n, k], x.layout(), weight.1, element) };
     let down = Product::new([m, rank, k], dropped.layout(), a.1, element);
     let up = Product::new([m, n, rank], Layout::rows(rank), b.1, element);
     let residual = addend(residual, element, &shape);
@@ -176,16 +179,17 @@ pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
             Some(&weight.0),
             Some(&a.0),
             Some(&b.0),
+            bias.as_ref(),
             residual.as_ref(),
             Some(&hidden),
             Some(&y),
         ],
-        move |gpu, [x, dropped, weight, a, b, add, hidden, y]| {
+        move |gpu, [x, dropped, weight, a, b, bias, add, hidden, y]| {
             gpu.product(down, Operands::new(dropped, a, hidden), 1.0, 0.0)?;
             // The large product comes last: it reads what is there while it computes, which costs no pass over memory.
             let operands = Operands { add, ..Operands::new(hidden, b, y) };
-            gpu.product(up, operands, scale as f32, beta)?;
-            gpu.product(dense, Operands::new(x, weight, y), 1.0, 1.0)
+            gpu.product(up, operands, scale, beta)?;
+            gpu.product(dense, Operands { bias, ..Operands::new(x, weight, y) }, 1.0, 1.0)
         },
     );
     Some(LoraLinearOutput { output: y, hidden, dropped: kept })
@@ -196,7 +200,7 @@ pub(super) fn lora_serves<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: &LoraLinearSaved<B>,
     grad: &Tensor,
 ) -> Option<Element> {
-    served(&[grad, &saved.a, &saved.b, &saved.hidden])
+    served(&[grad, &saved.adapter.a, &saved.adapter.b, &saved.hidden])
 }
 
 /// `sum` is added to the gradient of the input. What is used up is let go, so that the next results can have its memory.
@@ -208,13 +212,18 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     sum: Option<Tensor>,
 ) -> LoraLinearGrads<B> {
     let [needs_x, needs_weight, needs_a, needs_b] = needs;
-    let LoraLinearSaved { x, weight, weight_dtype, a, b, adapter_dtypes, .. } = saved;
-    let LoraLinearSaved { hidden, dropped: kept, dropout, scale, .. } = saved;
+    let LoraLinearSaved { x, weight, weight_dtype, bias_dtype, adapter, .. } = saved;
+    let LoraLinearSaved { adapter_dtypes, hidden, dropped: kept, .. } = saved;
+    let LoraAdapter { a, b, scale, dropout } = adapter;
     let dtype = element.dtype();
     let shape = dims(&grad);
     let g = Rows::new(grad);
     let (m, n) = (g.rows, g.width);
     let g: Operand = (g.tensor.clone(), g.layout());
+    let grad_bias = bias_dtype.and_then(|dtype| {
+        let rows = reshaped(contiguous(g.0.clone()), &[m, n]);
+        bias_gradient(&rows, dtype)
+    });
     let [k, rank] = [dims(&a)[0], columns(&a)];
     let (a, b) = (weight_operand(a, element), weight_operand(b, element));
     let grad_hidden = (needs_x || needs_a).then(|| {
@@ -279,5 +288,5 @@ pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
         }
         _ => None,
     };
-    LoraLinearGrads { x: grad_x, weight: grad_weight, a: grad_a, b: grad_b }
+    LoraLinearGrads { x: grad_x, weight: grad_weight, bias: grad_bias, a: grad_a, b: grad_b }
 }

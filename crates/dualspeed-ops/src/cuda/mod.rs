@@ -126,15 +126,13 @@ where
     fn fused_lora_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-        dropout: Option<Dropout<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        adapter: LoraAdapter<Self>,
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
-        let (ab, around) = ([&a, &b], Some(residual.clone()));
-        linear::lora_linear::<Self>(&x, &weight, ab, scale, &dropout, around).or_slow(|| {
-            let out = plain::lora_linear::<Self>(x, weight, a, b, scale, dropout);
+        let around = Some(residual.clone());
+        linear::lora_linear::<Self>(&x, &weight, bias.as_ref(), &adapter, around).or_slow(|| {
+            let out = plain::lora_linear::<Self>(x, weight, bias, adapter);
             LoraLinearOutput { output: Self::float_add(residual, out.output), ..out }
         })
     }
@@ -206,13 +204,11 @@ where
     fn fused_lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-        dropout: Option<Dropout<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        adapter: LoraAdapter<Self>,
     ) -> LoraLinearOutput<Self> {
-        linear::lora_linear::<Self>(&x, &weight, [&a, &b], scale, &dropout, None)
-            .or_slow(|| plain::lora_linear::<Self>(x, weight, a, b, scale, dropout))
+        linear::lora_linear::<Self>(&x, &weight, bias.as_ref(), &adapter, None)
+            .or_slow(|| plain::lora_linear::<Self>(x, weight, bias, adapter))
     }
 
     fn fused_lora_linear_backward(
@@ -417,6 +413,10 @@ where
 
     fn fused_cast(tensors: Vec<FloatTensor<Self>>, dtype: DType) -> Vec<FloatTensor<Self>> {
         elementwise::cast_many(tensors, dtype)
+    }
+
+    fn fused_select_rows(x: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        slow(|| Self::float_select(x, 0, ids))
     }
 
     fn fused_select_rows_backward(

@@ -1,13 +1,18 @@
 //! The extension trait.
 
+mod composed;
+pub(crate) mod decoder_block;
+
 use burn::tensor::backend::{AutodiffBackend as BurnAutodiffBackend, Backend as BurnBackend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata, try_read_sync};
 
-use crate::block::{self, BlockContext, BlockParams};
+use crate::block::{BlockCache, BlockContext, BlockParams, Keep};
 use crate::dropout::{self, Dropout};
 use crate::plain;
 use crate::types::*;
+
+pub(crate) use composed::{add, rotary_attention, rotary_attention_backward};
 
 /// Burn's `Backend` plus the operations that decide the speed of multimodal training.
 ///
@@ -21,6 +26,12 @@ pub trait Backend: BurnBackend {
     /// their results: a backend may hold the launches back until the end and send them as one.
     fn batched<R>(f: impl FnOnce() -> R) -> R {
         f()
+    }
+
+    /// Whether tensors live in host memory and an operation is done when its call returns: reading one costs nothing then, and
+    /// nothing is gained by asking ahead.
+    fn computes_on_host() -> bool {
+        false
     }
 
     /// A device's memory, where the backend can tell.
@@ -71,19 +82,18 @@ pub trait Backend: BurnBackend {
         plain::linear_backward::<Self>(saved, grad)
     }
 
-    /// `x W + scale (dropout(x) A) B`.
+    /// `x W + bias + scale (dropout(x) A) B`.
     fn fused_lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-        dropout: Option<Dropout<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        adapter: LoraAdapter<Self>,
     ) -> LoraLinearOutput<Self> {
-        plain::lora_linear::<Self>(x, weight, a, b, scale, dropout)
+        plain::lora_linear::<Self>(x, weight, bias, adapter)
     }
 
-    /// Gradients of [`fused_lora_linear`](Backend::fused_lora_linear) for `x`, `weight`, `a`, `b`.
+    /// Gradients of [`fused_lora_linear`](Backend::fused_lora_linear) for `x`, `weight`, `a`, `b`; that of the bias where its
+    /// type was saved.
     fn fused_lora_linear_backward(
         saved: LoraLinearSaved<Self>,
         grad: FloatTensor<Self>,
@@ -102,17 +112,15 @@ pub trait Backend: BurnBackend {
         Self::float_add(residual, Self::fused_linear(x, weight, bias))
     }
 
-    /// `residual + x W + scale (dropout(x) A) B`.
+    /// `residual + x W + bias + scale (dropout(x) A) B`.
     fn fused_lora_linear_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        scale: f64,
-        dropout: Option<Dropout<Self>>,
+        bias: Option<FloatTensor<Self>>,
+        adapter: LoraAdapter<Self>,
         residual: FloatTensor<Self>,
     ) -> LoraLinearOutput<Self> {
-        let out = Self::fused_lora_linear(x, weight, a, b, scale, dropout);
+        let out = Self::fused_lora_linear(x, weight, bias, adapter);
         LoraLinearOutput { output: Self::float_add(residual, out.output), ..out }
     }
 
@@ -354,13 +362,16 @@ pub trait Backend: BurnBackend {
         plain::select_rows_backward::<Self>(ids, n, grad)
     }
 
-    /// A whole Llama block, `[rows, d] -> [rows, d]`, made of the operations above.
+    /// A whole decoder block, `[rows, d] -> [wanted rows, d]`, made of other operations of this trait. A cache takes the keys
+    /// and values.
     fn fused_decoder_block(
         x: FloatTensor<Self>,
         params: BlockParams<FloatTensor<Self>>,
         ctx: &BlockContext<Self>,
+        cache: Option<&mut BlockCache<Self>>,
     ) -> FloatTensor<Self> {
-        block::forward(x, &params, ctx).0
+        // Without gradients nothing is kept.
+        decoder_block::forward(x, &params, ctx, Keep::Input, cache).0
     }
 
     /// Max-min diverse `keep` rows of each `[n, d]` of `features` `[b, n, d]` by cosine distance, in pick order.
@@ -378,50 +389,6 @@ pub trait Backend: BurnBackend {
     /// and moments, so that they may be updated in place.
     fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
         plain::adamw::<Self>(tensors, config)
-    }
-}
-
-/// One after the other.
-pub(crate) fn rotary_attention<B: Backend>(
-    q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
-    [cos, sin]: [FloatTensor<B>; 2],
-    spec: &AttentionSpec,
-) -> RotaryAttentionOutput<B> {
-    let q = B::fused_rope(q, cos.clone(), sin.clone());
-    let k = B::fused_rope(k, cos, sin);
-    let attention = B::fused_attention(q.clone(), k.clone(), v, spec);
-    RotaryAttentionOutput { q, k, rotated: true, attention }
-}
-
-/// Gradients of [`rotary_attention`] before the rotation.
-pub(crate) fn rotary_attention_backward<B: Backend>(
-    v: FloatTensor<B>,
-    [cos, sin]: [FloatTensor<B>; 2],
-    spec: &AttentionSpec,
-    forward: RotaryAttentionOutput<B>,
-    grad: FloatTensor<B>,
-) -> AttentionGrads<B> {
-    let RotaryAttentionOutput { q, k, rotated, attention } = forward;
-    let rotate = |x| match rotated {
-        true => x,
-        false => B::fused_rope(x, cos.clone(), sin.clone()),
-    };
-    let (q, k) = (rotate(q), rotate(k));
-    let grads = B::fused_attention_backward(q, k, v, spec, attention, grad, [true; 3]);
-    let back = |grad| B::fused_rope_backward(cos.clone(), sin.clone(), grad);
-    AttentionGrads { q: grads.q.map(back), k: grads.k.map(back), v: grads.v }
-}
-
-/// The second where it is there, plus the first where that is there too.
-pub(crate) fn add<B: Backend>(
-    sum: Option<FloatTensor<B>>,
-    term: Option<FloatTensor<B>>,
-) -> Option<FloatTensor<B>> {
-    match (sum, term) {
-        (Some(sum), Some(term)) => Some(B::float_add(sum, term)),
-        (_, term) => term,
     }
 }
 
