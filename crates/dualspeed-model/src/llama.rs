@@ -9,7 +9,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use dualspeed_ops::{
     AttentionSpec, Backend, BlockContext, BlockDropout, BlockLinear, BlockParams, DropoutKeys,
-    Keep, select_rows,
+    Keep, PerTarget, select_rows,
 };
 
 use crate::config::{LlamaConfig, LoraConfig, LoraTarget};
@@ -369,12 +369,13 @@ impl<B: Backend> Llama<B> {
                 |(config, keys)| BlockDropout {
                     keys: DropoutKeys::clone(keys),
                     p: config.dropout,
-                    places: LoraTarget::ALL.map(|target| dropout_place(adapters.layer, target)),
+                    places: PerTarget::from_fn(|target| dropout_place(adapters.layer, target)),
                 },
             ),
+            rows: None,
             keep,
         };
-        dualspeed_ops::decoder_block(x, layer.params(adapters), &ctx)
+        dualspeed_ops::decoder_block(x, layer.params(adapters), &ctx, None)
     }
 
     /// Attention of one block before its output projection: `[b * s, d] -> [b * s, h * d_head]`.
@@ -443,6 +444,7 @@ impl<B: Backend> LlamaLayer<B> {
     fn params(&self, adapters: LayerAdapters<'_, B>) -> BlockParams<B::FloatTensorPrimitive> {
         let linear = |linear: &Linear<B>, target: LoraTarget| BlockLinear {
             weight: linear.weight.val().into_primitive().tensor(),
+            bias: linear.bias.as_ref().map(|bias| bias.val().into_primitive().tensor()),
             lora: adapters.pair(target).map(|pair| {
                 let [a, b] = [&pair.lora_a, &pair.lora_b];
                 (a.val().into_primitive().tensor(), b.val().into_primitive().tensor())
@@ -452,14 +454,18 @@ impl<B: Backend> LlamaLayer<B> {
         let norm = |norm: &RmsNorm<B>| norm.weight.val().into_primitive().tensor();
         BlockParams {
             input_layernorm: norm(&self.input_layernorm),
-            q_proj: linear(&attn.q_proj, LoraTarget::QProj),
-            k_proj: linear(&attn.k_proj, LoraTarget::KProj),
-            v_proj: linear(&attn.v_proj, LoraTarget::VProj),
-            o_proj: linear(&attn.o_proj, LoraTarget::OProj),
             post_attention_layernorm: norm(&self.post_attention_layernorm),
-            gate_proj: linear(&mlp.gate_proj, LoraTarget::GateProj),
-            up_proj: linear(&mlp.up_proj, LoraTarget::UpProj),
-            down_proj: linear(&mlp.down_proj, LoraTarget::DownProj),
+            q_norm: None,
+            k_norm: None,
+            linear: PerTarget {
+                q_proj: linear(&attn.q_proj, LoraTarget::QProj),
+                k_proj: linear(&attn.k_proj, LoraTarget::KProj),
+                v_proj: linear(&attn.v_proj, LoraTarget::VProj),
+                o_proj: linear(&attn.o_proj, LoraTarget::OProj),
+                gate_proj: linear(&mlp.gate_proj, LoraTarget::GateProj),
+                up_proj: linear(&mlp.up_proj, LoraTarget::UpProj),
+                down_proj: linear(&mlp.down_proj, LoraTarget::DownProj),
+            },
         }
     }
 

@@ -150,18 +150,15 @@ impl<B: Backend> LayerAdapters<'_, B> {
             place: dropout_place(self.layer, target),
             p: config.dropout,
         });
-        let y = dualspeed_ops::lora_linear(
+        dualspeed_ops::lora_linear(
             x,
             linear.weight.val(),
+            linear.bias.as_ref().map(|bias| bias.val()),
             pair.lora_a.val(),
             pair.lora_b.val(),
             config.scale(),
             dropout,
-        );
-        match &linear.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
-            None => y,
-        }
+        )
     }
 }
 

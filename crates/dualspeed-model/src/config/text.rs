@@ -1,5 +1,6 @@
 //! Configuration of the Llama decoder and its low-rank adapters.
 
+pub use dualspeed_ops::Target as LoraTarget;
 use serde::{Deserialize, Serialize};
 
 use super::rope::RopeScaling;
@@ -130,46 +131,6 @@ impl LlamaConfig {
                 value: self.rope_theta.to_string(),
                 expected: "a number above 1".into(),
             })
-        }
-    }
-}
-
-/// A linear layer that can take a low-rank adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum LoraTarget {
-    QProj,
-    KProj,
-    VProj,
-    OProj,
-    GateProj,
-    UpProj,
-    DownProj,
-}
-
-impl LoraTarget {
-    /// Every linear layer of a decoder block.
-    pub const ALL: [Self; 7] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-    ];
-
-    /// The layer's name in checkpoints.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
         }
     }
 }
