@@ -86,7 +86,7 @@ pub(crate) fn mask<B: Backend>(dropout: &Dropout<B>, d: usize) -> Vec<f32> {
     values
 }
 
-/// 16 bits per element: the probability is exact to 2^-16.
+/// The probability in units of 2^-16: a mask element takes 16 random bits.
 pub(crate) fn threshold(p: f64) -> u64 {
     (p * 65_536.0).round() as u64
 }

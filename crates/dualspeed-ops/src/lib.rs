@@ -5,7 +5,7 @@
 //! | [`Backend`] | primitive-level operations, forward and backward, each with a body in plain Burn |
 //! | [`plain`] | those bodies: the reference every fast path is tested against |
 //! | [`functions`] | the same operations on [`Tensor`](burn::tensor::Tensor)s: what model code calls |
-//! | [`block`] | a decoder block as one operation, with layer-wise recomputation |
+//! | [`block`] | what a decoder block as one operation takes: parameters, settings, cache, what to keep |
 //! | [`mod@dropout`], [`rng`] | masks as functions of keys |
 //! | `autodiff` | `Backend` for `Autodiff<B, C>`: hand-written backwards, one graph node per operation |
 //! | `cpu` | fused bodies for ndarray and Flex on contiguous `f32` slices |

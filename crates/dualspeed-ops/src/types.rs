@@ -65,7 +65,7 @@ pub struct RotaryAttentionOutput<B: Backend> {
     pub k: FloatTensor<B>,
     /// Whether `q` and `k` are rotated. A backend that rotates inside its attention keeps them as they were.
     pub rotated: bool,
-    /// Of the attention itself.
+    /// Output of the attention without the rotation.
     pub attention: AttentionOutput<B>,
 }
 
@@ -143,9 +143,9 @@ pub struct LoraLinearSaved<B: Backend> {
     pub adapter: LoraAdapter<B>,
     /// Types of the gradients of the adapter's `a` and `b`; the factors themselves may have been rounded.
     pub adapter_dtypes: [DType; 2],
-    /// `[rows, r]`, from [`LoraLinearOutput`].
+    /// The rank-r activation of the forward pass, `[rows, r]`.
     pub hidden: FloatTensor<B>,
-    /// From [`LoraLinearOutput`], if it was kept.
+    /// The input after dropout, if it was kept.
     pub dropped: Option<FloatTensor<B>>,
 }
 
@@ -178,9 +178,9 @@ pub struct NormGrads<B: Backend> {
 /// Gradients of [`Backend::fused_swiglu`](crate::Backend::fused_swiglu); `None` where not asked for.
 #[derive(Clone, Debug)]
 pub struct SwigluGrads<B: Backend> {
-    /// Shape of the gate.
+    /// Gradient of the gate, in its shape.
     pub gate: Option<FloatTensor<B>>,
-    /// Shape of the gate.
+    /// Gradient of the other factor, in the gate's shape.
     pub up: Option<FloatTensor<B>>,
 }
 

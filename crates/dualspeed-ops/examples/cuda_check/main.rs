@@ -8,6 +8,7 @@
 //! line per check; the exit code says whether all hold.
 
 mod block;
+mod cache;
 mod case;
 mod data;
 mod ops;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     for case in block::all() {
         case::check(&mut report, &case);
     }
+    cache::cached_blocks(&mut report);
     separate::farthest_points(&mut report);
     separate::greedy_map(&mut report);
     separate::adamw(&mut report);

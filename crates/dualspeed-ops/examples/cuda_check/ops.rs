@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
-use dualspeed_ops::{AttentionSpec, Backend, Dropout, DropoutKeys, plain};
+use dualspeed_ops::{AttentionSpec, Backend, Dropout, DropoutKeys, LoraAdapter, plain};
 
 use crate::case::Case;
 use crate::data::{Flat, flat, primitive, tensor, wrap};
@@ -47,8 +47,8 @@ type Shape3 = [usize; 3];
 pub enum Op {
     /// Output width, bias, transposed weight.
     Linear(Shape3, View, usize, bool, bool),
-    /// Output width, rank, dropout.
-    Lora(Shape3, View, usize, usize, bool),
+    /// Output width, rank, dropout, bias.
+    Lora(Shape3, View, usize, usize, bool, bool),
     RmsNorm(Shape3, View),
     LayerNorm(Shape3, View),
     Gelu(Shape3, View),
@@ -86,8 +86,9 @@ pub fn all() -> Vec<Op> {
     ] {
         ops.push(Op::Linear(shape, view, shape[2] + 3, true, false));
         ops.push(Op::Linear(shape, view, 24, false, true));
-        ops.push(Op::Lora(shape, view, shape[2] + 7, 4, false));
-        ops.push(Op::Lora(shape, view, 64, 16, true));
+        ops.push(Op::Lora(shape, view, shape[2] + 7, 4, false, true));
+        ops.push(Op::Lora(shape, view, 24, 4, false, false));
+        ops.push(Op::Lora(shape, view, 64, 16, true, shape[0] == 2));
         ops.push(Op::RmsNorm(shape, view));
         ops.push(Op::LayerNorm(shape, view));
         ops.push(Op::Gelu(shape, view));
@@ -171,7 +172,9 @@ impl Case for Op {
             Self::Linear(s, v, o, b, t) => {
                 format!("linear {s:?} {v:?} -> {o} bias {b} weight^T {t}")
             }
-            Self::Lora(s, v, o, r, m) => format!("lora {s:?} {v:?} -> {o} r {r} dropout {m}"),
+            Self::Lora(s, v, o, r, m, b) => {
+                format!("lora {s:?} {v:?} -> {o} r {r} dropout {m} bias {b}")
+            }
             Self::RmsNorm(s, v) => format!("rms_norm {s:?} {v:?}"),
             Self::LayerNorm(s, v) => format!("layer_norm {s:?} {v:?}"),
             Self::Gelu(s, v) => format!("gelu {s:?} {v:?}"),
@@ -201,8 +204,11 @@ impl Case for Op {
                 inputs.extend(bias.then_some((out, false)));
                 inputs
             }
-            Self::Lora(s, v, out, r, _) => {
-                vec![(v.len(s), true), (s[2] * out, true), (s[2] * r, false), (r * out, false)]
+            Self::Lora(s, v, out, r, _, bias) => {
+                let mut inputs = vec![(v.len(s), true), (s[2] * out, true)];
+                inputs.extend([(s[2] * r, false), (r * out, false)]);
+                inputs.extend(bias.then_some((out, false)));
+                inputs
             }
             Self::RmsNorm(s, v) => vec![(v.len(s), true), (s[2], false)],
             Self::LayerNorm(s, v) => vec![(v.len(s), true), (s[2], false), (s[2], false)],
@@ -258,7 +264,7 @@ impl Case for Op {
                     dualspeed_ops::linear(input, weight, bias)
                 ))
             }
-            Self::Lora(s, view, out, r, masked) => {
+            Self::Lora(s, view, out, r, masked, _) => {
                 let input = view.of(&x[0], s);
                 let dropout = masked.then(|| {
                     let keys = (0..(s[0] * s[1]) as u64).map(|row| 31 * row + 5).collect();
@@ -268,19 +274,17 @@ impl Case for Op {
                 let weight = x[1].clone().reshape([s[2], out]);
                 let a = x[2].clone().reshape([s[2], r]);
                 let b = x[3].clone().reshape([r, out]);
-                let scale = 0.25;
+                let (bias, scale) = (x.get(4).cloned(), 0.25);
                 flat::<A<B>, 3>(either!(
                     slow,
                     plain::lora_linear::<A<B>>(
                         primitive(input),
                         primitive(weight),
-                        primitive(a),
-                        primitive(b),
-                        scale,
-                        dropout
+                        bias.map(primitive),
+                        LoraAdapter { a: primitive(a), b: primitive(b), scale, dropout }
                     )
                     .output,
-                    dualspeed_ops::lora_linear(input, weight, a, b, scale, dropout)
+                    dualspeed_ops::lora_linear(input, weight, bias, a, b, scale, dropout)
                 ))
             }
             Self::RmsNorm(s, view) => {

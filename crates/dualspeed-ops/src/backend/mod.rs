@@ -73,8 +73,8 @@ pub trait Backend: BurnBackend {
         plain::linear::<Self>(x, weight, bias)
     }
 
-    /// Gradients of [`fused_linear`](Backend::fused_linear): that of `x` where the weight was saved, that of the weight where
-    /// `x` was.
+    /// Gradients of a linear layer, [`fused_linear`](Backend::fused_linear): that of `x` where the weight was saved, that of the
+    /// weight where `x` was, that of the bias where its type was.
     fn fused_linear_backward(
         saved: LinearSaved<Self>,
         grad: FloatTensor<Self>,
@@ -92,8 +92,8 @@ pub trait Backend: BurnBackend {
         plain::lora_linear::<Self>(x, weight, bias, adapter)
     }
 
-    /// Gradients of [`fused_lora_linear`](Backend::fused_lora_linear) for `x`, `weight`, `a`, `b`; that of the bias where its
-    /// type was saved.
+    /// Gradients of a linear layer with an adapter, [`fused_lora_linear`](Backend::fused_lora_linear), for `x`, `weight`, `a`,
+    /// `b`; that of the bias where its type was saved.
     fn fused_lora_linear_backward(
         saved: LoraLinearSaved<Self>,
         grad: FloatTensor<Self>,
@@ -124,8 +124,7 @@ pub trait Backend: BurnBackend {
         LoraLinearOutput { output: Self::float_add(residual, out.output), ..out }
     }
 
-    /// [`fused_linear_backward`](Backend::fused_linear_backward) with `sum` added to the gradient of `x`: for an input that
-    /// several layers read.
+    /// Gradients of a linear layer with `sum` added to that of `x`: for an input that several layers read.
     fn fused_linear_backward_add(
         saved: LinearSaved<Self>,
         grad: FloatTensor<Self>,
@@ -135,7 +134,7 @@ pub trait Backend: BurnBackend {
         LinearGrads { x: add::<Self>(sum, out.x), ..out }
     }
 
-    /// [`fused_lora_linear_backward`](Backend::fused_lora_linear_backward) with `sum` added to the gradient of `x`.
+    /// Gradients of a linear layer with an adapter, with `sum` added to that of `x`: for an input that several layers read.
     fn fused_lora_linear_backward_add(
         saved: LoraLinearSaved<Self>,
         grad: FloatTensor<Self>,
@@ -166,8 +165,7 @@ pub trait Backend: BurnBackend {
         plain::rms_norm_backward::<Self>(x, weight, eps, grad, needs)
     }
 
-    /// [`fused_rms_norm_backward`](Backend::fused_rms_norm_backward) with `around`, the gradient that bypasses the norm, added
-    /// to that of `x`.
+    /// Gradients of an RMS norm for `x`, `weight`, with `around`, the gradient that bypasses the norm, added to that of `x`.
     fn fused_rms_norm_backward_add(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -281,7 +279,8 @@ pub trait Backend: BurnBackend {
         plain::attention_backward::<Self>(q, k, v, spec, forward, grad, needs)
     }
 
-    /// [`fused_attention`](Backend::fused_attention) of queries and keys after [`fused_rope`](Backend::fused_rope).
+    /// Attention of queries `[b, hq, s, d]` over keys and values `[b, hkv, s, d]` after the rotation of queries and keys by `cos`
+    /// and `sin` `[1 or b, s, d/2]`.
     fn fused_rotary_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

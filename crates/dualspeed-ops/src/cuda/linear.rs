@@ -58,7 +58,7 @@ fn addend(tensor: Option<Tensor>, element: Element, shape: &[usize]) -> Option<T
     Some(reshaped(tensor, shape))
 }
 
-/// `x W`, plus a bias or a residual.
+/// `x W`, plus a bias and a residual where they are there.
 pub(super) fn linear(
     x: Tensor,
     weight: Tensor,
@@ -84,7 +84,7 @@ pub(super) fn linear(
     Some(y)
 }
 
-/// `sum` is added to the gradient of the input.
+/// Gradients of a linear layer; `sum` is added to that of the input.
 pub(super) fn linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: &LinearSaved<B>,
     grad: &Tensor,
@@ -131,7 +131,7 @@ fn sum_target(like: &Tensor, sum: &Option<Tensor>, shape: &[usize], element: Ele
     }
 }
 
-/// The input where dropout has been at it.
+/// The input of an adapter: after dropout, where there is some.
 fn dropped<B: Backend<FloatTensorPrimitive = Tensor>>(
     x: &Tensor,
     dropout: &Option<Dropout<B>>,
@@ -142,6 +142,7 @@ fn dropped<B: Backend<FloatTensorPrimitive = Tensor>>(
     }
 }
 
+/// `x W + scale (dropout(x) A) B`, plus a bias and a residual where they are there.
 pub(super) fn lora_linear<B: Backend<FloatTensorPrimitive = Tensor>>(
     x: &Tensor,
     weight: &Tensor,
@@ -203,7 +204,8 @@ pub(super) fn lora_serves<B: Backend<FloatTensorPrimitive = Tensor>>(
     served(&[grad, &saved.adapter.a, &saved.adapter.b, &saved.hidden])
 }
 
-/// `sum` is added to the gradient of the input. What is used up is let go, so that the next results can have its memory.
+/// Gradients of a linear layer with an adapter; `sum` is added to that of the input. What is used up is let go, so that the
+/// next results can have its memory.
 pub(super) fn lora_linear_backward<B: Backend<FloatTensorPrimitive = Tensor>>(
     saved: LoraLinearSaved<B>,
     element: Element,

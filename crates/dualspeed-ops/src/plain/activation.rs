@@ -27,12 +27,12 @@ fn phi<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     x.mul_scalar(FRAC_1_SQRT_2).erf().add_scalar(1.0).mul_scalar(0.5)
 }
 
-/// See [`Backend::fused_gelu`](crate::Backend::fused_gelu).
+/// Default body of [`Backend::fused_gelu`](crate::Backend::fused_gelu).
 pub fn gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     elementwise::<B>(x, |x| x.clone() * phi(x))
 }
 
-/// See [`Backend::fused_gelu_backward`](crate::Backend::fused_gelu_backward).
+/// Default body of [`Backend::fused_gelu_backward`](crate::Backend::fused_gelu_backward).
 pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     elementwise::<B>(x, |x| {
         let density = (x.clone() * x.clone()).mul_scalar(-0.5).exp();
@@ -41,12 +41,12 @@ pub fn gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> Flo
     })
 }
 
-/// See [`Backend::fused_quick_gelu`](crate::Backend::fused_quick_gelu).
+/// Default body of [`Backend::fused_quick_gelu`](crate::Backend::fused_quick_gelu).
 pub fn quick_gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     elementwise::<B>(x, |x| x.clone() * sigmoid(x.mul_scalar(1.702)))
 }
 
-/// See [`Backend::fused_quick_gelu_backward`](crate::Backend::fused_quick_gelu_backward).
+/// Default body of [`Backend::fused_quick_gelu_backward`](crate::Backend::fused_quick_gelu_backward).
 pub fn quick_gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     elementwise::<B>(x, |x| {
         let s = sigmoid(x.clone().mul_scalar(1.702));
@@ -55,12 +55,12 @@ pub fn quick_gelu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) 
     })
 }
 
-/// See [`Backend::fused_swiglu`](crate::Backend::fused_swiglu).
+/// Default body of [`Backend::fused_swiglu`](crate::Backend::fused_swiglu).
 pub fn swiglu<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
     elementwise::<B>(gate, |gate| gate.clone() * sigmoid(gate) * widen(rows::<B>(up)))
 }
 
-/// See [`Backend::fused_swiglu_backward`](crate::Backend::fused_swiglu_backward).
+/// Default body of [`Backend::fused_swiglu_backward`](crate::Backend::fused_swiglu_backward).
 pub fn swiglu_backward<B: Backend>(
     gate: FloatTensor<B>,
     up: FloatTensor<B>,

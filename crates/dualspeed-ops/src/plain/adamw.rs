@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorMetadata};
 use super::{cast, primitive, reshape, tensor};
 use crate::types::*;
 
-/// See [`Backend::fused_adamw`](crate::Backend::fused_adamw).
+/// Default body of [`Backend::fused_adamw`](crate::Backend::fused_adamw).
 pub fn adamw<B: Backend>(tensors: Vec<AdamWTensor<B>>, config: AdamWConfig) -> AdamWOutput<B> {
     let squares: Vec<Tensor<B, 1>> = tensors
         .iter()

@@ -10,7 +10,7 @@ use crate::types::*;
 /// Stands for minus infinity: finite, so that a row without visible keys does not become NaN.
 const MASKED: f64 = -1e30;
 
-/// See [`Backend::fused_attention`](crate::Backend::fused_attention).
+/// Default body of [`Backend::fused_attention`](crate::Backend::fused_attention).
 pub fn attention<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -32,7 +32,7 @@ pub fn attention<B: Backend>(
     }
 }
 
-/// See [`Backend::fused_attention_backward`](crate::Backend::fused_attention_backward).
+/// Default body of [`Backend::fused_attention_backward`](crate::Backend::fused_attention_backward).
 pub fn attention_backward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,

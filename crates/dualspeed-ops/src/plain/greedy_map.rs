@@ -14,7 +14,7 @@ pub(crate) const TAKEN: f32 = -2.0;
 /// The residual of a row with NaN.
 pub(crate) const INVALID: f32 = -1.0;
 
-/// See [`Backend::fused_greedy_map`](crate::Backend::fused_greedy_map).
+/// Default body of [`Backend::fused_greedy_map`](crate::Backend::fused_greedy_map).
 pub fn greedy_map<B: Backend>(features: FloatTensor<B>, keep: usize) -> IntTensor<B> {
     let features = cast(tensor::<B, 3>(features), DType::F32);
     let ([b, n, _], device) = (features.dims(), features.device());

@@ -15,7 +15,7 @@ pub(crate) fn chunk_rows(vocab: usize, logits: usize) -> usize {
     (logits / vocab.max(1)).max(16)
 }
 
-/// See [`Backend::fused_token_losses`](crate::Backend::fused_token_losses).
+/// Default body of [`Backend::fused_token_losses`](crate::Backend::fused_token_losses).
 pub fn token_losses<B: Backend>(
     hidden: FloatTensor<B>,
     lm_head: FloatTensor<B>,
@@ -54,7 +54,7 @@ pub fn token_losses<B: Backend>(
     primitive(Tensor::cat(chunks, 0))
 }
 
-/// See [`Backend::fused_token_losses_backward`](crate::Backend::fused_token_losses_backward).
+/// Default body of [`Backend::fused_token_losses_backward`](crate::Backend::fused_token_losses_backward).
 pub fn token_losses_backward<B: Backend>(
     hidden: FloatTensor<B>,
     lm_head: FloatTensor<B>,

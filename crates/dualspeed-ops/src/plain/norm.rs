@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorMetadata};
 use super::{cast, primitive, reshape, rows, tensor, widen};
 use crate::types::*;
 
-/// See [`Backend::fused_rms_norm`](crate::Backend::fused_rms_norm).
+/// Default body of [`Backend::fused_rms_norm`](crate::Backend::fused_rms_norm).
 pub fn rms_norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, eps: f64) -> FloatTensor<B> {
     let (shape, dtype) = (x.shape(), x.dtype());
     let x = widen(rows::<B>(x));
@@ -20,7 +20,7 @@ fn rms<B: Backend>(x: Tensor<B, 2>, eps: f64) -> Tensor<B, 2> {
     (x.clone() * x).mean_dim(1).add_scalar(eps).sqrt()
 }
 
-/// See [`Backend::fused_rms_norm_backward`](crate::Backend::fused_rms_norm_backward).
+/// Default body of [`Backend::fused_rms_norm_backward`](crate::Backend::fused_rms_norm_backward).
 pub fn rms_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
@@ -46,7 +46,7 @@ pub fn rms_norm_backward<B: Backend>(
     }
 }
 
-/// See [`Backend::fused_layer_norm`](crate::Backend::fused_layer_norm).
+/// Default body of [`Backend::fused_layer_norm`](crate::Backend::fused_layer_norm).
 pub fn layer_norm<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
@@ -67,7 +67,7 @@ fn standardise<B: Backend>(x: Tensor<B, 2>, eps: f64) -> (Tensor<B, 2>, Tensor<B
     (centred / scale.clone(), scale)
 }
 
-/// See [`Backend::fused_layer_norm_backward`](crate::Backend::fused_layer_norm_backward).
+/// Default body of [`Backend::fused_layer_norm_backward`](crate::Backend::fused_layer_norm_backward).
 pub fn layer_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,

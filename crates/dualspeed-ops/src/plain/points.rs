@@ -13,7 +13,7 @@ pub(crate) const FAR: f32 = 4.0;
 /// Nearer than any cosine distance: what marks a picked row.
 pub(crate) const PICKED: f32 = -1.0;
 
-/// See [`Backend::fused_farthest_points`](crate::Backend::fused_farthest_points).
+/// Default body of [`Backend::fused_farthest_points`](crate::Backend::fused_farthest_points).
 pub fn farthest_points<B: Backend>(features: FloatTensor<B>, keep: usize) -> IntTensor<B> {
     let features = cast(tensor::<B, 3>(features), DType::F32);
     let ([b, n, _], device) = (features.dims(), features.device());

@@ -7,7 +7,7 @@ use burn::tensor::ops::FloatTensor;
 
 use super::{cast, primitive, tensor, widen};
 
-/// See [`Backend::fused_rope`](crate::Backend::fused_rope).
+/// Default body of [`Backend::fused_rope`](crate::Backend::fused_rope).
 pub fn rope<B: Backend>(
     x: FloatTensor<B>,
     cos: FloatTensor<B>,

@@ -7,7 +7,7 @@ use burn::tensor::{Shape, Tensor};
 
 use super::primitive;
 
-/// See [`Backend::fused_select_rows_backward`](crate::Backend::fused_select_rows_backward).
+/// Default body of [`Backend::fused_select_rows_backward`](crate::Backend::fused_select_rows_backward).
 pub fn select_rows_backward<B: Backend>(
     ids: IntTensor<B>,
     n: usize,

@@ -7,6 +7,7 @@ use burn_autodiff::Autodiff;
 use burn_ndarray::NdArray;
 use dualspeed_ops::*;
 
+use crate::block::case::{Case, QKV};
 use crate::support::{Flat, assert_close, flat, primitive, run, values, wrap};
 
 type B = NdArray<f64>;
@@ -73,12 +74,14 @@ fn linear_layers() {
         let [x, sum] = [0, 1].map(|i: usize| primitive(x[i].clone().reshape([2, 3, 5])));
         flat(wrap::<A, 3>(A::fused_dropout(x, &crate::support::dropout(6), Some(sum))))
     });
-    for masked in [false, true] {
-        check("lora_linear", &[2 * 3 * 5, 5 * 4, 5 * 2, 2 * 4], &|x| {
+    for (masked, biased) in [(false, false), (true, false), (true, true)] {
+        let lens = [2 * 3 * 5, 5 * 4, 5 * 2, 2 * 4, 4];
+        check("lora_linear", if biased { &lens } else { &lens[..4] }, &|x| {
             let dropout = masked.then(|| crate::support::dropout(6));
             flat(lora_linear(
                 x[0].clone().reshape([2, 3, 5]),
                 x[1].clone().reshape([5, 4]),
+                x.get(4).cloned(),
                 x[2].clone().reshape([5, 2]),
                 x[3].clone().reshape([2, 4]),
                 0.7,
@@ -127,6 +130,20 @@ fn grouped_causal_attention() {
                 &spec,
             ))
         });
+    }
+}
+
+#[test]
+fn decoder_blocks() {
+    let qwen2 = Case { biases: QKV, ..Case::with_adapters(true) };
+    for (case, keep) in [
+        (Case::default(), Keep::All),
+        (qwen2, Keep::Products),
+        (Case::with_everything(), Keep::Input),
+        (Case::with_everything(), Keep::All),
+    ] {
+        let what = format!("decoder_block {case:?}, {keep:?}");
+        check(&what, &case.lens(), &|x| case.as_one(x, keep));
     }
 }
 

@@ -3,6 +3,7 @@
 mod attention;
 mod block;
 mod finite_differences;
+mod host;
 mod losses;
 mod parity;
 mod points;

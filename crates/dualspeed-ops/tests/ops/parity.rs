@@ -48,17 +48,18 @@ fn linear_layers<B: Backend>(cases: usize) {
 fn lora_layers<B: Backend>(cases: usize) {
     for [b, s, d] in SHAPES.into_iter().take(cases) {
         let (out, r) = (d + 3, 4);
-        let inputs =
-            [values(b * s * d, 1), values(d * out, 2), values(d * r, 3), values(r * out, 4)];
-        for masked in [false, true] {
+        let inputs = [(b * s * d, 1), (d * out, 2), (d * r, 3), (r * out, 4), (out, 5)]
+            .map(|(len, seed)| values(len, seed));
+        for (masked, biased) in [(false, false), (true, false), (true, true)] {
             assert_same::<B>(
                 "lora_linear",
-                &inputs,
+                if biased { &inputs } else { &inputs[..4] },
                 1e-5,
                 &|x| {
                     flat(lora_linear(
                         x[0].clone().reshape([b, s, d]),
                         x[1].clone().reshape([d, out]),
+                        x.get(4).cloned(),
                         x[2].clone().reshape([d, r]),
                         x[3].clone().reshape([r, out]),
                         0.5,
@@ -78,7 +79,11 @@ fn lora_layers<B: Backend>(cases: usize) {
                         .matmul(x[2].clone().reshape([d, r]).unsqueeze())
                         .matmul(x[3].clone().reshape([r, out]).unsqueeze());
                     let dense = input.matmul(x[1].clone().reshape([d, out]).unsqueeze());
-                    flat(dense + low_rank.mul_scalar(0.5))
+                    let y = dense + low_rank.mul_scalar(0.5);
+                    flat(match x.get(4) {
+                        Some(bias) => y + bias.clone().unsqueeze(),
+                        None => y,
+                    })
                 },
             );
         }

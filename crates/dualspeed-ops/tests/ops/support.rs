@@ -75,9 +75,7 @@ pub fn assert_same<B: Backend>(
     let (actual, actual_grads) = run::<B>(inputs, &tracked, DType::F32, fast);
     // Burn's reciprocals in f32 are good to 1e-5 only on some CPUs: there, take the reference in f64. Software Vulkan
     // drivers claim f64 and compute nonsense.
-    let name = B::name(&B::Device::default()).to_lowercase();
-    let wide = name.contains("ndarray") || name.contains("flex");
-    let dtype = if wide { DType::F64 } else { DType::F32 };
+    let dtype = if B::computes_on_host() { DType::F64 } else { DType::F32 };
     let (expected, expected_grads) = run::<B>(inputs, &tracked, dtype, plain);
     assert_close(what, &actual, &expected, tolerance);
     for (i, (actual, expected)) in actual_grads.iter().zip(&expected_grads).enumerate() {

@@ -12,10 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::record::{PrecisionSettings, Record};
-use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use dualspeed_model::ParamInfo;
-use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend as OpsBackend, to_f32};
+use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend, to_f32};
 
 pub use adamw::{AdamW, HostMoments};
 pub(crate) use adamw::{Moments, Store, sum_of_squares};
@@ -251,7 +250,7 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         let DeviceCollector { ids, tensors, .. } = collector;
         let updates: Vec<u64> = tensors.iter().map(|tensor| tensor.updates).collect();
         let config = self.adamw.config(scale, self.max_grad_norm);
-        let out = <B::InnerBackend as OpsBackend>::fused_adamw(tensors, config);
+        let out = <B::InnerBackend as Backend>::fused_adamw(tensors, config);
         let norm = GradNorm::Device(wrap(out.norm));
         let mut values = HashMap::with_capacity(ids.len());
         for ((id, updates), [param, m, v]) in ids.into_iter().zip(updates).zip(out.updated) {

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
-use dualspeed_ops::{Backend, LinearSaved, LoraLinearSaved};
+use dualspeed_ops::{Backend, LinearSaved, LoraAdapter, LoraLinearSaved};
 
 use super::{Ops, Shapes};
 
@@ -36,8 +36,8 @@ pub(super) fn lora<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyho
         let (x, w, grad) = (bench.random([m, k]), bench.random([k, n]), bench.random([m, n]));
         let (a, b) = (bench.random_as([k, r], DType::F32), bench.random_as([r, n], DType::F32));
         let flops = 2.0 * (m * k * n + m * k * r + m * r * n) as f64;
-        let forward =
-            || B::fused_lora_linear(x.clone(), w.clone(), a.clone(), b.clone(), 2.0, None);
+        let adapter = LoraAdapter::<B> { a, b, scale: 2.0, dropout: None };
+        let forward = || B::fused_lora_linear(x.clone(), w.clone(), None, adapter.clone());
         bench.time(&format!("lora {m}x{k}x{n} r{r} forward"), flops, forward)?;
         let hidden = forward().hidden;
         let flops = flops + 2.0 * (m * k * r + m * r * n) as f64;
@@ -46,13 +46,11 @@ pub(super) fn lora<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyho
                 x: Some(x.clone()),
                 weight: Some(w.clone()),
                 weight_dtype: dtype,
-                a: a.clone(),
-                b: b.clone(),
+                bias_dtype: None,
+                adapter: adapter.clone(),
                 adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
                 dropped: None,
-                dropout: None,
-                scale: 2.0,
             };
             B::fused_lora_linear_backward(saved, grad.clone(), [true, false, true, true])
         })?;
