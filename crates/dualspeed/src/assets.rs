@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::run::write_atomic;
+use crate::run_dir::write_atomic;
 
 /// One asset: a package and the file in it that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Asset {
     ///
     /// # Errors
     /// If there is none; names those there are.
-    pub fn named(name: &str) -> anyhow::Result<Self> {
+    pub fn by_name(name: &str) -> anyhow::Result<Self> {
         let found = ASSETS.iter().find(|asset| asset.name == name);
         found.copied().with_context(|| {
             let known: Vec<_> = ASSETS.iter().map(|asset| asset.name).collect();
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn unknown_names_list_the_known() {
-        let error = Asset::named("gpt-5").unwrap_err().to_string();
+        let error = Asset::by_name("gpt-5").unwrap_err().to_string();
         assert!(ASSETS.iter().all(|asset| error.contains(asset.name)), "{error}");
     }
 }

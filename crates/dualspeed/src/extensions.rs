@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dualspeed_model::{PruneError, Registry};
 use dualspeed_ops::Backend;
 
-use crate::tower;
+use crate::embedded_tower;
 
 /// Pruners of your own, registered for whichever backend is chosen at run time.
 ///
@@ -22,8 +22,10 @@ impl Extensions for () {}
 /// The built-in pruners and those of `E`; text-guided ones read questions by the embedded tower's names.
 pub fn registry<B: Backend, E: Extensions>(device: &B::Device) -> Registry<B> {
     let device = device.clone();
-    E::pruners(Registry::default()).with_text_tower(move || match tower::names::<B>(&device) {
-        Ok(names) => Ok(Arc::new(names)),
-        Err(error) => Err(PruneError::Text { problem: format!("{error:#}") }),
+    E::pruners(Registry::default()).with_text_tower(move || {
+        match embedded_tower::text_tower::<B>(&device) {
+            Ok(tower) => Ok(Arc::new(tower)),
+            Err(error) => Err(PruneError::Text { problem: format!("{error:#}") }),
+        }
     })
 }

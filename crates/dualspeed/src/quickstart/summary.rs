@@ -210,25 +210,6 @@ fn put(map: &mut Map<String, Value>, key: &str, stat: Stat) {
     map.insert(format!("{key}_std"), stat.std.into());
 }
 
-/// A table as aligned plain text: first column left, the others right.
-pub fn plain_table(header: &[String], rows: &[Vec<String>]) -> String {
-    let width = |c: usize| {
-        let cells = rows.iter().map(|r| r.get(c)).chain([header.get(c)]);
-        cells.flatten().map(|s| s.chars().count()).max().unwrap_or(0)
-    };
-    let line = |row: &[String]| {
-        let cells = row.iter().enumerate().map(|(c, cell)| match c {
-            0 => format!("{cell:<w$}", w = width(c)),
-            _ => format!("{cell:>w$}", w = width(c)),
-        });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
-    };
-    let rule = "-".repeat(line(header).chars().count());
-    let mut out = vec![line(header), rule];
-    out.extend(rows.iter().map(|r| line(r)));
-    out.join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
