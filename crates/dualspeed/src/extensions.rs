@@ -19,7 +19,8 @@ pub trait Extensions: 'static {
 
 impl Extensions for () {}
 
-/// The built-in pruners and those of `E`; text-guided ones read questions by the embedded tower's names.
+/// The registry of the built-in pruners and those of `E`; text-guided ones read prompts by the class names that the
+/// embedded vision tower knows.
 pub fn registry<B: Backend, E: Extensions>(device: &B::Device) -> Registry<B> {
     let device = device.clone();
     E::pruners(Registry::default()).with_text_tower(move || {

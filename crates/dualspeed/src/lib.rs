@@ -47,7 +47,7 @@ pub mod quickstart;
 pub mod report;
 pub mod run_dir;
 
-/// What most programs import.
+/// The names that most programs import.
 pub mod prelude {
     pub use crate::extensions::Extensions;
     pub use burn::tensor::{Int, Tensor};

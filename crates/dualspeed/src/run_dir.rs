@@ -70,9 +70,11 @@ pub fn is_checkpoint(dir: &Path) -> bool {
     !dir.join("config.toml").is_file() && dir.join("config.json").is_file()
 }
 
-/// Where a run begins with a published checkpoint, itself or through the runs that `init_from` leads to, the checkpoint's
-/// architecture takes the place of the configuration's; isolator, adapters, lengths, precision and what becomes of
-/// newlines and positions after pruning stay. Generated scenes are then in the words of its tokenizer.
+/// Replaces the architecture in `config` by that of the published checkpoint that the run starts from, itself or through
+/// the runs that `init_from` leads to; without such a checkpoint nothing changes.
+///
+/// Isolator, adapters, lengths, precision and what becomes of newlines and positions after pruning stay as configured.
+/// Generated scenes are then in the words of the checkpoint's tokenizer.
 ///
 /// # Errors
 /// If the checkpoint cannot be read or is no LLaVA.
@@ -185,7 +187,7 @@ fn initial_model_at<B: Backend>(
     model.config.pad_to_multiple = config.model.pad_to_multiple;
     match (&config.model.lora, &earlier.model.lora) {
         (Some(lora), None) => Ok(model.with_lora(lora, device, config.seed)?),
-        (ours, theirs) if ours == theirs => Ok(model),
+        (wanted, found) if wanted == found => Ok(model),
         _ => anyhow::bail!(
             "the run {} has adapters that [model.lora] here does not describe; copy that section from its config.toml",
             run.display()

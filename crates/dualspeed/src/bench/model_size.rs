@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use dualspeed_model::{Dtype, LlamaConfig, LlavaConfig, LoraConfig, VitConfig};
 
-/// Shapes of published models.
+/// The size of a published model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModelSize {
     /// A few thousand parameters: checks the harness.

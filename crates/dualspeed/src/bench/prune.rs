@@ -25,9 +25,9 @@ const SECONDS: f64 = 3.0;
 /// The shapes at which pruners are measured.
 #[derive(Clone, Debug)]
 pub struct PruneShapes {
-    /// Width of projected tokens.
+    /// Width of projected tokens: the decoder's.
     pub width: usize,
-    /// Width of hidden states.
+    /// Width of the vision tower's hidden states.
     pub hidden: usize,
     /// Tokens per image and images per batch: all pruners at [`KEEP_RATIO`], the tower, the product of all pairs.
     pub cells: Vec<(usize, usize)>,
@@ -35,7 +35,7 @@ pub struct PruneShapes {
     pub sizes: Vec<usize>,
     /// Shares kept of one image of the first cell's tokens.
     pub shares: Vec<f64>,
-    /// How many to keep instead of [`KEEP_RATIO`], where there are more tokens.
+    /// The count to keep instead of the share [`KEEP_RATIO`], where there are more tokens.
     pub keep: Option<usize>,
     /// The tower beside which they stand, and its name; an image is made of tiles of this tower.
     pub tower: (String, VitConfig),

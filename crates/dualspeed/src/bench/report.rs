@@ -1,4 +1,4 @@
-//! What benchmarks write: one schema for all suites.
+//! The file of measurements: one schema for all suites.
 
 use std::path::Path;
 
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 use super::rows::Row;
 use crate::run_dir::write_json;
 
-/// What a benchmark writes.
+/// The measurements of one call of `dualspeed bench`, with what they were made on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BenchReport {
     /// The backend and its device.
     pub device: String,
-    /// The day, UTC, `2026-11-24`.
+    /// The date in UTC, `2026-11-24`.
     pub date: String,
-    /// The command line.
+    /// The command line that made them.
     pub command: String,
-    /// Shapes of the model.
+    /// The size of the model.
     pub size: String,
-    /// Type of frozen weights and activations.
+    /// The element type of frozen weights and activations.
     pub dtype: String,
-    /// The measurements.
+    /// The measurements, in the order they were made.
     pub rows: Vec<Row>,
 }
 
 impl BenchReport {
-    /// Reads what [`write`](BenchReport::write) wrote.
+    /// Reads a report from JSON.
     ///
     /// # Errors
     /// If there is no such file, or it is no report.

@@ -15,10 +15,10 @@ pub struct Timing {
     pub first_ms: f64,
 }
 
-/// Times short operations: blocks of calls from one synchronisation to the next, after a warm-up.
+/// Times short operations in blocks of calls, from one synchronisation to the next, after a warm-up.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockTimer {
-    /// Milliseconds a block lasts about.
+    /// Milliseconds that a block lasts, roughly.
     pub block_ms: f64,
 }
 

@@ -27,7 +27,7 @@ impl<B: Backend> ClipTextTower<B> {
         Ok(Self { tower, tokenizer: TextTokenizer::from_dir(dir)? })
     }
 
-    /// A question's pieces, each with its begin and end.
+    /// The token ids of a question in pieces that fit the tower, each with its begin and end tokens.
     fn pieces(&self, question: &str) -> Result<Vec<Vec<i64>>, PruneError> {
         let config = &self.tower.config;
         let ids = self.tokenizer.encode(question);
@@ -45,9 +45,9 @@ impl<B: Backend> TextTower<B> for ClipTextTower<B> {
         let mut pieces = Vec::new();
         let mut lengths = Vec::with_capacity(questions.len());
         for question in questions {
-            let own = self.pieces(question)?;
-            lengths.push(own.len());
-            pieces.extend(own);
+            let of_question = self.pieces(question)?;
+            lengths.push(of_question.len());
+            pieces.extend(of_question);
         }
         let all = self.tower.embed(&pieces);
         let all = all.map_err(|error| PruneError::Text { problem: error.to_string() })?; // [pieces, p]

@@ -16,11 +16,11 @@ pub struct RunResult {
     pub test: EvalReport,
     /// Full inference on the held-out vendor's drawings.
     pub held_out: EvalReport,
-    /// Seconds of training.
+    /// Seconds of training: projector, pruning, language model, optimiser.
     pub train_seconds: f64,
-    /// Optimiser steps.
+    /// Number of optimiser steps.
     pub steps: u64,
-    /// Share of slow steps.
+    /// Share of slow steps among them, 0 to 1.
     pub slow_share: f64,
     /// Seconds of running the frozen tower over the training set, shared with other runs.
     pub featurise_seconds: f64,

@@ -9,7 +9,7 @@ use super::options::PipelineOptions;
 
 /// A checkpoint whose configuration and headers are read, and whose weights are not.
 pub struct OpenedCheckpoint {
-    /// Configuration and headers.
+    /// The configuration and the headers of the weights.
     pub checkpoint: Checkpoint,
     /// The directory of the tokenizer's and the image processor's files.
     pub base: PathBuf,

@@ -22,7 +22,7 @@ use super::streamer::TextStreamer;
 pub struct GenerationRequest {
     /// The text; `<image>` marks where images stand, else they come first.
     pub prompt: String,
-    /// Image files.
+    /// Paths of image files.
     pub images: Vec<PathBuf>,
 }
 
@@ -39,9 +39,9 @@ pub struct GenerationOutput {
 
 /// How text is generated, for one or many requests.
 pub struct GenerationSettings<'a, B: Backend> {
-    /// All visual tokens or some.
+    /// Whether the decoder sees all visual tokens or a pruned part of them.
     pub view: View,
-    /// The pruner of a pruned view.
+    /// The pruner; a pruned view needs one.
     pub pruner: Option<&'a dyn Pruner<B>>,
     /// Length and sampling; end tokens and prompt are set by the pipeline and the request.
     pub options: GenerateOptions,

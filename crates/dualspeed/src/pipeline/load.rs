@@ -75,9 +75,9 @@ impl<B: Backend> Pipeline<B> {
         };
         let tokenizer_config = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
         // Keys that exports of this library add.
-        let own = tokenizer_config.get("dualspeed_template").cloned();
-        let own = own.and_then(|name| serde_json::from_value(name).ok());
-        let template = options.template.or(own).unwrap_or_else(|| {
+        let exported = tokenizer_config.get("dualspeed_template").cloned();
+        let exported = exported.and_then(|name| serde_json::from_value(name).ok());
+        let template = options.template.or(exported).unwrap_or_else(|| {
             let jinja = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
             let jinja = jinja.or_else(|| chat_template(&base));
             let found = jinja.as_deref().and_then(Template::recognise);
@@ -86,8 +86,8 @@ impl<B: Backend> Pipeline<B> {
         let processor = image_processor_of(&base, options.fit, &model)?;
         let mut eos_token_ids = eos_token_ids(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
-        let own = tokenizer_config.get("dualspeed_system").and_then(|system| system.as_str());
-        let system = options.system.clone().or(own.map(str::to_owned));
+        let exported = tokenizer_config.get("dualspeed_system").and_then(|system| system.as_str());
+        let system = options.system.clone().or(exported.map(str::to_owned));
         let image_token_id = checkpoint.config.image_token_id;
         let pipeline =
             Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };

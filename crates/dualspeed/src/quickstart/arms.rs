@@ -9,7 +9,7 @@ pub struct Arm {
     pub name: &'static str,
     /// The label in plots.
     pub label: &'static str,
-    /// Overrides on the recipe.
+    /// Overrides of the recipe, `key=value`.
     pub overrides: &'static [&'static str],
 }
 

@@ -54,7 +54,7 @@ pub(super) fn kept_tokens<B: AutodiffBackend, E: Extensions>(
     Ok(strip::png(&strip::contact_sheet(&rows))?)
 }
 
-/// The pruners whose picks are drawn: the recipe's own, one guided by attention, and a control.
+/// The pruners whose kept tokens are drawn: the recipe's own, one guided by attention, and a control.
 pub(super) fn shown_pruners(config: &TrainConfig) -> Vec<String> {
     let mut names = vec![config.pruner().name];
     for name in ["fastervlm", "random"] {

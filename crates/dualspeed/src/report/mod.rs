@@ -1,4 +1,4 @@
-//! Reports from files that runs wrote: plots ([`plot`]), a self-contained HTML page ([`html`]), tables
+//! Reports: plots ([`plot`]), a self-contained HTML page ([`html`]), tables
 //! ([`table`]), and pictures of the visual tokens a pruner keeps ([`strip`]).
 
 pub mod html;

@@ -1,6 +1,6 @@
 //! Tables of text.
 
-/// A table as aligned plain text: first column left, the others right.
+/// Writes a table as aligned plain text: the first column left, the others right.
 pub fn plain_table(header: &[String], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
         let cells = rows.iter().map(|r| r.get(c)).chain([header.get(c)]);
@@ -17,4 +17,17 @@ pub fn plain_table(header: &[String], rows: &[Vec<String>]) -> String {
     let mut out = vec![line(header), rule];
     out.extend(rows.iter().map(|r| line(r)));
     out.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_column_is_left_aligned_and_others_right() {
+        let [header, row] =
+            [["model", "n"], ["a", "100"]].map(|cells| cells.map(String::from).to_vec());
+        let text = plain_table(&header, &[row]);
+        assert_eq!(text, "model    n\n----------\na      100");
+    }
 }

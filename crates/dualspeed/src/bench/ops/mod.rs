@@ -23,9 +23,9 @@ use timer::OpTimer;
 /// The model whose shapes operations have, and their precision.
 #[derive(Clone, Debug)]
 pub struct OpOptions {
-    /// The model.
+    /// The size of the model.
     pub size: ModelSize,
-    /// Type of weights and activations; adapters and moments are f32.
+    /// The element type of weights and activations; adapters and moments are f32.
     pub dtype: Dtype,
     /// Whether Burn's own bodies run as well, on a few shapes.
     pub plain: bool,

@@ -5,7 +5,7 @@ use dualspeed_ops::Keep;
 
 use crate::bench::model_size::ModelSize;
 
-/// What the operations are run on.
+/// Sizes of the operands of operations.
 #[derive(Clone, Debug)]
 pub(super) struct Shapes {
     /// Width of the decoder.

@@ -27,7 +27,7 @@ impl GrowthAxis {
         }
     }
 
-    /// The text at the plot's axis.
+    /// The text at the axis of a plot.
     pub(in crate::bench) fn label(self) -> &'static str {
         match self {
             Self::Tokens => "visual tokens per sample, before pruning",
@@ -58,12 +58,12 @@ pub struct GrowthRow {
     pub samples_per_s: Option<f64>,
     /// Tokens the decoder sees per second, padding left out.
     pub tokens_per_s: Option<f64>,
-    /// `4 N tokens / s` in TFLOP/s.
+    /// `4 N tokens / s` in TFLOP/s, `N` the decoder's parameters.
     pub tflops_4n: Option<f64>,
     /// GiB taken from the device, where the backend can tell.
     pub memory_gib: Option<f64>,
-    /// The trainer's estimate in GiB.
+    /// GiB that the trainer estimated before the first step.
     pub memory_estimate_gib: f64,
-    /// Why there are no numbers.
+    /// The reason why there are no numbers.
     pub skipped: Option<String>,
 }

@@ -19,13 +19,13 @@ pub type Sink<'a> = &'a mut dyn FnMut(Row) -> anyhow::Result<()>;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "suite", rename_all = "snake_case")]
 pub enum Row {
-    /// A training step.
+    /// Suite `steps`: a training step.
     Step(StepRow),
-    /// An operation.
+    /// Suite `ops`: an operation.
     Op(OpRow),
-    /// A pruner.
+    /// Suite `prune`: a pruner.
     Prune(PruneRow),
-    /// A point of a growth curve.
+    /// Suite `growth`: a point of a growth curve.
     Growth(GrowthRow),
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct StepRow {
     /// The name of the step's case.
     pub name: String,
-    /// Milliseconds of a step.
+    /// Milliseconds of a step: the median.
     pub ms: f64,
     /// Milliseconds of the slowest counted step less those of the fastest.
     pub spread_ms: f64,
@@ -18,7 +18,7 @@ pub struct StepRow {
     pub samples_per_s: f64,
     /// Tokens the decoder sees per second, padding left out.
     pub tokens_per_s: f64,
-    /// `4 N tokens / s` in TFLOP/s: the decoder's products with frozen weights.
+    /// `4 N tokens / s` in TFLOP/s, `N` the decoder's parameters: the decoder's products with frozen weights.
     pub tflops_4n: f64,
     /// Seconds from the call to the end of the first step, data and compilation included.
     pub first_step_s: f64,

@@ -22,13 +22,13 @@ use crate::bench::synthetic_source::SyntheticSource;
 /// The model, its precision, and the number of steps of every case.
 #[derive(Clone, Debug)]
 pub struct StepOptions {
-    /// The model.
+    /// The size of the model.
     pub size: ModelSize,
-    /// Type of frozen weights and activations.
+    /// The element type of frozen weights and activations.
     pub dtype: Dtype,
-    /// Steps before the counted ones.
+    /// Steps before those, not counted.
     pub warmup: usize,
-    /// Counted steps.
+    /// Steps that are counted.
     pub steps: usize,
     /// Overrides of the configuration, as `--set` takes them.
     pub overrides: Vec<String>,
