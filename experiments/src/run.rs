@@ -1,4 +1,4 @@
-//! Runs a study's arms, seed by seed; what is finished stays.
+//! Runs a study's arms, seed by seed; finished runs are kept.
 
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,8 @@ fn arm_config(
     seed: u64,
     overrides: &[String],
 ) -> anyhow::Result<TrainConfig> {
-    let own: Vec<&str> = [scale.overrides(), study.base, arm.overrides].concat();
-    recipe_config(seed, &own, overrides)
+    let arm_overrides: Vec<&str> = [scale.overrides(), study.base, arm.overrides].concat();
+    recipe_config(seed, &arm_overrides, overrides)
 }
 
 /// A study with the seeds and the scale to run it at.
