@@ -10,14 +10,14 @@ use dualspeed::data::{
 };
 use dualspeed::model::{GenerateOptions, VisionInput};
 use dualspeed::prelude::*;
-use dualspeed::run;
+use dualspeed::run_dir;
 use dualspeed::train::features::pixel_values;
 
 fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::Result<()> {
-    let config = run::config(dir)?;
+    let config = run_dir::read_config(dir)?;
     let scenes = config.data.train.scene_config();
     let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
-    let model: Llava<B> = run::load(dir, device)?;
+    let model: Llava<B> = run_dir::load_model(dir, device)?;
     let tokenizer = scene_tokenizer()?;
 
     let processor = ImageProcessor::clip(config.model.vision.image_size(), FitMode::Pad);

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dualspeed::data::source_registry;
+use dualspeed::experiment::{evaluation_views, test_source};
 use dualspeed::prelude::*;
+use dualspeed::run_dir;
 use dualspeed::train::{EvalOptions, METRICS_FILE, read_metrics};
-use dualspeed::{lab, run};
 
 const CONFIG: &str = r#"
 steps = 200
@@ -38,9 +38,8 @@ lr = 3e-3
 
 fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::Result<()> {
     let config = TrainConfig::parse(CONFIG, &[])?;
-    let model: Llava<B> = run::start(&config, device)?; // fresh weights, embedded vision tower
-    let source: Arc<dyn ExampleSource> =
-        config.data.train.open(&config.model, config.seed, &source_registry())?;
+    let model: Llava<B> = run_dir::initial_model(&config, device)?; // fresh weights, embedded vision tower
+    let source: Arc<dyn ExampleSource> = config.data.train.open(&config.model)?;
     let job = TrainJob { overwrite: true, ..TrainJob::new(config.clone(), model, source, &dir) };
     let outcome = train(job)?;
 
@@ -48,9 +47,9 @@ fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::R
     if let (Some(first), Some(last)) = (records.first(), records.last()) {
         println!("cross entropy {:.3} -> {:.3} in {} steps", first.ce, last.ce, outcome.steps);
     }
-    let test = lab::test_source(&config, 64)?;
+    let test = test_source(&config, 64)?;
     let pruner = Registry::<B::InnerBackend>::default().build(&config.pruner())?;
-    let (views, options) = (lab::views(&config), EvalOptions::default());
+    let (views, options) = (evaluation_views(&config), EvalOptions::default());
     let report = evaluate(&outcome.model, &test, None, &views, Some(&*pruner), device, options)?;
     for view in &report.views {
         let (name, tokens) = (&view.name, view.visual_tokens);

@@ -6,16 +6,17 @@
 
 use std::path::{Path, PathBuf};
 
-use dualspeed::data::{Template, source_registry};
+use dualspeed::data::Template;
+use dualspeed::experiment::{evaluation_views, scene_config, test_source};
 use dualspeed::prelude::*;
+use dualspeed::run_dir;
 use dualspeed::train::{EvalOptions, Stage};
-use dualspeed::{lab, run};
 
 const STEPS: u64 = 20;
 const SCENES: usize = 256;
 
 fn two_stages<B: AutodiffBackend>(first: &Path, device: &B::Device) -> anyhow::Result<()> {
-    let base = run::config(first)?;
+    let base = run_dir::read_config(first)?;
     score::<B>("quickstart", first, &base, device)?;
     let out = first.with_file_name("two_stage");
 
@@ -24,7 +25,7 @@ fn two_stages<B: AutodiffBackend>(first: &Path, device: &B::Device) -> anyhow::R
     config.init_from = Some(first.canonicalize()?);
     (config.steps, config.epochs) = (Some(STEPS), None);
     config.data.train.samples = Some(SCENES);
-    let mut scenes = lab::scenes(&base)?;
+    let mut scenes = scene_config(&base)?;
     scenes.template = Template::Plain;
     config.data.train.scenes = Some(scenes);
     config.mode.schedule = None; // as published for the stage
@@ -46,8 +47,8 @@ fn stage<B: AutodiffBackend>(
     dir: &Path,
     device: &B::Device,
 ) -> anyhow::Result<PathBuf> {
-    let model: Llava<B> = run::start(&config, device)?; // the model that `init_from` ended with
-    let source = config.data.train.open(&config.model, config.seed, &source_registry())?;
+    let model: Llava<B> = run_dir::initial_model(&config, device)?; // the model that `init_from` ended with
+    let source = config.data.train.open(&config.model)?;
     train(TrainJob { overwrite: true, ..TrainJob::new(config, model, source, dir) })?;
     Ok(dir.to_path_buf())
 }
@@ -58,8 +59,8 @@ fn score<B: AutodiffBackend>(
     base: &TrainConfig,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let model: Llava<B::InnerBackend> = run::load(dir, device)?;
-    let (test, views) = (lab::test_source(base, 128)?, lab::views(base));
+    let model: Llava<B::InnerBackend> = run_dir::load_model(dir, device)?;
+    let (test, views) = (test_source(base, 128)?, evaluation_views(base));
     let pruner = Registry::<B::InnerBackend>::default().build(&base.pruner())?;
     let options = EvalOptions::default();
     let report = evaluate(&model, &test, None, &views, Some(&*pruner), device, options)?;

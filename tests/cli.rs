@@ -263,15 +263,18 @@ fn prune_writes_a_picture_or_nothing() {
     assert!(left.iter().all(|e| !e.file_name().to_string_lossy().starts_with("out.png")));
 
     for pruner in ["divprune", "fastervlm", "random", "uniform"] {
-        let said = prune("discs.png", "14", &["--pruner", pruner, "--overwrite"]).ok();
-        assert!(said.contains("14 of 144"), "{said}");
+        let printed = prune("discs.png", "14", &["--pruner", pruner, "--overwrite"]).ok();
+        assert!(printed.contains("14 of 144"), "{printed}");
         assert_eq!(image::open(bench.path("out.png")).unwrap().width(), 672);
     }
     // Side by side, text-guided and merging ones among them: a row of four and a row of two.
     let several = "divprune,cdpruner,visionzip:contextual=4,trim,dart";
     let question = ["--pruner", several, "--prompt", "is there a cat", "--overwrite"];
-    let said = prune("discs.png", "14", &question).ok();
-    assert!(said.contains("trim merges 14 of 144") && said.contains("dart keeps 14"), "{said}");
+    let printed = prune("discs.png", "14", &question).ok();
+    assert!(
+        printed.contains("trim merges 14 of 144") && printed.contains("dart keeps 14"),
+        "{printed}"
+    );
     let sheet = image::open(bench.path("out.png")).unwrap();
     assert_eq!((sheet.width(), sheet.height()), (4 * 344 + 8, 2 * (336 + 24 + 8) + 8));
     let before = std::fs::read(bench.path("out.png")).unwrap();
@@ -310,15 +313,15 @@ fn given_features_are_pruned_and_printed() {
         let args = ["prune", "--features", file, "--keep", "2", "--json", "--pruner", pruner];
         bench.run(&args)
     };
-    let said = prune("plain.safetensors", "fastervlm,divprune").ok();
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["fastervlm"]["indices"], json!([[1, 2], [0, 1]]));
+    let printed = prune("plain.safetensors", "fastervlm,divprune").ok();
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(printed["fastervlm"]["indices"], json!([[1, 2], [0, 1]]));
     // 1 and 3 are equally far from their nearest; 0 is then farthest from 1.
-    assert_eq!(said["divprune"]["indices"], json!([[0, 1], [0, 1]]));
-    let said = prune("masked.safetensors", "fastervlm").ok();
-    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(printed["divprune"]["indices"], json!([[0, 1], [0, 1]]));
+    let printed = prune("masked.safetensors", "fastervlm").ok();
+    let printed: Value = serde_json::from_str(&printed).unwrap();
     // Three of four tokens are valid: 2 * 3 / 4 = 1 of them stays.
-    assert_eq!(said["fastervlm"]["indices"], json!([[1, 2], [0]]));
+    assert_eq!(printed["fastervlm"]["indices"], json!([[1, 2], [0]]));
     prune("plain.safetensors", "visionzip").refused(&["visionzip", "keys"]);
     prune("gone.safetensors", "divprune").refused(&["gone.safetensors"]);
     std::fs::write(bench.path("bad.safetensors"), b"no such thing").unwrap();
@@ -442,8 +445,8 @@ fn quickstart_writes_the_promised_files() {
     ];
     let mut args = vec!["quickstart", "--out", "out"];
     args.extend(overrides.iter().flat_map(|text| ["--set", text]));
-    let said = bench.run(&args).ok();
-    assert!(said.contains("DualSpeed") && said.contains("report.html"), "{said}");
+    let printed = bench.run(&args).ok();
+    assert!(printed.contains("DualSpeed") && printed.contains("report.html"), "{printed}");
 
     let text = std::fs::read_to_string(bench.path("out/summary.json")).unwrap();
     let summary: Value = serde_json::from_str(&text).unwrap();

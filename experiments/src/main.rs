@@ -3,16 +3,19 @@
 //!
 //! `cargo run --release -p experiments -- list | run NAME [--seeds N] [--scale smoke] | report`
 
-mod fig_tradeoff;
 mod report;
 mod run;
+mod scale;
+mod studies;
 mod study;
-mod table_ablation;
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use dualspeed::backend::BackendChoice;
+
+use run::StudyRun;
+use scale::Scale;
 
 /// Ablations of DualSpeed.
 #[derive(Debug, Parser)]
@@ -40,8 +43,8 @@ enum Command {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
         seeds: u64,
         /// How large the runs are.
-        #[arg(long, value_enum, default_value_t = run::Scale::Smoke)]
-        scale: run::Scale,
+        #[arg(long, value_enum, default_value_t = Scale::Smoke)]
+        scale: Scale,
         /// Further overrides for every arm (repeatable).
         #[arg(long = "set", value_name = "KEY=VALUE")]
         overrides: Vec<String>,
@@ -54,16 +57,16 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Command::List => {
-            for study in study::STUDIES {
+            for study in studies::STUDIES {
                 println!("{:<16} {} ({} arms)", study.name, study.question, study.arms.len());
                 println!("{:<16} {}", "", study.source);
             }
             Ok(())
         }
         Command::Run { name, seeds, scale, overrides } => {
-            let study = study::find(&name)?;
-            let job = run::Job { study, out: &cli.out, seeds, scale, overrides: &overrides };
-            cli.backend.run(0, job)?;
+            let study = studies::find(&name)?;
+            let run = StudyRun { study, out: &cli.out, seeds, scale, overrides: &overrides };
+            cli.backend.run(0, run)?;
             report::write(&cli.out)
         }
         Command::Report => report::write(&cli.out),

@@ -5,14 +5,16 @@ use std::path::Path;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use dualspeed::lab::RunResult;
+use dualspeed::experiment::RunResult;
 use dualspeed::quickstart::summary::{Stat, stat};
 use dualspeed::report::html::Page;
 use dualspeed::report::plot::{Bars, Curve, bars, curves};
-use dualspeed::run::write_atomic;
+use dualspeed::run_dir::write_atomic;
 
-use crate::run::{Scale, read_result, run_dir};
-use crate::study::{STUDIES, Shape, Study};
+use crate::run::{arm_dir, read_result};
+use crate::scale::Scale;
+use crate::studies::STUDIES;
+use crate::study::{ReportKind, Study};
 
 /// Writes `report.md`, `report.html` and plots for every study that has finished runs.
 pub fn write(out: &Path) -> anyhow::Result<()> {
@@ -61,7 +63,7 @@ impl ArmResults {
 fn collect(out: &Path, study: &Study, scale: Scale) -> anyhow::Result<Vec<ArmResults>> {
     let mut arms = Vec::new();
     for arm in study.arms {
-        let first = run_dir(out, study, scale, arm, 0);
+        let first = arm_dir(out, study, scale, arm, 0);
         let mut results = BTreeMap::new();
         let entries = first.parent().map(std::fs::read_dir);
         if let Some(Ok(entries)) = entries {
@@ -168,8 +170,8 @@ fn plot(study: &Study, arms: &[ArmResults]) -> anyhow::Result<String> {
         let stat = arm.over(|r| r.accuracy(view));
         (100.0 * stat.mean, 100.0 * stat.std)
     };
-    Ok(match study.shape {
-        Shape::Table => {
+    Ok(match study.report {
+        ReportKind::Table => {
             let names: Vec<String> = done.iter().map(|arm| arm.name.to_string()).collect();
             let set = |name: &str, view: &str| Bars {
                 name: name.into(),
@@ -178,7 +180,7 @@ fn plot(study: &Study, arms: &[ArmResults]) -> anyhow::Result<String> {
             let sets = [set("full inference", "full"), set("pruned inference", "pruned")];
             bars(study.name, "test accuracy, %", &names, &sets, &[])?
         }
-        Shape::Tradeoff => {
+        ReportKind::Tradeoff => {
             let dots: Vec<Curve> = done
                 .iter()
                 .map(|arm| Curve {

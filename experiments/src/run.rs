@@ -1,66 +1,24 @@
-//! Runs a study's arms, seed by seed; what is finished stays.
+//! Runs a study's arms, seed by seed; finished runs are kept.
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use dualspeed::backend::BackendTask;
-use dualspeed::lab::{Lab, RunResult};
+use dualspeed::experiment::{ExperimentData, RunResult};
 use dualspeed::model::Needs;
 use dualspeed::ops::AutodiffBackend;
-use dualspeed::quickstart::config;
+use dualspeed::quickstart::recipe_config;
+use dualspeed::run_dir;
 use dualspeed::train::TrainConfig;
 
+use crate::scale::Scale;
 use crate::study::{Arm, Study};
 
-/// How large the runs are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Scale {
-    /// About a minute per arm on two CPU cores: enough to see the order, not the last percent.
-    Smoke,
-    /// The quickstart's size.
-    Quickstart,
-}
-
-impl Scale {
-    /// Overrides on the quickstart's recipe.
-    fn overrides(self) -> &'static [&'static str] {
-        match self {
-            Scale::Smoke => &[
-                "steps=1600",
-                "data.train.samples=6000",
-                "model.text.hidden_size=64",
-                "model.text.num_hidden_layers=2",
-                "model.text.num_attention_heads=2",
-                "model.text.intermediate_size=176",
-                "optim.lr=2e-3",
-            ],
-            Scale::Quickstart => &[],
-        }
-    }
-
-    /// Test scenes.
-    fn test_scenes(self) -> usize {
-        match self {
-            Scale::Smoke => 256,
-            Scale::Quickstart => dualspeed::quickstart::TEST_SCENES,
-        }
-    }
-
-    /// The directory's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scale::Smoke => "smoke",
-            Scale::Quickstart => "quickstart",
-        }
-    }
-}
-
-/// Where one run of an arm is.
-pub fn run_dir(out: &Path, study: &Study, scale: Scale, arm: &Arm, seed: u64) -> PathBuf {
+/// The run directory of an arm with one seed.
+pub fn arm_dir(out: &Path, study: &Study, scale: Scale, arm: &Arm, seed: u64) -> PathBuf {
     out.join(study.name).join(scale.name()).join(arm.name).join(format!("seed-{seed}"))
 }
 
-/// The configuration of one run.
+/// The configuration of an arm with one seed.
 fn arm_config(
     study: &Study,
     scale: Scale,
@@ -68,30 +26,28 @@ fn arm_config(
     seed: u64,
     overrides: &[String],
 ) -> anyhow::Result<TrainConfig> {
-    let own: Vec<&str> = [scale.overrides(), study.base, arm.overrides].concat();
-    config(seed, &own, overrides)
+    let arm_overrides: Vec<&str> = [scale.overrides(), study.base, arm.overrides].concat();
+    recipe_config(seed, &arm_overrides, overrides)
 }
 
-/// Arms to run.
-pub struct Job<'a> {
-    /// The study.
+/// A study with the seeds and the scale to run it at.
+pub struct StudyRun<'a> {
     pub study: &'a Study,
-    /// Where runs go.
+    /// The directory of all studies.
     pub out: &'a Path,
     /// Seeds per arm.
     pub seeds: u64,
-    /// How large the runs are.
     pub scale: Scale,
     /// Overrides for every arm.
     pub overrides: &'a [String],
 }
 
-impl BackendTask for Job<'_> {
+impl BackendTask for StudyRun<'_> {
     type Output = anyhow::Result<()>;
 
-    /// Runs what is not finished yet.
+    /// Runs the arms that have not finished yet, seed by seed.
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<()> {
-        let Job { study, out, seeds, scale, overrides } = self;
+        let StudyRun { study, out, seeds, scale, overrides } = self;
         (0..seeds).try_for_each(|seed| run_seed::<B>(study, device, out, seed, scale, overrides))
     }
 }
@@ -106,12 +62,12 @@ fn run_seed<B: AutodiffBackend>(
 ) -> anyhow::Result<()> {
     let mut open = Vec::new();
     for arm in study.arms {
-        let dir = run_dir(out, study, scale, arm, seed);
+        let dir = arm_dir(out, study, scale, arm, seed);
         let config = arm_config(study, scale, arm, seed, overrides)?;
         if read_result(&dir).is_some() {
             // A finished run answers only for the configuration it was made with.
             anyhow::ensure!(
-                dualspeed::run::config(&dir)? == config,
+                run_dir::read_config(&dir)? == config,
                 "{} holds a run of another configuration; give another --out, or remove it",
                 dir.display()
             );
@@ -121,10 +77,11 @@ fn run_seed<B: AutodiffBackend>(
         }
     }
     let Some((_, _, first)) = open.first() else { return Ok(()) };
-    let lab = Lab::<B>::new(first, scale.test_scenes(), Needs::default(), device, true)?;
+    let (scenes, needs) = (scale.test_scenes(), Needs::default());
+    let data = ExperimentData::<B>::new(first, scenes, needs, device, true)?;
     for (arm, dir, config) in open {
         // What is there has no result: it was cut off, and starts again.
-        let result = lab.run::<()>(arm.name, &config, &dir, true)?;
+        let result = data.train_and_evaluate::<()>(arm.name, &config, &dir, true)?;
         eprintln!(
             "{:<20} seed {seed}: full {:.1} %, pruned {:.1} %, {:.0} s",
             arm.name,
@@ -136,7 +93,7 @@ fn run_seed<B: AutodiffBackend>(
     Ok(())
 }
 
-/// The result a finished run left.
+/// The result in a run directory; `None` where no run has finished.
 pub fn read_result(dir: &Path) -> Option<RunResult> {
     let text = std::fs::read_to_string(dir.join("result.json")).ok()?;
     serde_json::from_str(&text).ok()

@@ -2,7 +2,7 @@
 
 use dualspeed::model::import::{AnyModel, Gguf, LoadOptions};
 use dualspeed::model::{Llama, RopeScaling};
-use dualspeed::speaker::gguf_tokenizer;
+use dualspeed::pipeline::gguf_tokenizer;
 
 use crate::support::{B, Expected, assert_close, asset, fixture, ids};
 

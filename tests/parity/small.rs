@@ -21,7 +21,7 @@ use crate::support::{B, fixture};
 const SIDE: usize = 32;
 
 /// A state dictionary of EfficientNet-Lite0 as it is published, with random numbers.
-fn published(path: &Path) {
+fn write_efficientnet(path: &Path) {
     let mut rng = SplitMix::new(&[7]);
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     let mut put = |name: String, shape: Vec<usize>, scale: f64, mean: f64| {
@@ -65,7 +65,7 @@ fn published(path: &Path) {
 }
 
 /// A language model with the words of scenes, from a decoder without any.
-fn speaking(dir: &Path) {
+fn write_language_model(dir: &Path) {
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(fixture("llama_tied").join(name), dir.join(name)).unwrap();
     }
@@ -108,17 +108,17 @@ fn a_tower_and_a_language_model_become_one_model() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let text = |name: &str| at(name).display().to_string();
-    std::fs::create_dir(at("mouth")).unwrap();
-    speaking(&at("mouth"));
-    published(&at("eye.safetensors"));
+    std::fs::create_dir(at("language")).unwrap();
+    write_language_model(&at("language"));
+    write_efficientnet(&at("vision.safetensors"));
     let side = SIDE.to_string();
     ok(&[
         "assemble",
         "--quiet",
         "--vision",
-        &text("eye.safetensors"),
+        &text("vision.safetensors"),
         "--language",
-        &text("mouth"),
+        &text("language"),
         "--image-size",
         &side,
         "--out",
@@ -130,7 +130,7 @@ fn a_tower_and_a_language_model_become_one_model() {
     let checkpoint = Checkpoint::open(&at("model"), &options).unwrap();
     let (model, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
     assert!(matches!(model.config.vision, VisionConfig::EfficientNet(_)));
-    let source = SafetensorsWeights::open(&at("eye.safetensors")).unwrap();
+    let source = SafetensorsWeights::open(&at("vision.safetensors")).unwrap();
     let tower = EfficientNet::<B>::read(&source, SIDE, &Default::default()).unwrap();
     let pixels = Tensor::<B, 1, Int>::arange(0..(3 * SIDE * SIDE) as i64, &Default::default());
     let pixels = (pixels.float().reshape([1, 3, SIDE, SIDE]) / 1000.0).sin();
@@ -147,9 +147,9 @@ fn a_tower_and_a_language_model_become_one_model() {
         "assemble",
         "--quiet",
         "--vision",
-        &text("eye.safetensors"),
+        &text("vision.safetensors"),
         "--language",
-        &text("mouth"),
+        &text("language"),
         "--image-size",
         &side,
         "--dtype",
@@ -236,21 +236,21 @@ fn pixels_are_the_towers_own() {
 #[test]
 fn halves_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let eye = dir.path().join("eye.safetensors");
-    published(&eye);
+    let vision_tower = dir.path().join("vision.safetensors");
+    write_efficientnet(&vision_tower);
     let out = dir.path().join("out").display().to_string();
-    let eye = eye.display().to_string();
-    let mouth = dir.path().join("mouth");
-    std::fs::create_dir(&mouth).unwrap();
-    speaking(&mouth);
-    let mouth = mouth.display().to_string();
+    let vision_tower = vision_tower.display().to_string();
+    let language_model = dir.path().join("language");
+    std::fs::create_dir(&language_model).unwrap();
+    write_language_model(&language_model);
+    let language_model = language_model.display().to_string();
     let [llama, llava] =
         ["llama_tied", "llava_mha"].map(|name| fixture(name).display().to_string());
     for (vision, language, more, parts) in [
-        ("no-such-thing", &mouth, &[][..], ["no-such-thing", "smollm2-135m"]),
-        (&eye[..], &llava, &[], ["llava_mha", "sees already"]),
-        (&llama[..], &mouth, &[], ["llama_tied", "no CLIP"]),
-        (&eye[..], &mouth, &["--image-size", "40"], ["image_size", "16"]),
+        ("no-such-thing", &language_model, &[][..], ["no-such-thing", "smollm2-135m"]),
+        (&vision_tower[..], &llava, &[], ["llava_mha", "sees already"]),
+        (&llama[..], &language_model, &[], ["llama_tied", "no CLIP"]),
+        (&vision_tower[..], &language_model, &["--image-size", "40"], ["image_size", "16"]),
     ] {
         let arguments = ["assemble", "--vision", vision, "--language", language, "--out", &out];
         let (success, _, stderr) = dualspeed(&[&arguments[..], more].concat());

@@ -24,7 +24,7 @@ pub fn fixture(name: &str) -> PathBuf {
 /// Pretrained weights, if they have been fetched. Where they have not, the test is skipped and says so past the capture of
 /// its output; with `DUALSPEED_ASSETS=require`, as in .ci/run, it fails.
 pub fn asset(name: &str) -> Option<PathBuf> {
-    let path = Asset::named(name).unwrap().path(&cache_dir().unwrap());
+    let path = Asset::by_name(name).unwrap().path(&cache_dir().unwrap());
     if path.is_file() {
         return Some(path);
     }

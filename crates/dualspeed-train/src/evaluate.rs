@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::FeatureCache;
-use crate::metrics::progress_bar;
 use crate::inputs::inputs;
+use crate::metrics::progress_bar;
 
 /// One setting to evaluate in.
 #[derive(Clone, Debug)]

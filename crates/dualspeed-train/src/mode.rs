@@ -202,7 +202,10 @@ impl LaggedSchedule {
     }
 
     pub(crate) fn state(&self) -> ScheduleState {
-        ScheduleState { schedule: self.schedule.state(), recent: self.recent.iter().copied().collect() }
+        ScheduleState {
+            schedule: self.schedule.state(),
+            recent: self.recent.iter().copied().collect(),
+        }
     }
 
     pub(crate) fn restore(&mut self, state: &ScheduleState) -> Result<(), String> {

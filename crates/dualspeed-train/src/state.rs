@@ -10,7 +10,6 @@ use dualspeed_ops::to_f32;
 
 use crate::checkpoint::HostTensor;
 
-
 const PREFIX: &str = "model.";
 
 /// The parameters that take gradients, by `model.<path>`.
@@ -57,7 +56,8 @@ pub(crate) fn import_trainables<B: Backend, M: Module<B>>(
 ) -> Result<M, String> {
     let wanted =
         tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(PREFIX)?, tensor)));
-    let mut importer = Importer { path: ParamPath::new(""), wanted: wanted.collect(), problem: None };
+    let mut importer =
+        Importer { path: ParamPath::new(""), wanted: wanted.collect(), problem: None };
     let module = module.map(&mut importer);
     if let Some(problem) = importer.problem {
         return Err(problem);

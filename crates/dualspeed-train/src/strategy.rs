@@ -30,9 +30,9 @@ use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 use crate::error_slot::ErrorSlot;
-use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
 use crate::lr_schedule::WarmupSchedule;
 use crate::metrics::RunMetrics;
+use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
 use crate::mode::{LaggedSchedule, Mode, PastStep};
 use crate::optim::{GradNorm, GroupRates, GroupedAdamW};
 use crate::state::export_trainables;
@@ -283,9 +283,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let tokens = counts.supervised_tokens.max(1) as f64;
         let parts = || window.parts.iter().zip(sums);
         let mean = |name: &str| {
-            parts().find(|((part, _), _)| part.as_str() == name).map_or(0.0, |((_, part), sum)| {
-                sum / part.tokens.max(1) as f64
-            })
+            parts()
+                .find(|((part, _), _)| part.as_str() == name)
+                .map_or(0.0, |((_, part), sum)| sum / part.tokens.max(1) as f64)
         };
         let known = [CROSS_ENTROPY, DISTILLATION, CORRECT];
         let others = parts().filter(|((name, _), _)| !known.contains(&name.as_str()));

@@ -17,21 +17,19 @@ use dualspeed_data::{
     Colour, DataError, HostImage, SceneConfig, SceneSource, Split, patch_colours, patch_labels,
     render,
 };
-use dualspeed_model::{
-    ModelError, Precision, VitConfig, store,
-};
 use dualspeed_model::nn::params::trainable_parameters;
 use dualspeed_model::vision::pretraining::{
     TowerConfig as TowerShape, TowerLoss, TowerLossWeights, TowerModel, TowerTargets,
 };
+use dualspeed_model::{ModelError, Precision, VitConfig, store};
 use dualspeed_ops::{AutodiffBackend, Backend, to_f32};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::features::pixel_values;
-use crate::metrics::progress_bar;
 use crate::lr_schedule::{Decay, WarmupSchedule};
+use crate::metrics::progress_bar;
 use crate::optim::{AdamW, GroupRates, GroupedAdamW};
 
 /// What a tower's seed is drawn for, among all that is drawn from (seed, step).

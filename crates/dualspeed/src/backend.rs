@@ -7,7 +7,7 @@ use dualspeed_ops::AutodiffBackend;
 #[cfg(not(any(feature = "ndarray", feature = "flex", feature = "wgpu", feature = "cuda")))]
 compile_error!("dualspeed needs at least one backend feature: ndarray, flex, wgpu or cuda");
 
-/// A backend by name. Only those compiled in exist.
+/// The name of a backend; only those compiled in exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
     /// Burn's ndarray backend on the CPU, f32.
@@ -43,7 +43,7 @@ impl Default for BackendChoice {
 }
 
 impl BackendChoice {
-    /// The name as written on the command line.
+    /// The name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
     }
@@ -51,10 +51,10 @@ impl BackendChoice {
 
 /// Work that is generic over the backend, to be run on the one chosen at run time.
 pub trait BackendTask {
-    /// What the work gives.
+    /// The result of the work.
     type Output;
 
-    /// Does the work.
+    /// Runs the work on a device of the backend `B`.
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> Self::Output;
 }
 

@@ -15,14 +15,16 @@
 //! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
 //! | [`mod@bench`] | times of training steps, operations and pruners |
-//! | [`clip_words`] | CLIP's text tower and projection for text-guided pruners |
+//! | [`cli`] | the `dualspeed` program |
+//! | [`clip`] | CLIP's text tower and projection for text-guided pruners |
+//! | [`embedded_tower`] | the embedded vision tower and how it is trained |
+//! | [`experiment`] | data sets, tower features and one training with its evaluation, as quickstart and ablations need it |
 //! | [`extensions`] | pruners of another crate, known to every command |
-//! | [`tower`] | the embedded vision tower and how it is trained |
-//! | [`lab`] | data sets, tower features and one training-and-evaluation, as quickstart and ablations need it |
-//! | [`run`] | run directories: what a run started from, and the model it ended with |
-//! | [`speaker`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
+//! | [`interrupt`] | Ctrl-C |
+//! | [`pipeline`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
 //! | [`quickstart`] | three models, one table, one report |
-//! | [`report`] | plots, pages, pictures |
+//! | [`report`] | plots, pages, tables, pictures |
+//! | [`run_dir`] | run directories: what a run started from, and the model it ended with |
 
 pub use dualspeed_data as data;
 pub use dualspeed_model as model;
@@ -33,17 +35,19 @@ pub mod assets;
 pub mod backend;
 pub mod bench;
 pub mod cli;
-pub mod clip_words;
+pub mod clip;
 mod commands;
+pub mod embedded_tower;
+pub mod experiment;
 pub mod extensions;
-pub mod lab;
+pub mod interrupt;
+mod patch_contributions;
+pub mod pipeline;
 pub mod quickstart;
 pub mod report;
-pub mod run;
-pub mod speaker;
-pub mod tower;
+pub mod run_dir;
 
-/// What most programs import.
+/// The names that most programs import.
 pub mod prelude {
     pub use crate::extensions::Extensions;
     pub use burn::tensor::{Int, Tensor};

@@ -9,9 +9,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use dualspeed_model::{
-    Compat, LlavaConfig, ObjectiveSpec, PrunerSpec, Trainable, View,
-};
+use dualspeed_model::{Compat, LlavaConfig, ObjectiveSpec, PrunerSpec, Trainable, View};
 use serde::{Deserialize, Serialize};
 
 pub use features::{CacheMode, FeaturesConfig};
@@ -76,7 +74,8 @@ pub struct TrainConfig {
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 5] = ["checkpoint", "data.features", "memory", "metrics", "validation"];
+const FREE_ON_RESUME: [&str; 5] =
+    ["checkpoint", "data.features", "memory", "metrics", "validation"];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.

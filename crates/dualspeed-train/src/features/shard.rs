@@ -142,10 +142,12 @@ pub(crate) fn write(
     let said = said.into_iter().chain([("needs", needs.join(","))]);
     let said = said.map(|(key, value)| (key.to_owned(), value)).collect();
     files::write_whole_at(path, temporary, |temporary| {
-        safetensors::serialize_to_file(tensors, Some(said), temporary).map_err(|error| match error {
-            SafeTensorError::IoError(source) => ShardError::Io(source),
-            other => ShardError::Damaged(other.to_string()),
-        })
+        safetensors::serialize_to_file(tensors, Some(said), temporary).map_err(
+            |error| match error {
+                SafeTensorError::IoError(source) => ShardError::Io(source),
+                other => ShardError::Damaged(other.to_string()),
+            },
+        )
     })
 }
 

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use dualspeed_core::{Registry, RegistryError};
 
 use super::StepRecord;
-use super::burn_metrics::StepMetric;
 
 /// A figure of every step: shown while training, and written into the records under `metrics`.
 pub trait RecordMetric: Debug + Send + Sync {
@@ -45,19 +44,25 @@ impl RunMetrics {
     ///
     /// # Errors
     /// [`RegistryError`] for the first name that nobody registered.
-    pub(crate) fn build(names: &[String], registry: &MetricRegistry) -> Result<Self, RegistryError> {
+    pub(crate) fn build(
+        names: &[String],
+        registry: &MetricRegistry,
+    ) -> Result<Self, RegistryError> {
         let metrics = names.iter().map(|name| registry.build(name, &()).map(Arc::from));
         metrics.collect::<Result<_, _>>().map(Self)
     }
 
-    /// As Burn's trainer takes them.
-    pub(crate) fn step_metrics(&self) -> impl Iterator<Item = StepMetric> {
-        self.0.iter().cloned().map(StepMetric::new)
+    /// The metrics.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn RecordMetric>> {
+        self.0.iter()
     }
 
     /// Values in a step, of the metrics that have one.
     pub(crate) fn values(&self, record: &StepRecord) -> BTreeMap<String, f64> {
         let values = self.0.iter().map(|metric| (metric.name().to_owned(), metric.value(record)));
-        values.filter(|(_, (_, count))| *count > 0).map(|(name, (value, _))| (name, value)).collect()
+        values
+            .filter(|(_, (_, count))| *count > 0)
+            .map(|(name, (value, _))| (name, value))
+            .collect()
     }
 }

@@ -6,7 +6,7 @@ mod jsonl;
 mod progress;
 mod record;
 
-pub(crate) use burn_metrics::{NoMetricLogger, step_metrics};
+pub(crate) use burn_metrics::{NoMetricLogger, StepMetric, step_metrics};
 pub use custom::{MetricRegistry, RecordMetric, RunMetrics, metric_registry};
 pub(crate) use jsonl::JsonlLog;
 pub use jsonl::read_metrics;

@@ -47,12 +47,7 @@ pub struct GroupedAdamW<B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> GroupedAdamW<B> {
     /// An optimiser for `params`. `max_grad_norm` 0 switches clipping off.
-    pub fn new(
-        adamw: AdamW,
-        rates: GroupRates,
-        max_grad_norm: f64,
-        params: &[ParamInfo],
-    ) -> Self {
+    pub fn new(adamw: AdamW, rates: GroupRates, max_grad_norm: f64, params: &[ParamInfo]) -> Self {
         let state = OptimState { moments: HashMap::new() };
         Self {
             adamw,
@@ -226,7 +221,8 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
             scale *= self.max_grad_norm / (norm + 1e-6);
         }
         let grads = grads.into_iter().collect();
-        let module = module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale });
+        let module =
+            module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale });
         (module, GradNorm::Host(norm))
     }
 

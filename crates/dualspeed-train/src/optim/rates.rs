@@ -40,7 +40,9 @@ impl GroupRates {
 
     /// The rate of every parameter over the base rate; what is in no group of the model takes the base rate.
     pub(super) fn multipliers(&self, params: &[ParamInfo]) -> HashMap<ParamId, f64> {
-        let rate = |param: &ParamInfo| ParamGroup::of(&param.path).map_or(self.base, |group| self.of(group));
+        let rate = |param: &ParamInfo| {
+            ParamGroup::of(&param.path).map_or(self.base, |group| self.of(group))
+        };
         params.iter().map(|param| (param.id, rate(param) / self.base)).collect()
     }
 

@@ -6,26 +6,29 @@
 //! | [`ops`] | the operations of `dualspeed-ops`, a decoder block, the vision tower |
 //! | [`prune`] | pruners beside the tower that makes their input |
 //! | [`growth`] | a step's time against visual tokens, batch and model |
-//! | [`report`] | what is written, the same for all |
-//! | [`clock`] | medians |
+//! | [`rows`] | measurements |
+//! | [`report`] | the file of measurements, the same for all suites |
+//! | [`timing`] | medians |
 //!
 //! Weights are random, drawn on the device; so are pictures and text. Nothing is zero.
 
-pub mod clock;
+mod date;
+mod filter;
 pub mod growth;
-mod model;
+mod model_size;
 pub mod ops;
 pub mod prune;
+mod random_model;
 pub mod report;
-mod source;
+pub mod rows;
 pub mod steps;
+mod suite;
+mod synthetic_source;
+pub mod timing;
 
-pub use growth::GrowthRow;
-pub use model::Size;
-pub use ops::OpRow;
-pub use prune::PruneRow;
-pub use report::{BenchReport, Filter, Row, Suite, today};
-pub use steps::{Case, StepOptions, StepRow};
-
-/// Takes the rows as they come: prints them, writes them.
-pub type Sink<'a> = &'a mut dyn FnMut(Row) -> anyhow::Result<()>;
+pub use date::today;
+pub use filter::Filter;
+pub use model_size::ModelSize;
+pub use report::BenchReport;
+pub use rows::{GrowthRow, OpRow, PruneRow, Row, Sink, StepRow};
+pub use suite::Suite;

@@ -7,43 +7,44 @@ use dualspeed_model::{
     VisionFeatures, VisionTower, VisualTokens, VitConfig, select,
 };
 use dualspeed_ops::Backend;
-use serde::{Deserialize, Serialize};
 
-use super::Sink;
-use super::clock::{Time, few_runs};
-use super::model::{Size, random_tower};
-use super::report::{Filter, Row, Suite};
-use crate::tower;
+use super::filter::Filter;
+use super::model_size::ModelSize;
+use super::random_model::random_tower;
+use super::rows::{PruneRow, Row, Sink};
+use super::suite::Suite;
+use super::timing::{Timing, time_few_runs};
+use crate::embedded_tower;
 
-/// Share of the tokens that is kept where nothing else is said.
-pub const KEEP: f64 = 0.1;
+/// Share of the tokens that is kept by default.
+pub const KEEP_RATIO: f64 = 0.1;
 /// A measurement ends after this many runs, or as many seconds.
 const RUNS: usize = 5;
 const SECONDS: f64 = 3.0;
 
-/// What is measured.
+/// The shapes at which pruners are measured.
 #[derive(Clone, Debug)]
 pub struct PruneShapes {
-    /// Width of projected tokens.
+    /// Width of projected tokens: the decoder's.
     pub width: usize,
-    /// Width of hidden states.
+    /// Width of the vision tower's hidden states.
     pub hidden: usize,
-    /// Tokens per image and images per batch: all pruners at [`KEEP`], the tower, the product of all pairs.
+    /// Tokens per image and images per batch: all pruners at [`KEEP_RATIO`], the tower, the product of all pairs.
     pub cells: Vec<(usize, usize)>,
-    /// Tokens of one image: all pruners at [`KEEP`].
+    /// Tokens of one image: all pruners at [`KEEP_RATIO`].
     pub sizes: Vec<usize>,
     /// Shares kept of one image of the first cell's tokens.
     pub shares: Vec<f64>,
-    /// How many to keep instead of [`KEEP`], where there are more tokens.
+    /// The count to keep instead of the share [`KEEP_RATIO`], where there are more tokens.
     pub keep: Option<usize>,
     /// The tower beside which they stand, and its name; an image is made of tiles of this tower.
     pub tower: (String, VitConfig),
 }
 
 impl PruneShapes {
-    /// Those of `dualspeed prune --bench`: 576 and 2880 tokens in batches of 1 and 16, on a CPU's scale of width.
+    /// The shapes of `dualspeed prune --bench`: 576 and 2880 tokens in batches of 1 and 16, on a CPU's scale of width.
     pub fn standard() -> Self {
-        let tower = VitConfig { image_size: 336, ..tower::config().vision };
+        let tower = VitConfig { image_size: 336, ..embedded_tower::config().vision };
         Self {
             width: 512,
             hidden: 512,
@@ -55,10 +56,10 @@ impl PruneShapes {
         }
     }
 
-    /// Those of a model.
-    pub fn of(size: Size, config: &LlavaConfig) -> Self {
+    /// The shapes of a model, images of one tile and of several.
+    pub fn of(size: ModelSize, config: &LlavaConfig) -> Self {
         let n = config.vision.num_tokens();
-        let tiny = size == Size::Tiny;
+        let tiny = size == ModelSize::Tiny;
         let (batch, tiles) = if tiny { (2, 2) } else { (16, 5) };
         Self {
             width: config.text.hidden_size,
@@ -73,34 +74,15 @@ impl PruneShapes {
 
     /// How many of `n` tokens are kept where the share is `share`.
     pub fn keep_of(&self, n: usize, share: f64) -> usize {
-        let fixed = self.keep.filter(|keep| *keep < n && share == KEEP);
+        let fixed = self.keep.filter(|keep| *keep < n && share == KEEP_RATIO);
         fixed.unwrap_or((n as f64 * share) as usize).max(1)
     }
 }
 
-/// A pruner, or something beside it, at one shape.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PruneRow {
-    /// What and at which shape, `prune divprune 16x576x4096 -> 57`.
-    pub name: String,
-    /// The pruner's specification, `tower`, or the product of all pairs.
-    pub pruner: String,
-    /// Tokens per image.
-    pub tokens: usize,
-    /// Images.
-    pub batch: usize,
-    /// Tokens kept per image.
-    pub keep: usize,
-    /// Median milliseconds of the whole batch; absent where the pruner cannot keep that many.
-    pub ms: Option<f64>,
-    /// Largest less smallest of the runs.
-    pub spread_ms: Option<f64>,
-}
-
-/// Times what `filter` wants of `specs` at all shapes, row by row into `sink`.
+/// Times the pruners of `specs`, the tower and the product of all pairs at all shapes, where `filter` chooses them.
 ///
 /// # Errors
-/// A pruner that is not known, a filter that fits nothing, or whatever `sink` says.
+/// A pruner that is not known, a filter that fits nothing, or whatever `sink` reports.
 pub fn run<B: Backend>(
     registry: &Registry<B>,
     specs: &[PrunerSpec],
@@ -110,26 +92,26 @@ pub fn run<B: Backend>(
     sink: Sink<'_>,
 ) -> anyhow::Result<()> {
     let (rows, left_out) = (0, Vec::new());
-    let mut bench = Bench { registry, specs, shapes, filter, device, sink, rows, left_out };
+    let mut bench = PruneBench { registry, specs, shapes, filter, device, sink, rows, left_out };
     for (n, batch) in &shapes.cells {
-        bench.cell(*n, *batch)?;
+        bench.everything(*n, *batch)?;
     }
     for n in &shapes.sizes {
         if !shapes.cells.contains(&(*n, 1)) {
-            bench.methods(*n, 1, shapes.keep_of(*n, KEEP))?;
+            bench.pruners(*n, 1, shapes.keep_of(*n, KEEP_RATIO))?;
         }
     }
     let n = shapes.cells.first().map_or(1, |cell| cell.0);
     for share in &shapes.shares {
-        if *share != KEEP {
-            bench.methods(n, 1, shapes.keep_of(n, *share))?;
+        if *share != KEEP_RATIO {
+            bench.pruners(n, 1, shapes.keep_of(n, *share))?;
         }
     }
     let known: Vec<&str> = bench.left_out.iter().map(String::as_str).collect();
     filter.ensure_some(bench.rows, Suite::Prune, &known)
 }
 
-struct Bench<'a, B: Backend> {
+struct PruneBench<'a, B: Backend> {
     registry: &'a Registry<B>,
     specs: &'a [PrunerSpec],
     shapes: &'a PruneShapes,
@@ -140,11 +122,11 @@ struct Bench<'a, B: Backend> {
     left_out: Vec<String>,
 }
 
-impl<B: Backend> Bench<'_, B> {
-    /// All methods, the tower, and the product of all pairs.
-    fn cell(&mut self, n: usize, batch: usize) -> anyhow::Result<()> {
-        let keep = self.shapes.keep_of(n, KEEP);
-        self.methods(n, batch, keep)?;
+impl<B: Backend> PruneBench<'_, B> {
+    /// Times all pruners, the tower, and the product of all pairs on `batch` images of `n` tokens.
+    fn everything(&mut self, n: usize, batch: usize) -> anyhow::Result<()> {
+        let keep = self.shapes.keep_of(n, KEEP_RATIO);
+        self.pruners(n, batch, keep)?;
         let width = self.shapes.width;
         let unit = random::<B>([batch, n, width], 1, self.device);
         let product = || {
@@ -155,7 +137,7 @@ impl<B: Backend> Bench<'_, B> {
             }
         };
         self.time("product of all pairs alone", n, batch, keep, || {
-            Some(few_runs(RUNS, SECONDS, product))
+            Some(time_few_runs(RUNS, SECONDS, product))
         })?;
         let (name, vision) = &self.shapes.tower;
         let tiles = batch * n / vision.num_patches();
@@ -167,11 +149,12 @@ impl<B: Backend> Bench<'_, B> {
             let features = vit.features(pixels.clone(), Needs::default());
             wait(features.hidden.narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
         };
-        self.time(name, n, batch, keep, || Some(few_runs(RUNS, SECONDS, forward)))
+        self.time(name, n, batch, keep, || Some(time_few_runs(RUNS, SECONDS, forward)))
     }
 
-    fn methods(&mut self, n: usize, batch: usize, keep: usize) -> anyhow::Result<()> {
-        let visual = visual::<B>(batch, n, self.shapes, self.device);
+    /// Times all pruners on `batch` images of `n` tokens.
+    fn pruners(&mut self, n: usize, batch: usize, keep: usize) -> anyhow::Result<()> {
+        let visual = random_visual_tokens::<B>(batch, n, self.shapes, self.device);
         let ctx = PruneContext {
             images: (0..batch).map(|image| (format!("image-{image}"), 0)).collect(),
             prompts: vec![String::new(); batch],
@@ -185,7 +168,7 @@ impl<B: Backend> Bench<'_, B> {
             // Pooling cannot make every count.
             self.time(&spec.to_string(), n, batch, keep, || {
                 select(&*pruner, &visual, keep, &ctx).is_ok().then(|| {
-                    few_runs(RUNS, SECONDS, || {
+                    time_few_runs(RUNS, SECONDS, || {
                         if let Ok(kept) = select(&*pruner, &visual, keep, &ctx) {
                             let width = kept.tokens.dims()[2];
                             wait(kept.tokens.narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
@@ -203,7 +186,7 @@ impl<B: Backend> Bench<'_, B> {
         tokens: usize,
         batch: usize,
         keep: usize,
-        run: impl FnOnce() -> Option<Time>,
+        run: impl FnOnce() -> Option<Timing>,
     ) -> anyhow::Result<()> {
         let width = self.shapes.width;
         let name = format!("prune {pruner} {batch}x{tokens}x{width} -> {keep}");
@@ -211,7 +194,7 @@ impl<B: Backend> Bench<'_, B> {
             self.left_out.push(name);
             return Ok(());
         }
-        let time = run();
+        let timing = run();
         self.rows += 1;
         (self.sink)(Row::Prune(PruneRow {
             name,
@@ -219,8 +202,8 @@ impl<B: Backend> Bench<'_, B> {
             tokens,
             batch,
             keep,
-            ms: time.map(|time| time.ms),
-            spread_ms: time.map(|time| time.spread_ms),
+            ms: timing.map(|timing| timing.ms),
+            spread_ms: timing.map(|timing| timing.spread_ms),
         }))
     }
 }
@@ -230,6 +213,7 @@ fn wait<B: Backend>(x: Tensor<B, 2>) {
     let _ = x.into_data();
 }
 
+/// Standard normal values, the same for the same seed.
 fn random<B: Backend>(shape: [usize; 3], seed: u64, device: &B::Device) -> Tensor<B, 3> {
     let mut rng = SplitMix::new(&[seed]);
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
@@ -237,7 +221,7 @@ fn random<B: Backend>(shape: [usize; 3], seed: u64, device: &B::Device) -> Tenso
 }
 
 /// Random visual tokens with everything a pruner may ask for.
-fn visual<B: Backend>(
+fn random_visual_tokens<B: Backend>(
     batch: usize,
     n: usize,
     shapes: &PruneShapes,

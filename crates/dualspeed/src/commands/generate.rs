@@ -5,16 +5,73 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use clap::{Args, ValueEnum};
 use dualspeed_model::{GenerateOptions, PrunerSpec, TextTower, View};
-use dualspeed_ops::{AutodiffBackend, Backend};
+use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
 
-use super::Outcome;
-use crate::cli::GenerateArgs;
-use crate::clip_words::ClipWords;
+use super::checkpoint_args::CheckpointArgs;
+use super::global_args::GlobalArgs;
+use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry};
-use crate::run;
-use crate::speaker::{Answer, Asking, Question, Speaker};
+use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
+use crate::run_dir;
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The run directory.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    run: Option<PathBuf>,
+    /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    /// How the checkpoint is read.
+    #[command(flatten)]
+    checkpoint: CheckpointArgs,
+    /// The picture (PNG, JPEG, WebP, GIF, BMP); repeat it for several.
+    #[arg(long)]
+    image: Vec<PathBuf>,
+    /// The question; `<image>` in it says where pictures stand.
+    #[arg(long, required_unless_present = "batch")]
+    prompt: Option<String>,
+    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}; prints JSONL.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "image"])]
+    batch: Option<PathBuf>,
+    /// Print JSON with token ids and log-probabilities.
+    #[arg(long)]
+    json: bool,
+    /// Tokens to generate at most.
+    #[arg(long, default_value_t = 32)]
+    max_new_tokens: usize,
+    /// 0 picks the most likely token; higher samples more freely.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Sample among the most likely tokens that make up this share of the probability.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// The seed of sampling.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Keep only N visual tokens.
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
+    /// With --keep: which tokens; the run's pruner by default, else divprune.
+    #[arg(long, requires = "keep")]
+    pruner: Option<String>,
+    /// With --keep: prefix the mode isolator as in training.
+    #[arg(long, requires = "keep", num_args = 0..=1, default_missing_value = "on")]
+    isolator: Option<Switch>,
+}
+
+/// The value of a flag that is on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
 
 /// A line of `--batch`.
 #[derive(Debug, Deserialize)]
@@ -32,9 +89,9 @@ enum OneOrMany {
     Many(Vec<PathBuf>),
 }
 
-/// What `--json` prints.
+/// A line of what `--json` and `--batch` print.
 #[derive(Debug, Serialize)]
-struct Line<'a> {
+struct OutputLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     prompt: &'a str,
@@ -45,68 +102,40 @@ struct Line<'a> {
     finished: bool,
 }
 
-impl<'a> Line<'a> {
-    fn new(id: Option<&'a str>, prompt: &'a str, answer: &'a Answer) -> Self {
+impl<'a> OutputLine<'a> {
+    fn new(id: Option<&'a str>, prompt: &'a str, output: &'a GenerationOutput) -> Self {
         Self {
             id,
             prompt,
-            text: &answer.text,
-            prompt_ids: &answer.prompt_ids,
-            ids: &answer.generated.ids,
-            log_probs: &answer.generated.log_probs,
-            finished: answer.generated.finished,
+            text: &output.text,
+            prompt_ids: &output.prompt_ids,
+            ids: &output.generated.ids,
+            log_probs: &output.generated.log_probs,
+            finished: output.generated.finished,
         }
     }
 }
 
-pub fn run<B: AutodiffBackend, E: Extensions>(
+pub(crate) fn run<B: Backend, E: Extensions>(
     args: &GenerateArgs,
-    quiet: bool,
-    device: &B::Device,
-) -> anyhow::Result<Outcome> {
-    speak::<B::InnerBackend, E>(args, quiet, device)?;
-    Ok(Outcome::Done)
-}
-
-fn speak<B: Backend, E: Extensions>(
-    args: &GenerateArgs,
-    quiet: bool,
+    global: &GlobalArgs,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let (speaker, trained_with) = match (&args.run, &args.model) {
-        (Some(dir), _) => (Speaker::<B>::from_run(dir, device)?, Some(run::config(dir)?.pruner())),
-        (None, Some(path)) => {
-            let (speaker, report) =
-                Speaker::from_checkpoint(path, &args.source.options()?, device)?;
-            if !quiet {
-                eprintln!(
-                    "read {} tensors, {:.2} GB in {:.1} s ({:.2} GB/s)",
-                    report.loaded.tensors,
-                    report.loaded.bytes as f64 / 1e9,
-                    report.elapsed.as_secs_f64(),
-                    report.gigabytes_per_second()
-                );
-            }
-            (speaker, None)
-        }
-        (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
-    };
+    let (pipeline, trained_pruner) = load::<B>(args, global, device)?;
     let spec = match &args.pruner {
         Some(name) => Some(name.parse()?),
-        None => trained_with.or_else(|| args.keep.map(|_| PrunerSpec::default())),
+        None => trained_pruner.or_else(|| args.keep.map(|_| PrunerSpec::default())),
     };
     let mut registry = registry::<B, E>(device);
-    if let Some(dir) = &args.source.clip {
-        let options = args.source.options()?.load;
-        let words: Arc<dyn TextTower<B>> = Arc::new(ClipWords::open(dir, &options, device)?);
-        registry = registry.with_text_tower(move || Ok(words.clone()));
+    if let Some(dir) = &args.checkpoint.clip {
+        let options = args.checkpoint.options()?.load;
+        let tower: Arc<dyn TextTower<B>> = Arc::new(ClipTextTower::open(dir, &options, device)?);
+        registry = registry.with_text_tower(move || Ok(tower.clone()));
     }
     let pruner = spec.map(|spec| registry.build(&spec)).transpose()?;
-    let asking = Asking {
+    let settings = GenerationSettings {
         view: match args.keep {
-            Some(keep) => {
-                View::Pruned { keep, isolator: args.isolator.is_some_and(|on| on.is_on()) }
-            }
+            Some(keep) => View::Pruned { keep, isolator: args.isolator == Some(Switch::On) },
             None => View::Full,
         },
         pruner: pruner.as_deref(),
@@ -121,39 +150,67 @@ fn speak<B: Backend, E: Extensions>(
         },
     };
     match &args.batch {
-        Some(path) => batch(&speaker, path, &asking, device),
-        None => one(&speaker, args, &asking, device),
+        Some(path) => generate_batch(&pipeline, path, &settings, device),
+        None => generate_one(&pipeline, args, &settings, device),
     }
 }
 
-/// One question; the answer appears as it is made, unless it is wanted as JSON.
-fn one<B: Backend>(
-    speaker: &Speaker<B>,
+/// The model of `--run`, with the pruner that it was trained with, or of `--model`.
+fn load<B: Backend>(
     args: &GenerateArgs,
-    asking: &Asking<'_, B>,
+    global: &GlobalArgs,
+    device: &B::Device,
+) -> anyhow::Result<(Pipeline<B>, Option<PrunerSpec>)> {
+    let path = match (&args.run, &args.model) {
+        (Some(dir), _) => {
+            let pipeline = Pipeline::from_run(dir, device)?;
+            return Ok((pipeline, Some(run_dir::read_config(dir)?.pruner())));
+        }
+        (None, Some(path)) => path,
+        (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
+    };
+    let options = args.checkpoint.options()?;
+    let (pipeline, report) = Pipeline::from_checkpoint(path, &options, device)?;
+    if !global.quiet {
+        eprintln!(
+            "read {} tensors, {:.2} GB in {:.1} s ({:.2} GB/s)",
+            report.loaded.tensors,
+            report.loaded.bytes as f64 / 1e9,
+            report.elapsed.as_secs_f64(),
+            report.gigabytes_per_second()
+        );
+    }
+    Ok((pipeline, None))
+}
+
+/// Answers `--prompt`; the text appears as it is generated, unless it is wanted as JSON.
+fn generate_one<B: Backend>(
+    pipeline: &Pipeline<B>,
+    args: &GenerateArgs,
+    settings: &GenerationSettings<'_, B>,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let prompt = args.prompt.clone().context("give --prompt TEXT, or --batch FILE")?;
-    let question = Question { prompt, images: args.image.clone() };
+    let request = GenerationRequest { prompt, images: args.image.clone() };
     let mut out = std::io::stdout().lock();
     // A closed pipe shows in the last write.
-    let mut each = |piece: &str| {
+    let mut on_text = |text: &str| {
         if !args.json {
-            let _ = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         }
     };
-    let answer = speaker.answer(&question, asking, device, &mut each)?;
+    let output = pipeline.generate(&request, settings, device, &mut on_text)?;
     if args.json {
-        serde_json::to_writer(&mut out, &Line::new(None, &question.prompt, &answer))?;
+        serde_json::to_writer(&mut out, &OutputLine::new(None, &request.prompt, &output))?;
     }
     writeln!(out).context("cannot write to standard output")
 }
 
-/// One question per line, one answer per line, in order.
-fn batch<B: Backend>(
-    speaker: &Speaker<B>,
+/// Answers every line of a JSONL file with a line of JSON, in order.
+fn generate_batch<B: Backend>(
+    pipeline: &Pipeline<B>,
     path: &Path,
-    asking: &Asking<'_, B>,
+    settings: &GenerationSettings<'_, B>,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let file = std::fs::File::open(path)
@@ -179,9 +236,11 @@ fn batch<B: Backend>(
             Some(OneOrMany::Many(images)) => images,
         };
         let images = images.into_iter().map(|image| root.join(image)).collect();
-        let question = Question { prompt, images };
-        let answer = speaker.answer(&question, asking, device, &mut |_| {}).with_context(place)?;
-        serde_json::to_writer(&mut out, &Line::new(id.as_deref(), &question.prompt, &answer))?;
+        let request = GenerationRequest { prompt, images };
+        let output = pipeline.generate(&request, settings, device, &mut |_| {});
+        let output = output.with_context(place)?;
+        let line = OutputLine::new(id.as_deref(), &request.prompt, &output);
+        serde_json::to_writer(&mut out, &line)?;
         writeln!(out).context("cannot write to standard output")?;
     }
     Ok(())

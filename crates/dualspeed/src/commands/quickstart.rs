@@ -1,31 +1,54 @@
-//! `dualspeed quickstart`.
+//! `dualspeed quickstart`: three models trained, compared and reported.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use dualspeed_ops::AutodiffBackend;
 
-use super::{Outcome, interrupt_flag};
-use crate::cli::{Cli, QuickstartArgs};
+use super::global_args::GlobalArgs;
 use crate::extensions::Extensions;
-use crate::quickstart::{Options, conclusion, config, run as quickstart};
+use crate::interrupt::ctrl_c_flag;
+use crate::quickstart::{self, QuickstartOptions, conclusion, recipe_config};
 
-pub fn run<B: AutodiffBackend, E: Extensions>(
-    cli: &Cli,
+/// Arguments of `quickstart`.
+#[derive(Debug, Args)]
+pub(crate) struct QuickstartArgs {
+    /// Number of seeds; the table then shows mean and standard deviation.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
+    /// Where to write the report and the runs.
+    #[arg(long, default_value = "runs/quickstart")]
+    out: PathBuf,
+    /// Replace what an earlier quickstart wrote there.
+    #[arg(long)]
+    overwrite: bool,
+    /// Override a key of the recipe, e.g. `--set steps=20` (repeatable).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Print the recipe (TOML) and stop.
+    #[arg(long)]
+    print_config: bool,
+}
+
+pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     args: &QuickstartArgs,
+    global: &GlobalArgs,
     device: &B::Device,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<()> {
     if args.print_config {
-        print!("{}", config(0, &[], &args.overrides)?.to_toml()?);
-        return Ok(Outcome::Done);
+        print!("{}", recipe_config(0, &[], &args.overrides)?.to_toml()?);
+        return Ok(());
     }
-    let options = Options {
+    let options = QuickstartOptions {
         out: args.out.clone(),
         seeds: args.seeds,
         overwrite: args.overwrite,
         overrides: args.overrides.clone(),
-        backend: cli.backend.name(),
-        progress: !cli.quiet,
-        interrupt: interrupt_flag()?,
+        backend: global.backend.name(),
+        progress: !global.quiet,
+        interrupt: ctrl_c_flag()?,
     };
-    let summary = quickstart::<B, E>(device, &options)?;
+    let summary = quickstart::run::<B, E>(device, &options)?;
     println!("{}", conclusion(&summary, &args.out));
-    Ok(Outcome::Done)
+    Ok(())
 }

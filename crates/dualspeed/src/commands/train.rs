@@ -1,26 +1,58 @@
 //! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
 
+use std::path::PathBuf;
+
 use anyhow::Context;
+use clap::Args;
 use dualspeed_data::ExampleSource;
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
-use super::{Outcome, interrupt_flag};
-use crate::cli::{Cli, TrainArgs};
-use crate::extensions::{Extensions, registry, sources};
-use crate::lab::Interrupted;
-use crate::run;
+use super::global_args::GlobalArgs;
+use crate::extensions::{Extensions, registry};
+use crate::interrupt::{Interrupted, ctrl_c_flag};
+use crate::run_dir;
 
-pub fn run<B: AutodiffBackend, E: Extensions>(
-    cli: &Cli,
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// The configuration; see `quickstart --print-config` for one.
+    #[arg(long, required_unless_present = "resume")]
+    config: Option<PathBuf>,
+    /// Override a key, e.g. `--set optim.lr=1e-3` (repeatable).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// The run directory to make.
+    #[arg(long, default_value = "runs/train")]
+    out: PathBuf,
+    /// Replace the run directory if it exists.
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Continue the run in DIR at the step it stopped at.
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
+    /// Start from the model that another run ended with (stage 2 after stage 1), or from a published checkpoint.
+    #[arg(long, value_name = "DIR")]
+    init_from: Option<PathBuf>,
+    /// First decode every image and encode every conversation, and name all that cannot be used.
+    #[arg(long)]
+    verify_data: bool,
+    /// Use Burn's terminal dashboard instead of a progress bar.
+    #[cfg(feature = "tui")]
+    #[arg(long)]
+    tui: bool,
+}
+
+pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     args: &TrainArgs,
+    global: &GlobalArgs,
     device: &B::Device,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<()> {
     let dir = args.resume.as_ref().unwrap_or(&args.out);
     let mut config = match (&args.config, &args.resume) {
         (Some(path), _) => TrainConfig::load(path, &args.overrides)?,
         (None, Some(dir)) => {
-            run::config(dir)?;
+            run_dir::read_config(dir)?;
             TrainConfig::load(&dir.join("config.toml"), &args.overrides)?
         }
         (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
@@ -31,18 +63,16 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    run::adopt(&mut config)?;
-    let model = run::start::<B>(&config, device)?;
-    let sources = sources::<E>();
-    let source = config.data.train.open(&config.model, config.seed, &sources)?;
-    let valid = config.data.valid.as_ref();
-    let valid = valid.map(|valid| valid.open(&config.model, config.seed, &sources)).transpose()?;
+    run_dir::adopt_base_checkpoint(&mut config)?;
+    let model = run_dir::initial_model::<B>(&config, device)?;
+    let source = config.data.train.open(&config.model)?;
+    let valid = config.data.valid.as_ref().map(|valid| valid.open(&config.model)).transpose()?;
     if args.verify_data {
         verify("data.train", &*source)?;
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
     }
     let n = config.model.vision.num_tokens();
-    if !cli.quiet {
+    if !global.quiet {
         eprintln!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
             config.stage.name(),
@@ -57,8 +87,8 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         valid,
         resume: args.resume.is_some(),
         overwrite: args.overwrite,
-        progress: progress(cli, args),
-        interrupt: interrupt_flag()?,
+        progress: progress(args, global),
+        interrupt: ctrl_c_flag()?,
         pruners: registry::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     })?;
@@ -71,7 +101,7 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         outcome.train_seconds,
         dir.display()
     );
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 /// Names every example that cannot be used; the first few in full.
@@ -90,8 +120,8 @@ fn verify(what: &str, source: &dyn ExampleSource) -> anyhow::Result<()> {
 }
 
 #[cfg(feature = "tui")]
-fn progress(cli: &Cli, args: &TrainArgs) -> Progress {
-    match (cli.quiet, args.tui) {
+fn progress(args: &TrainArgs, global: &GlobalArgs) -> Progress {
+    match (global.quiet, args.tui) {
         (true, _) => Progress::Silent,
         (false, true) => Progress::Tui,
         (false, false) => Progress::Bar,
@@ -99,6 +129,6 @@ fn progress(cli: &Cli, args: &TrainArgs) -> Progress {
 }
 
 #[cfg(not(feature = "tui"))]
-fn progress(cli: &Cli, _args: &TrainArgs) -> Progress {
-    if cli.quiet { Progress::Silent } else { Progress::Bar }
+fn progress(_args: &TrainArgs, global: &GlobalArgs) -> Progress {
+    if global.quiet { Progress::Silent } else { Progress::Bar }
 }

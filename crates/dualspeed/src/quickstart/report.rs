@@ -5,7 +5,7 @@ use std::path::Path;
 
 use dualspeed_train::{METRICS_FILE, read_metrics};
 
-use super::MODELS;
+use super::arms::{ARMS, arm_dir};
 use super::summary::{Measured, Summary};
 use crate::report::html::Page;
 use crate::report::plot::{Bars, Curve, bars, curves, smooth};
@@ -50,13 +50,12 @@ pub fn page(dir: &Path, summary: &Summary, strip: &[u8], caption: &str) -> anyho
 }
 
 fn names() -> Vec<String> {
-    MODELS.iter().map(|m| m.shown.to_string()).collect()
+    ARMS.iter().map(|arm| arm.label.to_string()).collect()
 }
 
 fn values(summary: &Summary, pick: fn(&Measured) -> f64, scale: f64) -> Vec<(f64, f64)> {
-    MODELS
-        .iter()
-        .map(|m| summary.model(m.name, pick))
+    ARMS.iter()
+        .map(|arm| summary.model(arm.name, pick))
         .map(|s| (s.mean * scale, s.std * scale))
         .collect()
 }
@@ -92,14 +91,14 @@ fn by_kind(summary: &Summary) -> anyhow::Result<String> {
     let kinds: Vec<String> = of("baseline")
         .map(|m| m.accuracy_full_by_kind.keys().cloned().collect())
         .unwrap_or_default();
-    let series: Vec<Bars> = MODELS
+    let series: Vec<Bars> = ARMS
         .iter()
-        .map(|model| Bars {
-            name: model.shown.into(),
+        .map(|arm| Bars {
+            name: arm.label.into(),
             values: kinds
                 .iter()
                 .map(|kind| {
-                    let stat = summary.model(model.name, |m| {
+                    let stat = summary.model(arm.name, |m| {
                         m.accuracy_full_by_kind.get(kind).copied().unwrap_or(0.0)
                     });
                     (100.0 * stat.mean, 100.0 * stat.std)
@@ -113,15 +112,10 @@ fn by_kind(summary: &Summary) -> anyhow::Result<String> {
 fn losses(dir: &Path, summary: &Summary) -> anyhow::Result<String> {
     let mut drawn = Vec::new();
     if let Some(seed) = summary.seeds.first() {
-        for model in MODELS {
-            let records =
-                read_metrics(&super::run_dir(dir, seed.seed, model.name).join(METRICS_FILE))?;
+        for arm in ARMS {
+            let records = read_metrics(&arm_dir(dir, seed.seed, arm.name).join(METRICS_FILE))?;
             let points: Vec<_> = records.iter().map(|r| (r.time.train_seconds, r.ce)).collect();
-            drawn.push(Curve {
-                name: model.shown.into(),
-                points: smooth(&points, 25),
-                dots: false,
-            });
+            drawn.push(Curve { name: arm.label.into(), points: smooth(&points, 25), dots: false });
         }
     }
     Ok(curves("Training loss against training time", "seconds", "cross entropy", &drawn)?)

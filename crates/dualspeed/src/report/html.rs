@@ -11,32 +11,32 @@ pub struct Page {
 }
 
 impl Page {
-    /// An empty page with a title and a line under it.
+    /// Makes an empty page with a title and a line under it.
     pub fn new(title: &str, subtitle: &str) -> Self {
         let body =
             format!("<h1>{}</h1>\n<p class=\"sub\">{}</p>\n", escape(title), escape(subtitle));
         Self { title: title.into(), body }
     }
 
-    /// A heading.
+    /// Adds a heading.
     pub fn heading(mut self, text: &str) -> Self {
         self.body += &format!("<h2>{}</h2>\n", escape(text));
         self
     }
 
-    /// A paragraph of plain text.
+    /// Adds a paragraph of plain text.
     pub fn paragraph(mut self, text: &str) -> Self {
         self.body += &format!("<p>{}</p>\n", escape(text));
         self
     }
 
-    /// A block of fixed-width text, such as a command or a configuration.
+    /// Adds a block of fixed-width text, such as a command or a configuration.
     pub fn code(mut self, text: &str) -> Self {
         self.body += &format!("<pre>{}</pre>\n", escape(text));
         self
     }
 
-    /// A table; numbers are right-aligned, columns of text left-aligned and wrapped.
+    /// Adds a table; numbers are right-aligned, columns of text left-aligned and wrapped.
     pub fn table(mut self, header: &[String], rows: &[Vec<String>]) -> Self {
         let starts_a_number = |text: &str| {
             text.is_empty() || text.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c))
@@ -64,7 +64,7 @@ impl Page {
         self
     }
 
-    /// SVG plots side by side, wrapping on narrow windows.
+    /// Adds SVG plots side by side, wrapping on narrow windows.
     pub fn plots(mut self, svgs: &[String]) -> Self {
         self.body += "<div class=\"plots\">";
         for svg in svgs {
@@ -74,7 +74,7 @@ impl Page {
         self
     }
 
-    /// A PNG picture with a caption.
+    /// Adds a PNG picture with a caption.
     pub fn png(mut self, png: &[u8], caption: &str) -> Self {
         let data = base64::engine::general_purpose::STANDARD.encode(png);
         let text = escape(caption);
@@ -84,7 +84,7 @@ impl Page {
         self
     }
 
-    /// The whole document.
+    /// Gives the whole document.
     pub fn finish(self) -> String {
         format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -111,7 +111,7 @@ figure{margin:12px 0}figure svg{width:100%;height:auto;border:1px solid var(--li
 img{max-width:100%;border-radius:8px}figcaption{color:var(--soft);font-size:14px;margin-top:6px}
 ";
 
-/// Text made safe for HTML.
+/// Escapes text for HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,6 +1,7 @@
-//! Reports from files that runs wrote: plots ([`plot`]), a self-contained HTML page ([`html`]), and
-//! pictures of the visual tokens a pruner keeps ([`strip`]).
+//! Reports: plots ([`plot`]), a self-contained HTML page ([`html`]), tables
+//! ([`table`]), and pictures of the visual tokens a pruner keeps ([`strip`]).
 
 pub mod html;
 pub mod plot;
 pub mod strip;
+pub mod table;

@@ -6,27 +6,27 @@ use plotters::prelude::*;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot draw the plot {title:?}: {reason}")]
 pub struct PlotError {
-    /// The plot's title.
+    /// The title of the plot.
     pub title: String,
-    /// What the drawing library said.
+    /// The message of the drawing library.
     pub reason: String,
 }
 
-/// One named curve: `(x, y)` points in drawing order.
+/// A named curve through points in drawing order.
 #[derive(Debug, Clone)]
 pub struct Curve {
-    /// The legend's text.
+    /// The text in the legend.
     pub name: String,
-    /// The points.
+    /// The points, `(x, y)`.
     pub points: Vec<(f64, f64)>,
-    /// Draw the points as dots joined by nothing.
+    /// Whether points are drawn as dots that no line joins.
     pub dots: bool,
 }
 
-/// One named set of bars, one per category, with an optional error bar each.
+/// A named set of bars, one per category, with an optional error bar each.
 #[derive(Debug, Clone)]
 pub struct Bars {
-    /// The legend's text.
+    /// The text in the legend.
     pub name: String,
     /// Height and half-length of the error bar (0 draws none).
     pub values: Vec<(f64, f64)>,
@@ -132,11 +132,11 @@ fn legend_rows<'a>(legend: &[(Mark, &'a str)]) -> Vec<Vec<(Mark, &'a str)>> {
     rows
 }
 
-/// Curves over a common x axis. Points that are not finite are left out; the y axis starts at 0 when
+/// Draws curves over a common x axis as SVG. Points that are not finite are left out; the y axis starts at 0 when
 /// all values are positive.
 ///
 /// # Errors
-/// [`PlotError`] if the drawing library fails.
+/// If the drawing library fails.
 pub fn curves(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String, PlotError> {
     let points = || curves.iter().flat_map(|c| c.points.iter()).filter(|p| finite(p));
     let (x_lo, x_hi) = span(points().map(|p| p.0));
@@ -179,10 +179,10 @@ pub fn curves(title: &str, x: &str, y: &str, curves: &[Curve]) -> Result<String,
     })
 }
 
-/// Grouped bars with dashed reference lines `(name, height)` across the plot.
+/// Draws groups of bars as SVG, with dashed reference lines `(name, height)` across the plot.
 ///
 /// # Errors
-/// [`PlotError`] if the drawing library fails.
+/// If the drawing library fails.
 pub fn bars(
     title: &str,
     y: &str,
@@ -248,7 +248,7 @@ pub fn bars(
     })
 }
 
-/// A trailing mean over `window` points, for noisy loss curves.
+/// Replaces every `y` by the mean over the last `window` points, for noisy loss curves.
 pub fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let window = window.max(1);
     points

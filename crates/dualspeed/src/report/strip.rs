@@ -3,7 +3,7 @@
 use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage, imageops};
 
-/// `picture` scaled to `side` x `side` pixels with the patches not in `kept` dimmed.
+/// Scales a picture to `side` x `side` pixels and dims the patches that are not in `kept`.
 ///
 /// `kept` are row-major indices into a `grid` x `grid` lattice of patches; one outside it is ignored.
 pub fn dimmed(picture: &RgbImage, grid: usize, kept: &[usize], side: u32) -> RgbImage {
@@ -21,13 +21,14 @@ pub fn dimmed(picture: &RgbImage, grid: usize, kept: &[usize], side: u32) -> Rgb
     out
 }
 
-/// `picture` scaled to `side` x `side` pixels.
+/// Scales a picture to `side` x `side` pixels.
 pub fn scaled(picture: &RgbImage, side: u32) -> RgbImage {
     imageops::resize(picture, side, side, imageops::FilterType::CatmullRom)
 }
 
-/// As [`dimmed`] with a share for each patch: 0 fades, 1 stays and is outlined, what is between fades
-/// in part. Shares of merged patches are small, so that their root is shown.
+/// Scales a picture to `side` x `side` pixels and dims its `grid` x `grid` patches by their shares, row by row: 0 fades,
+/// 1 stays and is outlined, what is between fades in part. Shares of merged patches are small, so that their root is
+/// shown.
 pub fn shaded(picture: &RgbImage, grid: usize, shares: &[f32], side: u32) -> RgbImage {
     let bright = scaled(picture, side);
     let mut out = dimmed(picture, grid, &[], side);
@@ -50,7 +51,7 @@ pub fn shaded(picture: &RgbImage, grid: usize, shares: &[f32], side: u32) -> Rgb
     out
 }
 
-/// A picture with a line of text above it, cut where the picture ends.
+/// Puts a line of text above a picture, cut where the picture ends.
 pub fn labelled(picture: &RgbImage, text: &str) -> RgbImage {
     const SCALE: u32 = 2;
     const HEIGHT: u32 = 8 * SCALE + 8;
@@ -83,7 +84,7 @@ fn edge(at: u32, side: u32, grid: u32) -> bool {
     at + 1 == side || at == 0 || (at * grid / side) != ((at + 1) * grid / side)
 }
 
-/// Pictures side by side in rows of equal length, with white gaps of 8 pixels.
+/// Puts pictures side by side, row by row, with white gaps of 8 pixels.
 pub fn contact_sheet(rows: &[Vec<RgbImage>]) -> RgbImage {
     const GAP: u32 = 8;
     let tile = |f: fn(&RgbImage) -> u32| rows.iter().flatten().map(f).max().unwrap_or(1);
@@ -103,7 +104,10 @@ pub fn contact_sheet(rows: &[Vec<RgbImage>]) -> RgbImage {
     sheet
 }
 
-/// The picture as PNG bytes.
+/// Encodes a picture as PNG.
+///
+/// # Errors
+/// If the encoder fails.
 pub fn png(picture: &RgbImage) -> Result<Vec<u8>, image::ImageError> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png)?;

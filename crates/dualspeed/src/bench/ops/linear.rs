@@ -2,16 +2,20 @@
 
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
-use dualspeed_ops::{Backend, LinearSaved, LoraAdapter, LoraLinearSaved};
+use dualspeed_ops::{Backend, LinearSaved, LoraLinearSaved};
 
-use super::{Ops, Shapes};
+use super::shapes::Shapes;
+use super::timer::OpTimer;
 
-pub(super) fn products<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyhow::Result<()> {
-    let dtype = bench.dtype;
+pub(super) fn products<B: Backend>(
+    timer: &mut OpTimer<'_, B>,
+    shapes: &Shapes,
+) -> anyhow::Result<()> {
+    let dtype = timer.dtype;
     for [m, k, n] in shapes.products.iter().copied() {
-        let (x, w, grad) = (bench.random([m, k]), bench.random([k, n]), bench.random([m, n]));
+        let (x, w, grad) = (timer.random([m, k]), timer.random([k, n]), timer.random([m, n]));
         let flops = 2.0 * (m * k * n) as f64;
-        bench.time(&format!("product {m}x{k}x{n}"), flops, || {
+        timer.time(&format!("product {m}x{k}x{n}"), flops, || {
             B::fused_linear(x.clone(), w.clone(), None)
         })?;
         let saved = |x: Option<&FloatTensor<B>>, w: Option<&FloatTensor<B>>| LinearSaved::<B> {
@@ -20,37 +24,39 @@ pub(super) fn products<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> a
             weight_dtype: dtype,
             bias_dtype: None,
         };
-        bench.time(&format!("product {m}x{k}x{n} dx"), flops, || {
+        timer.time(&format!("product {m}x{k}x{n} dx"), flops, || {
             B::fused_linear_backward(saved(None, Some(&w)), grad.clone())
         })?;
-        bench.time(&format!("product {m}x{k}x{n} dw"), flops, || {
+        timer.time(&format!("product {m}x{k}x{n} dw"), flops, || {
             B::fused_linear_backward(saved(Some(&x), None), grad.clone())
         })?;
     }
     Ok(())
 }
 
-pub(super) fn lora<B: Backend>(bench: &mut Ops<'_, B>, shapes: &Shapes) -> anyhow::Result<()> {
-    let (dtype, r) = (bench.dtype, shapes.rank);
+pub(super) fn lora<B: Backend>(timer: &mut OpTimer<'_, B>, shapes: &Shapes) -> anyhow::Result<()> {
+    let (dtype, r) = (timer.dtype, shapes.rank);
     for [m, k, n] in shapes.lora.iter().copied() {
-        let (x, w, grad) = (bench.random([m, k]), bench.random([k, n]), bench.random([m, n]));
-        let (a, b) = (bench.random_as([k, r], DType::F32), bench.random_as([r, n], DType::F32));
+        let (x, w, grad) = (timer.random([m, k]), timer.random([k, n]), timer.random([m, n]));
+        let (a, b) = (timer.random_as([k, r], DType::F32), timer.random_as([r, n], DType::F32));
         let flops = 2.0 * (m * k * n + m * k * r + m * r * n) as f64;
-        let adapter = LoraAdapter::<B> { a, b, scale: 2.0, dropout: None };
-        let forward = || B::fused_lora_linear(x.clone(), w.clone(), None, adapter.clone());
-        bench.time(&format!("lora {m}x{k}x{n} r{r} forward"), flops, forward)?;
+        let forward =
+            || B::fused_lora_linear(x.clone(), w.clone(), a.clone(), b.clone(), 2.0, None);
+        timer.time(&format!("lora {m}x{k}x{n} r{r} forward"), flops, forward)?;
         let hidden = forward().hidden;
         let flops = flops + 2.0 * (m * k * r + m * r * n) as f64;
-        bench.time(&format!("lora {m}x{k}x{n} r{r} backward"), flops, || {
+        timer.time(&format!("lora {m}x{k}x{n} r{r} backward"), flops, || {
             let saved = LoraLinearSaved::<B> {
                 x: Some(x.clone()),
                 weight: Some(w.clone()),
                 weight_dtype: dtype,
-                bias_dtype: None,
-                adapter: adapter.clone(),
+                a: a.clone(),
+                b: b.clone(),
                 adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
                 dropped: None,
+                dropout: None,
+                scale: 2.0,
             };
             B::fused_lora_linear_backward(saved, grad.clone(), [true, false, true, true])
         })?;

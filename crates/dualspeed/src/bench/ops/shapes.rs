@@ -3,9 +3,9 @@
 use dualspeed_model::{LlavaConfig, LoraTarget};
 use dualspeed_ops::Keep;
 
-use crate::bench::model::Size;
+use crate::bench::model_size::ModelSize;
 
-/// What the operations are run on.
+/// Sizes of the operands of operations.
 #[derive(Clone, Debug)]
 pub(super) struct Shapes {
     /// Width of the decoder.
@@ -42,8 +42,8 @@ pub(super) struct Shapes {
 
 impl Shapes {
     /// The rows of LLaVA-1.5's batches with the widths of `config`; few for the tiny size.
-    pub(super) fn of(size: Size, config: &LlavaConfig) -> Self {
-        let tiny = size == Size::Tiny;
+    pub(super) fn of(size: ModelSize, config: &LlavaConfig) -> Self {
+        let tiny = size == ModelSize::Tiny;
         // All sizes have CLIP's tower.
         let (text, vision) = (&config.text, config.vision.vit().cloned().unwrap_or_default());
         let (d, mlp) = (text.hidden_size, text.intermediate_size);

@@ -2,31 +2,61 @@
 
 mod pruners;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::Args;
 use dualspeed_data::{ExampleSource, MemorySource};
 use dualspeed_model::{Llava, View};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 
-use super::Outcome;
-use crate::cli::{Cli, EvalArgs};
-use crate::extensions::{Extensions, registry, sources};
-use crate::quickstart::{TEST_SCENES, summary::plain_table};
-use crate::{lab, run};
+use super::global_args::GlobalArgs;
+use crate::experiment::{self, evaluation_views};
+use crate::extensions::{Extensions, registry};
+use crate::quickstart::TEST_SCENES;
+use crate::report::table::plain_table;
+use crate::run_dir;
 
-pub fn run<B: AutodiffBackend, E: Extensions>(
-    cli: &Cli,
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// The run directory.
+    #[arg(long)]
+    run: PathBuf,
+    /// Number of test examples (all by default).
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Compare pruners, by name as in `prune`, or `all` that the run's tower can serve: pruned
+    /// inference at every `--keep`.
+    #[arg(long, value_delimiter = ',')]
+    pruner: Vec<String>,
+    /// With --pruner: visual tokens to keep, as counts or shares (`14,10%`); the run's own by default.
+    #[arg(long, value_delimiter = ',', requires = "pruner")]
+    keep: Vec<String>,
+    /// With --pruner: write the table as Markdown.
+    #[arg(long, value_name = "FILE", requires = "pruner")]
+    markdown: Option<PathBuf>,
+    /// Replace the Markdown file if it exists.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     args: &EvalArgs,
+    global: &GlobalArgs,
     device: &B::Device,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<()> {
     anyhow::ensure!(args.limit != Some(0), "--limit 0 leaves nothing to evaluate; give at least 1");
-    let config = run::config(&args.run)?;
+    let config = run_dir::read_config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
+            (Some(valid), _) => valid.open(&config.model)?,
             (None, Some(_)) => {
-                Arc::new(lab::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
+                Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
             (None, None) => anyhow::bail!(
                 "{} names no held-out data; add a [data.valid] section to its config.toml",
@@ -42,28 +72,29 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         }
         _ => source,
     };
-    let model: Llava<B::InnerBackend> = run::load(&args.run, device)?;
+    let model: Llava<B::InnerBackend> = run_dir::load_model(&args.run, device)?;
     let registry = registry::<B::InnerBackend, E>(device);
     if !args.pruner.is_empty() {
-        pruners::run(cli, args, &config, &model, source, &registry, device)?;
-        return Ok(Outcome::Done);
+        pruners::run(args, global, &config, &model, source, &registry, device)?;
+        return Ok(());
     }
     let pruner = registry.build(&config.pruner())?;
     let text_only = config.data.train.scene_config().is_some_and(|scenes| scenes.text_only);
     let views = match text_only {
         true => vec![EvalView::new("full", View::Full)],
-        false => lab::views(&config),
+        false => evaluation_views(&config),
     };
-    let options = EvalOptions { progress: !cli.quiet, ..EvalOptions::default() };
+    let options = EvalOptions { progress: !global.quiet, ..EvalOptions::default() };
     let report = evaluate(&model, &*source, None, &views, Some(&*pruner), device, options)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", table(&report));
     }
-    Ok(Outcome::Done)
+    Ok(())
 }
 
+/// The views of a report as a table, a row each.
 fn table(report: &EvalReport) -> String {
     let mut header: Vec<String> =
         ["view", "visual tokens", "accuracy", "CE"].map(String::from).to_vec();

@@ -12,11 +12,12 @@ use dualspeed_train::{
 };
 use serde_json::{Value, json};
 
-use crate::cli::{Cli, EvalArgs};
-use crate::commands::prune::specs;
-use crate::commands::refuse_existing;
-use crate::quickstart::summary::plain_table;
-use crate::run;
+use super::EvalArgs;
+use crate::commands::global_args::GlobalArgs;
+use crate::commands::overwrite::refuse_existing;
+use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::report::table::plain_table;
+use crate::run_dir::write_atomic;
 
 /// One pruner's results; `None` where it cannot make that count.
 struct Row {
@@ -25,9 +26,10 @@ struct Row {
     cells: Vec<Option<ViewReport>>,
 }
 
+/// Evaluates the run's model with each pruner of `--pruner` at each count of `--keep`, and prints or writes the table.
 pub(super) fn run<B: Backend>(
-    cli: &Cli,
     args: &EvalArgs,
+    global: &GlobalArgs,
     config: &TrainConfig,
     model: &Llava<B>,
     source: Arc<dyn ExampleSource>,
@@ -42,13 +44,13 @@ pub(super) fn run<B: Backend>(
         true => vec![config.keep_count(n)],
         false => args.keep.iter().map(|keep| budget(keep, n)).collect::<Result<_, _>>()?,
     };
-    let specs = specs(&args.pruner, registry)?;
+    let specs = parse_pruner_specs(&args.pruner, registry)?;
     let pruners = specs.iter().map(|spec| registry.build(spec)).collect::<Result<Vec<_>, _>>()?;
     let needs = pruners.iter().fold(Needs::default(), |needs, pruner| needs | pruner.needs());
     let features =
-        FeatureCache::compute(&*model.vision_tower, &source, needs, 32, device, !cli.quiet)?;
+        FeatureCache::compute(&*model.vision_tower, &source, needs, 32, device, !global.quiet)?;
     let source = features.source();
-    let options = EvalOptions { progress: !cli.quiet, ..EvalOptions::default() };
+    let options = EvalOptions { progress: !global.quiet, ..EvalOptions::default() };
     let eval = |pruner: Option<&dyn Pruner<B>>, view: View| {
         let views = [EvalView::new("view", view)];
         let report = evaluate(model, &*source, Some(&features), &views, pruner, device, options)?;
@@ -63,11 +65,11 @@ pub(super) fn run<B: Backend>(
             let view = View::Pruned { keep: *keep, isolator };
             cells.push(match eval(Some(&**pruner), view) {
                 Ok(report) => Some(report),
-                Err(TrainError::Model(error)) if cannot(&error) => None,
+                Err(TrainError::Model(error)) if is_unsupported_count(&error) => None,
                 Err(error) => return Err(error).with_context(|| format!("pruner {spec}")),
             });
         }
-        if !cli.quiet {
+        if !global.quiet {
             let shown: Vec<String> = cells.iter().map(accuracy).collect();
             eprintln!("{:<14} {}", spec.to_string(), shown.join("  "));
         }
@@ -84,7 +86,7 @@ pub(super) fn run<B: Backend>(
     let note = note(&rows, &full, source.len(), options.batch, n);
     if let Some(path) = &args.markdown {
         let text = format!("{}\n\n{note}\n", markdown(&header, &body));
-        run::write_atomic(path, text.as_bytes())?;
+        write_atomic(path, text.as_bytes())?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&json(&rows, &budgets, &full, batches))?);
@@ -110,7 +112,7 @@ fn budget(text: &str, n: usize) -> anyhow::Result<usize> {
 }
 
 /// Whether a pruner cannot make that count; any other error is one.
-fn cannot(error: &dualspeed_model::ModelError) -> bool {
+fn is_unsupported_count(error: &dualspeed_model::ModelError) -> bool {
     use dualspeed_model::ModelError::Prune;
     matches!(error, Prune(PruneError::NoGrid { .. } | PruneError::NoDrop { .. }))
 }

@@ -4,26 +4,28 @@ use dualspeed_model::Registry;
 use dualspeed_ops::Backend;
 use serde_json::{Value, json};
 
-use super::specs;
-use crate::bench::prune::{self, KEEP, PruneShapes};
+use super::PruneArgs;
+use crate::bench::prune::{self, KEEP_RATIO, PruneShapes};
 use crate::bench::{Filter, PruneRow, Row};
-use crate::cli::{Cli, PruneArgs};
-use crate::quickstart::summary::plain_table;
+use crate::commands::global_args::GlobalArgs;
+use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::report::table::plain_table;
 
+/// Times the pruners of `--pruner`, all where none is named, and prints tables or JSON.
 pub(super) fn run<B: Backend>(
-    cli: &Cli,
     args: &PruneArgs,
+    global: &GlobalArgs,
     registry: &Registry<B>,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let default = args.pruner.len() == 1 && args.pruner[0] == "divprune";
     let all = vec!["all".to_owned()];
-    let specs = specs(if default { &all } else { &args.pruner }, registry)?;
+    let specs = parse_pruner_specs(if default { &all } else { &args.pruner }, registry)?;
     let shapes = PruneShapes { keep: args.keep, ..PruneShapes::standard() };
     let mut rows = Vec::new();
     prune::run(registry, &specs, &shapes, &Filter::default(), device, &mut |row| {
         let Row::Prune(row) = row else { return Ok(()) };
-        if !cli.quiet {
+        if !global.quiet {
             let PruneRow { pruner, tokens, batch, keep, .. } = &row;
             let time = show(row.ms);
             eprintln!("{pruner:<28} n = {tokens:<5} batch = {batch:<3} keep = {keep:<5} {time}");
@@ -78,10 +80,10 @@ fn tables(rows: &[PruneRow], shapes: &PruneShapes) -> String {
     let cells: Vec<_> = shapes
         .cells
         .iter()
-        .map(|(n, batch)| (format!("{n} x {batch}"), *n, *batch, keep_of(*n, KEEP)))
+        .map(|(n, batch)| (format!("{n} x {batch}"), *n, *batch, keep_of(*n, KEEP_RATIO)))
         .collect();
     let sizes: Vec<_> =
-        shapes.sizes.iter().map(|n| (format!("n = {n}"), *n, 1, keep_of(*n, KEEP))).collect();
+        shapes.sizes.iter().map(|n| (format!("n = {n}"), *n, 1, keep_of(*n, KEEP_RATIO))).collect();
     let n = shapes.cells.first().map_or(1, |cell| cell.0);
     let shares: Vec<_> = shapes
         .shares

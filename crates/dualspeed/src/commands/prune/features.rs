@@ -13,9 +13,10 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 
-use super::specs;
-use crate::cli::PruneArgs;
+use super::PruneArgs;
+use crate::commands::pruner_specs::parse_pruner_specs;
 
+/// Runs the pruners of `--pruner` on the features in the safetensors file `path`, and prints what they keep.
 pub(super) fn run<B: Backend>(
     args: &PruneArgs,
     path: &Path,
@@ -24,8 +25,9 @@ pub(super) fn run<B: Backend>(
 ) -> anyhow::Result<()> {
     let keep = args.keep.context("give --keep")?;
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file = File::open(&bytes).with_context(|| format!("cannot use {}", path.display()))?;
-    let visual = file.visual::<B>(device)?;
+    let file =
+        FeaturesFile::open(&bytes).with_context(|| format!("cannot use {}", path.display()))?;
+    let visual = file.visual_tokens::<B>(device)?;
     let ctx = PruneContext {
         seed: args.seed,
         images: (0..visual.images()).map(|image| (format!("image-{image}"), 0)).collect(),
@@ -34,14 +36,14 @@ pub(super) fn run<B: Backend>(
         ..Default::default()
     };
     let mut report = Map::new();
-    for spec in specs(&args.pruner, registry)? {
+    for spec in parse_pruner_specs(&args.pruner, registry)? {
         let pruner = registry.build(&spec)?;
-        let shown = decide(&*pruner, &visual, keep, &ctx);
-        let shown = shown.with_context(|| format!("pruner {spec}"))?;
+        let kept = prune(&*pruner, &visual, keep, &ctx);
+        let kept = kept.with_context(|| format!("pruner {spec}"))?;
         if !args.json {
-            println!("{spec}: {shown}");
+            println!("{spec}: {kept}");
         }
-        report.insert(spec.to_string(), shown);
+        report.insert(spec.to_string(), kept);
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&Value::Object(report))?);
@@ -50,7 +52,7 @@ pub(super) fn run<B: Backend>(
 }
 
 /// Kept indices per image, or the merged tokens where there are none.
-fn decide<B: Backend>(
+fn prune<B: Backend>(
     pruner: &dyn Pruner<B>,
     visual: &VisualTokens<B>,
     keep: usize,
@@ -73,13 +75,13 @@ fn decide<B: Backend>(
     Ok(json!({ "merged": images, "before_projector": kept.unprojected }))
 }
 
-/// A features file.
-struct File<'a> {
+/// A safetensors file of visual features.
+struct FeaturesFile<'a> {
     tensors: SafeTensors<'a>,
     plain_text: bool,
 }
 
-impl<'a> File<'a> {
+impl<'a> FeaturesFile<'a> {
     fn open(bytes: &'a [u8]) -> anyhow::Result<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes)?;
         let metadata = header.metadata().clone().unwrap_or_default();
@@ -92,12 +94,12 @@ impl<'a> File<'a> {
         let Ok(view) = self.tensors.tensor(name) else { return Ok(None) };
         let data = view.data();
         let values = match view.dtype() {
-            Dtype::F32 => read(data, f32::from_le_bytes),
-            Dtype::F64 => read(data, |bytes| f64::from_le_bytes(bytes) as f32),
-            Dtype::F16 => read(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => read(data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Dtype::I64 => read(data, |bytes| i64::from_le_bytes(bytes) as f32),
-            Dtype::I32 => read(data, |bytes| i32::from_le_bytes(bytes) as f32),
+            Dtype::F32 => decode(data, f32::from_le_bytes),
+            Dtype::F64 => decode(data, |bytes| f64::from_le_bytes(bytes) as f32),
+            Dtype::F16 => decode(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => decode(data, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::I64 => decode(data, |bytes| i64::from_le_bytes(bytes) as f32),
+            Dtype::I32 => decode(data, |bytes| i32::from_le_bytes(bytes) as f32),
             Dtype::U8 | Dtype::BOOL => data.iter().map(|byte| f32::from(*byte)).collect(),
             other => anyhow::bail!("{name} is {other:?}; store it as a 32-bit float"),
         };
@@ -119,7 +121,8 @@ impl<'a> File<'a> {
         Ok(Some(Tensor::from_data(TensorData::new(values, shape), device)))
     }
 
-    fn visual<B: Backend>(&self, device: &B::Device) -> anyhow::Result<VisualTokens<B>> {
+    /// The tokens and features of the file, `[rows, n, ..]`.
+    fn visual_tokens<B: Backend>(&self, device: &B::Device) -> anyhow::Result<VisualTokens<B>> {
         let get = |name| self.tensor::<B>(name, device);
         let (projected, hidden) = match (get("projected")?, get("hidden")?) {
             (Some(projected), Some(hidden)) => (projected, hidden),
@@ -194,6 +197,6 @@ impl<'a> File<'a> {
 }
 
 /// Little-endian numbers of `N` bytes.
-fn read<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+fn decode<const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     data.as_chunks::<N>().0.iter().map(|bytes| number(*bytes)).collect()
 }

@@ -6,19 +6,22 @@ use dualspeed_model::{Llava, PruneError, Registry};
 use dualspeed_ops::Backend;
 use image::RgbImage;
 
-use super::{Eye, Question, kept_patches, specs};
-use crate::cli::PruneArgs;
-use crate::commands::refuse_existing;
+use super::PruneArgs;
+use crate::commands::overwrite::refuse_existing;
+use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::embedded_tower;
+use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
-use crate::{run as runs, tower};
+use crate::run_dir;
 
-/// Side of a single pruner's picture, in pixels.
-const ALONE: u32 = 672;
-/// Side of a picture among others.
-const BESIDE: u32 = 336;
+/// Side of the picture of a single pruner, in pixels.
+const SINGLE_SIDE: u32 = 672;
+/// Side of a picture among others, in pixels.
+const SHEET_SIDE: u32 = 336;
 /// Pictures in a row.
 const COLUMNS: usize = 4;
 
+/// Writes a PNG of the picture with the patches that each pruner keeps, others dimmed.
 pub(super) fn run<B: Backend>(
     args: &PruneArgs,
     registry: &Registry<B>,
@@ -27,39 +30,40 @@ pub(super) fn run<B: Backend>(
     let (Some(image), Some(keep), Some(out)) = (&args.image, args.keep, &args.out) else {
         anyhow::bail!("give --image, --keep and --out");
     };
-    let specs = specs(&args.pruner, registry)?;
+    let specs = parse_pruner_specs(&args.pruner, registry)?;
     let pruners = specs.iter().map(|spec| registry.build(spec)).collect::<Result<Vec<_>, _>>()?;
     refuse_existing(out, args.overwrite)?;
     let model: Option<Llava<B>> =
-        args.run.as_deref().map(|dir| runs::load(dir, device)).transpose()?;
-    let vit = tower::embedded(&tower::config().vision.into(), device)?;
-    let (eye, vision) = match &model {
-        Some(model) => (Eye::Model(model), model.config.vision.clone()),
-        None => (Eye::Tower(&vit), vit.config.clone().into()),
+        args.run.as_deref().map(|dir| run_dir::load_model(dir, device)).transpose()?;
+    let tower = embedded_tower::load(&embedded_tower::config().vision.into(), device)?;
+    let (encoder, vision) = match &model {
+        Some(model) => (VisualEncoder::Llava(model), model.config.vision.clone()),
+        None => (VisualEncoder::Tower(&tower), tower.config.clone().into()),
     };
     let processor = ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation());
     let picture = load_image(image, &processor.limits)?.pixels;
-    let (host, fitted) = (processor.process(&picture), processor.fit(&picture));
-    let question = question(args)?;
+    let (pixels, fitted) = (processor.process(&picture), processor.fit(&picture));
+    let prompt = pruning_prompt(args)?;
     let everything = args.pruner.iter().any(|name| name == "all");
     let mut shown: Vec<(String, RgbImage)> = Vec::new();
     let single = pruners.len() == 1;
-    let side = if single { ALONE } else { BESIDE };
+    let side = if single { SINGLE_SIDE } else { SHEET_SIDE };
     for (spec, pruner) in specs.iter().zip(&pruners) {
         if everything && pruner.layer_drop(keep).is_some() {
             continue;
         }
-        let decided = kept_patches(&**pruner, &eye, &host, &question, (keep, args.seed), device);
-        let (shares, kept) = match decided {
-            Err(error) if everything && no_grid(&error) => continue,
-            decided => decided.with_context(|| format!("pruner {spec}"))?,
+        let found =
+            patch_contributions(&**pruner, &encoder, &pixels, &prompt, keep, args.seed, device);
+        let patches = match found {
+            Err(error) if everything && is_no_grid(&error) => continue,
+            found => found.with_context(|| format!("pruner {spec}"))?,
         };
-        let (label, said) = match &kept {
-            Some(kept) => (format!("{spec}  {} kept", kept.len()), "keeps"),
-            None => (format!("{spec}  {keep} merged"), "merges"),
+        let (label, verb) = match patches.is_selection {
+            true => (format!("{spec}  {keep} kept"), "keeps"),
+            false => (format!("{spec}  {keep} merged"), "merges"),
         };
-        println!("{spec} {said} {keep} of {} patches", vision.num_patches());
-        shown.push((label, strip::shaded(&fitted, vision.grid(), &shares, side)));
+        println!("{spec} {verb} {keep} of {} patches", vision.num_patches());
+        shown.push((label, strip::shaded(&fitted, vision.grid(), &patches.shares, side)));
     }
     let sheet = match (single, shown.pop()) {
         (true, Some((_, picture))) => picture,
@@ -73,19 +77,19 @@ pub(super) fn run<B: Backend>(
             strip::contact_sheet(&rows)
         }
     };
-    runs::write_atomic(out, &strip::png(&sheet)?)?;
+    run_dir::write_atomic(out, &strip::png(&sheet)?)?;
     println!("{}", out.display());
     Ok(())
 }
 
 /// Whether a pruner cannot make that many tokens, which `all` passes over.
-fn no_grid(error: &anyhow::Error) -> bool {
+fn is_no_grid(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<PruneError>(), Some(PruneError::NoGrid { .. }))
 }
 
-/// The prompt, with its tokens where the run's words are the scenes'.
-fn question(args: &PruneArgs) -> anyhow::Result<Question> {
-    let data = args.run.as_deref().map(runs::config).transpose()?;
+/// `--prompt`, with its tokens where the run's data are scenes.
+fn pruning_prompt(args: &PruneArgs) -> anyhow::Result<PruningPrompt> {
+    let data = args.run.as_deref().map(run_dir::read_config).transpose()?;
     let data = data.map(|config| config.data.train).filter(|data| data.scene_config().is_some());
     let input_ids = match data {
         Some(data) if !args.prompt.is_empty() => match &data.tokenizer {
@@ -94,5 +98,5 @@ fn question(args: &PruneArgs) -> anyhow::Result<Question> {
         },
         _ => Vec::new(),
     };
-    Ok(Question { prompt: args.prompt.clone(), input_ids })
+    Ok(PruningPrompt { text: args.prompt.clone(), input_ids })
 }

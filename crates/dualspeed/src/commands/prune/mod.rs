@@ -4,112 +4,67 @@ mod bench;
 mod features;
 mod grid;
 
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use dualspeed_data::HostImage;
-use dualspeed_model::pruner::contributions;
-use dualspeed_model::{
-    IGNORE_INDEX, IMAGE_TOKEN_INDEX, Llava, PruneContext, Pruner, PrunerSpec, QuestionTokens,
-    Registry, TextBatch, VisionInput, VisionTower, VisualTokens, Vit,
-};
-use dualspeed_ops::{AutodiffBackend, Backend};
-use dualspeed_train::features::pixel_values;
+use clap::Args;
+use dualspeed_ops::Backend;
 
-use super::Outcome;
-use crate::cli::{Cli, PruneArgs};
+use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, registry};
 
-pub fn run<B: AutodiffBackend, E: Extensions>(
-    cli: &Cli,
+/// Arguments of `prune`.
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// The picture.
+    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    image: Option<PathBuf>,
+    /// Pruners by name, separated by commas; `all`, or `help` to list them. Options follow the name:
+    /// `visionzip:compat=official:contextual=10`.
+    #[arg(long, default_value = "divprune", value_delimiter = ',')]
+    pruner: Vec<String>,
+    /// How many visual tokens to keep.
+    #[arg(long, required_unless_present = "bench")]
+    keep: Option<usize>,
+    /// The PNG to write.
+    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    out: Option<PathBuf>,
+    /// A run whose projector to use; without it, pruners see the embedded tower's features.
+    #[arg(long)]
+    run: Option<PathBuf>,
+    /// The question, for text-guided pruners.
+    #[arg(long, default_value = "")]
+    prompt: String,
+    /// The seed of pruners that draw.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Replace the PNG if it exists.
+    #[arg(long)]
+    overwrite: bool,
+    /// Run on features from a safetensors file instead of a picture: projected, hidden, cls_attention,
+    /// keys, patch_text, text, ... (see docs/pruners.md).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "run", "bench"])]
+    features: Option<PathBuf>,
+    /// Time the pruners on random features of 576 and 2880 tokens, in batches of 1 and 16.
+    #[arg(long, conflicts_with = "image")]
+    bench: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run<B: Backend, E: Extensions>(
     args: &PruneArgs,
+    global: &GlobalArgs,
     device: &B::Device,
-) -> anyhow::Result<Outcome> {
-    let registry = registry::<B::InnerBackend, E>(device);
+) -> anyhow::Result<()> {
+    let registry = registry::<B, E>(device);
     if args.pruner.iter().any(|name| name == "help") {
         println!("{}", registry.names().join("\n"));
-        return Ok(Outcome::Done);
+        return Ok(());
     }
     match (&args.features, args.bench) {
-        (Some(path), _) => features::run(args, path, &registry, device)?,
-        (None, true) => bench::run(cli, args, &registry, device)?,
-        (None, false) => grid::run(args, &registry, device)?,
+        (Some(path), _) => features::run(args, path, &registry, device),
+        (None, true) => bench::run(args, global, &registry, device),
+        (None, false) => grid::run(args, &registry, device),
     }
-    Ok(Outcome::Done)
-}
-
-/// Pruners by name; `all` stands for every registered one that can be asked for `keep` of `n`.
-pub(crate) fn specs<B: Backend>(
-    names: &[String],
-    registry: &Registry<B>,
-) -> anyhow::Result<Vec<PrunerSpec>> {
-    if names.iter().any(|name| name == "all") {
-        let all = registry.names().into_iter().filter(|name| name != "none");
-        return Ok(all.map(PrunerSpec::new).collect());
-    }
-    Ok(names.iter().map(|name| name.trim().parse()).collect::<Result<_, _>>()?)
-}
-
-/// Through what a pruner sees a picture.
-#[derive(Debug)]
-pub enum Eye<'a, B: Backend> {
-    /// A trained model: tower and projector.
-    Model(&'a Llava<B>),
-    /// The tower alone: its features stand for the projected ones.
-    Tower(&'a Vit<B>),
-}
-
-/// A question, as far as a pruner can read it.
-#[derive(Debug, Clone, Default)]
-pub struct Question {
-    /// The words.
-    pub prompt: String,
-    /// Their tokens, where there is a model that knows them.
-    pub input_ids: Vec<i64>,
-}
-
-/// How much each patch goes into the tokens that `pruner` makes, row-major: 1 for a patch that is kept
-/// as it is. `None` in second place for a pruner that merges, else the kept patches, ascending.
-pub fn kept_patches<B: Backend>(
-    pruner: &dyn Pruner<B>,
-    eye: &Eye<'_, B>,
-    image: &HostImage,
-    question: &Question,
-    (keep, seed): (usize, u64),
-    device: &B::Device,
-) -> anyhow::Result<(Vec<f32>, Option<Vec<usize>>)> {
-    let pixels = pixel_values::<B>(&[Arc::new(image.clone())], device);
-    let visual = match eye {
-        Eye::Model(model) => {
-            let visual = model.encode(VisionInput::Pixels(pixels), pruner.needs())?;
-            let input_ids = [vec![IMAGE_TOKEN_INDEX], question.input_ids.clone()].concat();
-            let labels = [vec![IGNORE_INDEX; input_ids.len()]];
-            let input_ids = [input_ids];
-            let batch = TextBatch { input_ids: &input_ids, labels: &labels };
-            VisualTokens { question: Some(model.question_tokens(batch, &[1])), ..visual }
-        }
-        Eye::Tower(vit) => {
-            let features = vit.features(pixels, pruner.needs());
-            let none = features.hidden.clone().narrow(1, 0, 1).zeros_like();
-            let question = Some(QuestionTokens { embeds: none, lengths: vec![0] });
-            VisualTokens { question, ..VisualTokens::new(features.hidden.clone(), features) }
-        }
-    };
-    let ctx = PruneContext {
-        seed,
-        images: vec![(format!("{:016x}", image.key), 0)],
-        prompts: vec![question.prompt.clone()],
-        verify: true,
-        ..Default::default()
-    };
-    anyhow::ensure!(
-        pruner.layer_drop(keep).is_none(),
-        "{} drops tokens inside the decoder; there is no patch to show before it",
-        pruner.name()
-    );
-    let shares = contributions(pruner, &visual, keep, &ctx)?;
-    let shares: Vec<f32> = shares.into_data().iter::<f32>().collect();
-    let whole = shares.iter().all(|share| *share == 0.0 || *share == 1.0);
-    let kept: Vec<usize> = (0..shares.len()).filter(|i| shares[*i] == 1.0).collect();
-    let kept = (whole && kept.len() == keep).then_some(kept);
-    Ok((shares, kept))
 }

@@ -1,0 +1,67 @@
+//! The command of a parsed command line, on the backend of its `--backend`.
+
+use std::marker::PhantomData;
+
+use dualspeed_ops::AutodiffBackend;
+use dualspeed_train::TrainError;
+
+use super::parser::{Cli, Command};
+use crate::backend::BackendTask;
+use crate::commands::{
+    assemble, assets, bench, eval, export, generate, inspect, prune, quickstart, train, train_tower,
+};
+use crate::extensions::Extensions;
+use crate::interrupt::Interrupted;
+
+/// How a command ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// Ctrl-C; a checkpoint, or what there is of features on disk, is written.
+    Interrupted,
+}
+
+/// Runs the command of `cli` on its backend, with the pruners of `E`.
+pub(super) fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
+    let global = &cli.global;
+    match global.backend.run(global.device, Dispatch::<E> { cli, extensions: PhantomData }) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(error) if is_interruption(&error) => {
+            eprintln!("{error}");
+            Ok(Outcome::Interrupted)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_interruption(error: &anyhow::Error) -> bool {
+    let of_features = |error| matches!(error, &TrainError::FeaturesInterrupted { .. });
+    error.is::<Interrupted>() || error.downcast_ref().is_some_and(of_features)
+}
+
+struct Dispatch<'a, E> {
+    cli: &'a Cli,
+    extensions: PhantomData<E>,
+}
+
+impl<E: Extensions> BackendTask for Dispatch<'_, E> {
+    type Output = anyhow::Result<()>;
+
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> Self::Output {
+        let Cli { global, command } = self.cli;
+        match command {
+            Command::Quickstart(args) => quickstart::run::<B, E>(args, global, device),
+            Command::Train(args) => train::run::<B, E>(args, global, device),
+            Command::Eval(args) => eval::run::<B, E>(args, global, device),
+            Command::Generate(args) => generate::run::<B::InnerBackend, E>(args, global, device),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Export(args) => export::run::<B::InnerBackend>(args, device),
+            Command::Assemble(args) => assemble::run::<B::InnerBackend>(args, global, device),
+            Command::Assets(args) => assets::run(args, global),
+            Command::Prune(args) => prune::run::<B::InnerBackend, E>(args, global, device),
+            Command::Bench(args) => bench::run::<B, E>(args, global, device),
+            Command::TrainTower(args) => train_tower::run::<B>(args, global, device),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The `dualspeed` command line: parsing, the choice of backend, exit codes, and the entry point that other crates
+//! extend.
+
+mod dispatch;
+mod error_chain;
+mod parser;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::extensions::Extensions;
+use crate::interrupt::EXIT_INTERRUPTED;
+use dispatch::{Outcome, run};
+use error_chain::error_chain;
+use parser::Cli;
+
+/// Runs the command line of this process with the pruners of `E` known by name, and returns the exit
+/// code: 0 done, 1 failed, 2 wrong usage, 130 interrupted after writing a checkpoint.
+///
+/// A crate with pruners of its own needs only
+/// `fn main() -> std::process::ExitCode { dualspeed::cli::main_with::<MyPruners>() }`.
+pub fn main_with<E: Extensions>() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
+        )
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    match run::<E>(&Cli::parse()) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        Err(error) => {
+            eprintln!("error: {}", error_chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

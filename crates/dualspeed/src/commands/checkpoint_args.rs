@@ -1,0 +1,74 @@
+//! Arguments that say how a checkpoint is read, and values given by their names in configurations.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dualspeed_model::import::LoadOptions;
+use serde::de::DeserializeOwned;
+
+use crate::pipeline::PipelineOptions;
+
+/// How a checkpoint is read; shared by the commands that read one.
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointArgs {
+    /// A PEFT adapter directory to put on the model.
+    #[arg(long, value_name = "DIR")]
+    pub(super) adapter: Option<PathBuf>,
+    /// A file of single parts to put on the model: mm_projector.bin, mode_isolator.bin (repeatable).
+    #[arg(long, value_name = "FILE")]
+    part: Vec<PathBuf>,
+    /// The vision tower's own checkpoint, where the model's directory names it only.
+    #[arg(long, value_name = "DIR")]
+    vision_tower: Option<PathBuf>,
+    /// The CLIP checkpoint that the vision tower is from, for pruners that read the question (cdpruner, trim).
+    #[arg(long, value_name = "DIR")]
+    pub(super) clip: Option<PathBuf>,
+    /// What weights become; by default they keep the precision of the file if the backend has it.
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    dtype: Option<String>,
+    /// How conversations are written out: plain, vicuna_v1, qa, llava_llama2, chatml, mistral_instruct.
+    #[arg(long)]
+    template: Option<String>,
+    /// The system prompt; an empty one leaves it out.
+    #[arg(long)]
+    system: Option<String>,
+    /// How rectangles become squares: resize, pad, centre_crop.
+    #[arg(long)]
+    fit: Option<String>,
+}
+
+impl CheckpointArgs {
+    /// The options of [`Pipeline::from_checkpoint`](crate::pipeline::Pipeline::from_checkpoint).
+    ///
+    /// # Errors
+    /// If the name of a dtype, template or fit is not known.
+    pub(super) fn options(&self) -> anyhow::Result<PipelineOptions> {
+        Ok(PipelineOptions {
+            load: LoadOptions {
+                dtype: parse_name("dtype", self.dtype.as_ref())?,
+                vision_tower: self.vision_tower.clone(),
+            },
+            adapter: self.adapter.clone(),
+            parts: self.part.clone(),
+            clip: self.clip.clone(),
+            template: parse_name("template", self.template.as_ref())?,
+            system: self.system.clone(),
+            fit: parse_name("fit", self.fit.as_ref())?,
+        })
+    }
+}
+
+/// The value that configurations call `name`, given as `--flag`.
+///
+/// # Errors
+/// If the name is not known.
+pub(super) fn parse_name<T: DeserializeOwned>(
+    flag: &str,
+    name: Option<&String>,
+) -> anyhow::Result<Option<T>> {
+    let parse = |name: &String| {
+        serde_json::from_value(serde_json::Value::String(name.clone()))
+            .map_err(|error| anyhow::anyhow!("--{flag}: {error}"))
+    };
+    name.map(parse).transpose()
+}

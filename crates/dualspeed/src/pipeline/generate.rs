@@ -1,0 +1,153 @@
+//! From a prompt and images to generated text.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use dualspeed_data::{
+    Conversation, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
+};
+use dualspeed_model::{
+    GenerateOptions, Generated, Llava, Needs, Pruner, TileLayout, View, VisionInput, VisualTokens,
+};
+use dualspeed_ops::Backend;
+use dualspeed_train::features::pixel_values;
+
+use super::Pipeline;
+use super::model::GenerativeModel;
+use super::streamer::TextStreamer;
+
+/// A prompt and its images.
+#[derive(Clone, Debug, Default)]
+pub struct GenerationRequest {
+    /// The text; `<image>` marks where images stand, else they come first.
+    pub prompt: String,
+    /// Paths of image files.
+    pub images: Vec<PathBuf>,
+}
+
+/// The text generated for a request.
+#[derive(Clone, Debug)]
+pub struct GenerationOutput {
+    /// The text, without white space at its ends.
+    pub text: String,
+    /// Token ids of the prompt, [`IMAGE_TOKEN_INDEX`](dualspeed_data::IMAGE_TOKEN_INDEX) where an image stands.
+    pub prompt_ids: Vec<i64>,
+    /// Token ids and log-probabilities of the text.
+    pub generated: Generated,
+}
+
+/// How text is generated, for one or many requests.
+pub struct GenerationSettings<'a, B: Backend> {
+    /// Whether the decoder sees all visual tokens or a pruned part of them.
+    pub view: View,
+    /// The pruner; a pruned view needs one.
+    pub pruner: Option<&'a dyn Pruner<B>>,
+    /// Length and sampling; end tokens and prompt are set by the pipeline and the request.
+    pub options: GenerateOptions,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// Generates the text for a request; `on_text` gets it piece by piece as it comes.
+    ///
+    /// # Errors
+    /// If the prompt is empty, an image cannot be read, or request and model do not fit together.
+    pub fn generate(
+        &self,
+        request: &GenerationRequest,
+        settings: &GenerationSettings<'_, B>,
+        device: &B::Device,
+        on_text: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<GenerationOutput> {
+        anyhow::ensure!(!request.prompt.trim().is_empty(), "the prompt is empty; ask something");
+        let conversation = Conversation {
+            system: self.system.clone(),
+            turns: vec![Turn::open(with_image_placeholders(request)?)],
+        };
+        let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
+        let options = GenerateOptions {
+            eos_token_ids: self.eos_token_ids.clone(),
+            prompt: request.prompt.clone(),
+            ..settings.options.clone()
+        };
+        let mut streamer = TextStreamer::new(&self.tokenizer, on_text);
+        let mut on_token = |id| streamer.put(id);
+        let generated = match &self.model {
+            GenerativeModel::Llama(model) => {
+                anyhow::ensure!(
+                    request.images.is_empty(),
+                    "this model has no eyes; ask without --image"
+                );
+                model.generate_each(&prompt_ids, &options, &mut on_token)?
+            }
+            GenerativeModel::Llava(model) => {
+                let (visual, layouts) =
+                    self.encode_images(model, &request.images, settings, device)?;
+                let options = GenerateOptions { layouts, ..options };
+                model.generate_each(
+                    &prompt_ids,
+                    visual.as_ref(),
+                    &settings.view,
+                    settings.pruner,
+                    &options,
+                    &mut on_token,
+                )?
+            }
+        };
+        streamer.finish()?;
+        let text = self.tokenizer.decode(&generated.ids)?.trim().to_owned();
+        Ok(GenerationOutput { text, prompt_ids, generated })
+    }
+
+    /// Visual tokens of images, with the features that the pruner needs, and how the tiles of each image lie.
+    fn encode_images(
+        &self,
+        model: &Llava<B>,
+        images: &[PathBuf],
+        settings: &GenerationSettings<'_, B>,
+        device: &B::Device,
+    ) -> anyhow::Result<(Option<VisualTokens<B>>, Vec<TileLayout>)> {
+        if images.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let needs = match (&settings.view, settings.pruner) {
+            (View::Pruned { .. }, Some(pruner)) => pruner.needs(),
+            _ => Needs::default(),
+        };
+        let (mut tiles, mut layouts) = (Vec::new(), Vec::new());
+        for path in images {
+            let Some(anyres) = &model.config.anyres else {
+                tiles.push(Arc::new(preprocess_image(path, &self.processor)?));
+                continue;
+            };
+            let config = TileConfig {
+                pinpoints: anyres.image_grid_pinpoints.clone(),
+                side: model.config.vision.grid(),
+            };
+            let image = load_image(path, &self.processor.limits)?;
+            let tiled = self.processor.process_tiles(&image.pixels, &config);
+            let TiledImage { tiles: image_tiles, tiling } =
+                tiled.context("no resolution of image_grid_pinpoints is a grid of whole tiles")?;
+            tiles.extend(image_tiles);
+            let Tiling { side, grid, rows, columns, .. } = tiling;
+            layouts.push(TileLayout { side, grid, rows, columns });
+        }
+        let input = VisionInput::Pixels(pixel_values(&tiles, device));
+        Ok((Some(model.encode(input, needs)?), layouts))
+    }
+}
+
+/// The prompt with one `<image>` per image; where it names none, they come first.
+///
+/// # Errors
+/// If it names some, but not as many as there are images.
+fn with_image_placeholders(request: &GenerationRequest) -> anyhow::Result<String> {
+    let (prompt, images) = (&request.prompt, request.images.len());
+    match prompt.matches("<image>").count() {
+        0 => Ok(format!("{}{prompt}", "<image>\n".repeat(images))),
+        marks if marks == images => Ok(prompt.clone()),
+        marks => anyhow::bail!(
+            "the prompt has {marks} <image> but there are {images} image(s); make them equal"
+        ),
+    }
+}

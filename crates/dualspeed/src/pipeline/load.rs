@@ -1,0 +1,170 @@
+//! Pipelines from run directories and from published checkpoints.
+
+use std::path::Path;
+
+use dualspeed_data::picture::ProcessorFile;
+use dualspeed_data::{
+    FitMode, ImageProcessor, Template, TextTokenizer, read_processor, scene_tokenizer,
+};
+use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
+use dualspeed_ops::Backend;
+use dualspeed_train::config::{image_processor, read_tokenizer};
+
+use super::Pipeline;
+use super::checkpoint::OpenedCheckpoint;
+use super::gguf_tokenizer::gguf_tokenizer;
+use super::model::GenerativeModel;
+use super::options::PipelineOptions;
+use super::text_files::{chat_template, eos_token_ids, read_json};
+use crate::clip::with_visual_projection;
+use crate::run_dir;
+
+impl<B: Backend> Pipeline<B> {
+    /// The pipeline of the model that a run ended with, or of the newest checkpoint of one that has not ended.
+    ///
+    /// # Errors
+    /// If `dir` is no run directory or its files are damaged.
+    pub fn from_run(dir: &Path, device: &B::Device) -> anyhow::Result<Self> {
+        let config = run_dir::read_config(dir)?;
+        let (tokenizer, template, system, fit) = match &config.data.train.llava_json {
+            Some(json) => {
+                let tokenizer = read_tokenizer(&json.tokenizer)?;
+                (tokenizer, json.template, json.system.clone(), json.fit)
+            }
+            None => {
+                let scenes = config.data.train.scene_config();
+                let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
+                let tokenizer = match &config.data.train.tokenizer {
+                    Some(path) => read_tokenizer(path)?,
+                    None => scene_tokenizer()?,
+                };
+                (tokenizer, template, None, FitMode::Pad)
+            }
+        };
+        let model = GenerativeModel::Llava(Box::new(run_dir::load_model(dir, device)?));
+        let processor = image_processor(&config.model.vision, fit);
+        let eos_token_ids = vec![tokenizer.eos_id()];
+        let image_token_id = None;
+        Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
+    }
+
+    /// The pipeline of a checkpoint directory, an adapter directory, or a GGUF file, and how the loading went.
+    ///
+    /// # Errors
+    /// What is missing or damaged, by file and key.
+    pub fn from_checkpoint(
+        path: &Path,
+        options: &PipelineOptions,
+        device: &B::Device,
+    ) -> anyhow::Result<(Self, LoadReport)> {
+        let opened = OpenedCheckpoint::open(path, options)?;
+        let OpenedCheckpoint { checkpoint, base, adapter, vocabulary } = opened;
+        let (model, report) = checkpoint.load::<B>(&options.load, device)?;
+        let model = match model {
+            AnyModel::Llava(model) => GenerativeModel::Llava(model),
+            AnyModel::Llama(model) => GenerativeModel::Llama(model),
+            AnyModel::Clip(_) => {
+                anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
+            }
+        };
+        let adapter = adapter.as_deref().or(options.adapter.as_deref());
+        let model = with_parts(model, path, adapter, options, device)?;
+        let tokenizer = match &vocabulary {
+            Some(vocabulary) => gguf_tokenizer(vocabulary)?,
+            None => TextTokenizer::from_dir(&base)?,
+        };
+        let tokenizer_config = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
+        // Keys that exports of this library add.
+        let exported = tokenizer_config.get("dualspeed_template").cloned();
+        let exported = exported.and_then(|name| serde_json::from_value(name).ok());
+        let template = options.template.or(exported).unwrap_or_else(|| {
+            let jinja = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
+            let jinja = jinja.or_else(|| chat_template(&base));
+            let found = jinja.as_deref().and_then(Template::recognise);
+            found.unwrap_or(Template::VicunaV1)
+        });
+        let processor = image_processor_of(&base, options.fit, &model)?;
+        let mut eos_token_ids = eos_token_ids(&base)?;
+        eos_token_ids.push(tokenizer.eos_id());
+        let exported = tokenizer_config.get("dualspeed_system").and_then(|system| system.as_str());
+        let system = options.system.clone().or(exported.map(str::to_owned));
+        let image_token_id = checkpoint.config.image_token_id;
+        let pipeline =
+            Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };
+        pipeline.check_vocabulary()?;
+        Ok((pipeline, report))
+    }
+
+    /// Refuses a tokenizer whose end token the model does not have: that of another model.
+    fn check_vocabulary(&self) -> anyhow::Result<()> {
+        let (ids, embeddings) = (self.tokenizer.vocab_size(), self.model.text_config().vocab_size);
+        anyhow::ensure!(
+            self.tokenizer.eos_id() < embeddings as i64,
+            "the tokenizer's end token is {} but the model's vocabulary has {embeddings} entries (the tokenizer's {ids}); \
+             the two do not belong together",
+            self.tokenizer.eos_id()
+        );
+        Ok(())
+    }
+}
+
+/// Puts the adapter, single parts and CLIP's projection on the model of `path`.
+fn with_parts<B: Backend>(
+    model: GenerativeModel<B>,
+    path: &Path,
+    adapter: Option<&Path>,
+    options: &PipelineOptions,
+    device: &B::Device,
+) -> anyhow::Result<GenerativeModel<B>> {
+    let mut model = model;
+    if let Some(dir) = adapter {
+        let GenerativeModel::Llava(llava) = model else {
+            anyhow::bail!(
+                "adapters are put on models with vision here; {} has none",
+                path.display()
+            )
+        };
+        model = GenerativeModel::Llava(Box::new(Adapter::open(dir)?.apply(*llava, device)?));
+    }
+    for file in &options.parts {
+        let GenerativeModel::Llava(llava) = model else {
+            anyhow::bail!("{} has no parts like {}", path.display(), file.display())
+        };
+        model = GenerativeModel::Llava(Box::new(load_extra(*llava, file, device)?));
+    }
+    if let Some(dir) = &options.clip {
+        let GenerativeModel::Llava(llava) = model else {
+            anyhow::bail!("--clip is for models with vision; {} has none", path.display())
+        };
+        model = GenerativeModel::Llava(Box::new(with_visual_projection(*llava, dir, device)?));
+    }
+    Ok(model)
+}
+
+/// The image processor of a directory, or LLaVA 1.5's for the tower's size.
+fn image_processor_of<B: Backend>(
+    dir: &Path,
+    fit: Option<FitMode>,
+    model: &GenerativeModel<B>,
+) -> anyhow::Result<ImageProcessor> {
+    let vision = match model {
+        GenerativeModel::Llava(model) => &model.config.vision,
+        GenerativeModel::Llama(_) => return Ok(ImageProcessor::default()),
+    };
+    let side = vision.image_size();
+    let found = match read_processor(dir) {
+        Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
+        // With --fit, whatever the file says is overridden.
+        Err(error) if fit.is_none() => return Err(error.into()),
+        Err(_) => None,
+    };
+    let mut processor = found.unwrap_or_else(|| image_processor(vision, FitMode::Pad));
+    processor.mode = fit.unwrap_or(processor.mode);
+    anyhow::ensure!(
+        processor.size == side,
+        "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",
+        dir.display(),
+        processor.size
+    );
+    Ok(processor)
+}

@@ -1,0 +1,31 @@
+//! Models that generate text.
+
+use dualspeed_model::{Llama, LlamaConfig, Llava, LlavaConfig};
+use dualspeed_ops::Backend;
+
+/// A model that generates text: with vision, or a decoder alone.
+#[derive(Debug)]
+pub enum GenerativeModel<B: Backend> {
+    /// Vision tower, projector and decoder.
+    Llava(Box<Llava<B>>),
+    /// A decoder alone.
+    Llama(Box<Llama<B>>),
+}
+
+impl<B: Backend> GenerativeModel<B> {
+    /// The configuration of the decoder.
+    pub fn text_config(&self) -> &LlamaConfig {
+        match self {
+            Self::Llava(model) => &model.config.text,
+            Self::Llama(model) => &model.config,
+        }
+    }
+
+    /// The configuration of the whole model; `None` for a decoder alone.
+    pub fn llava_config(&self) -> Option<&LlavaConfig> {
+        match self {
+            Self::Llava(model) => Some(&model.config),
+            Self::Llama(_) => None,
+        }
+    }
+}
