@@ -20,7 +20,7 @@ fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::R
     let model: Llava<B> = run_dir::load_model(dir, device)?;
     let tokenizer = scene_tokenizer()?;
 
-    let processor = ImageProcessor::clip(config.model.vision.image_size(), FitMode::Pad);
+    let processor = ImageProcessor::clip(config.model.vision.geometry().image_size, FitMode::Pad);
     let image = Arc::new(preprocess_image(picture, &processor)?);
     // The picture is encoded once; every question reuses its visual tokens.
     let pixels = VisionInput::Pixels(pixel_values(&[image], device));

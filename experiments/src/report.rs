@@ -6,10 +6,10 @@ use std::path::Path;
 use anyhow::Context;
 use clap::ValueEnum;
 use dualspeed::experiment::RunResult;
+use dualspeed::files::write_atomic;
 use dualspeed::quickstart::summary::{Stat, stat};
 use dualspeed::report::html::Page;
 use dualspeed::report::plot::{Bars, Curve, bars, curves};
-use dualspeed::run_dir::write_atomic;
 
 use crate::run::{arm_dir, read_result};
 use crate::scale::Scale;

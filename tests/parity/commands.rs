@@ -118,7 +118,7 @@ fn logits(dir: &Path) -> Vec<f32> {
     let options = LoadOptions::default();
     let checkpoint = Checkpoint::open(dir, &options).unwrap();
     let (model, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
-    let side = model.config.vision.image_size();
+    let side = model.config.vision.geometry().image_size;
     let ramp: Vec<f32> = (0..3 * side * side).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
     let pixels = Tensor::<B, 1>::from_floats(ramp.as_slice(), &Default::default());
     let pixels = pixels.reshape([1, 3, side, side]);

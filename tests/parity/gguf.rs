@@ -6,10 +6,10 @@ use dualspeed::pipeline::gguf_tokenizer;
 
 use crate::support::{B, Expected, assert_close, asset, fixture, ids};
 
-fn decoder(gguf: Gguf) -> Llama<B> {
+fn decoder(gguf: Gguf) -> Decoder<B> {
     let checkpoint = gguf.into_checkpoint().unwrap();
     match checkpoint.load::<B>(&LoadOptions::default(), &Default::default()).unwrap().0 {
-        AnyModel::Llama(model) => *model,
+        AnyModel::Decoder(model) => *model,
         other => panic!("a {other:?}"),
     }
 }

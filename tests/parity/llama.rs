@@ -9,7 +9,7 @@ use crate::support::{Expected, assert_close, ids, load};
 
 fn check(name: &str) {
     let expected = Expected::of(name);
-    let AnyModel::Llama(model) = load(name, &LoadOptions::default()) else {
+    let AnyModel::Decoder(model) = load(name, &LoadOptions::default()) else {
         panic!("{name} is no decoder");
     };
     let input_ids = ids(&expected.ints["input_ids"]);

@@ -59,7 +59,7 @@ fn grouped_queries_tied_head_wide_heads_odd_side() {
 #[test]
 fn shards_class_token_scaled_positions_side_that_is_no_multiple_of_the_patch() {
     let model = load_llava("llava_cls_sharded", &LoadOptions::default());
-    assert_eq!(model.config.vision.num_tokens(), 17);
+    assert_eq!(model.config.num_visual_tokens(), 17);
     check("llava_cls_sharded", &model, &Expected::of("llava_cls_sharded"));
 }
 

@@ -225,7 +225,11 @@ fn pixels_are_the_towers_own() {
     image::RgbImage::from_pixel(8, 8, image::Rgb([127, 255, 0])).save(&path).unwrap();
     let vision: VisionConfig =
         serde_json::from_str(r#"{ "kind": "efficientnet_lite0", "image_size": 16 }"#).unwrap();
-    let processor = ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation());
+    let processor = ImageProcessor::new(
+        vision.geometry().image_size,
+        FitMode::Pad,
+        vision.geometry().normalisation,
+    );
     let host = processor.process(&load_image(&path, &processor.limits).unwrap().pixels);
     let expected = [0.0, 1.0, -127.0 / 128.0];
     for (plane, expected) in host.pixels.chunks(16 * 16).zip(expected) {

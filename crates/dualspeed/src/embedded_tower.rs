@@ -3,7 +3,8 @@
 
 use anyhow::Context;
 use dualspeed_data::Atlas;
-use dualspeed_model::{NameTower, TowerConfig, TowerModel, VisionConfig, Vit, VitConfig, store};
+use dualspeed_model::vision::pretraining::{TowerConfig, TowerModel};
+use dualspeed_model::{ClipVit, NameTower, VisionConfig, VitConfig, store};
 use dualspeed_ops::Backend;
 
 /// Optimiser steps of the embedded weights' training.
@@ -44,7 +45,7 @@ pub fn load_with_heads<B: Backend>(device: &B::Device) -> anyhow::Result<TowerMo
 ///
 /// # Errors
 /// If `wanted` is another architecture: there are no weights for it.
-pub fn load<B: Backend>(wanted: &VisionConfig, device: &B::Device) -> anyhow::Result<Vit<B>> {
+pub fn load<B: Backend>(wanted: &VisionConfig, device: &B::Device) -> anyhow::Result<ClipVit<B>> {
     let wanted = wanted.vit().with_context(|| {
         format!(
             "there are no weights for the {} in [model.vision]: start from a checkpoint that has them (`dualspeed \

@@ -5,6 +5,7 @@
 //!
 //! | crate | concept |
 //! |---|---|
+//! | [`core`] | options, registries, random streams, whole files |
 //! | [`ops`] | our extension of Burn's `Backend` trait |
 //! | [`model`] | LLaVA: vision tower, projector, pruners, isolator, decoder, losses |
 //! | [`data`] | conversations, images, scenes, samplers, batches |
@@ -19,13 +20,15 @@
 //! | [`clip`] | CLIP's text tower and projection for text-guided pruners |
 //! | [`embedded_tower`] | the embedded vision tower and how it is trained |
 //! | [`experiment`] | data sets, tower features and one training with its evaluation, as quickstart and ablations need it |
-//! | [`extensions`] | pruners of another crate, known to every command |
+//! | [`extensions`] | parts of another crate, known to every command |
+//! | [`files`] | files of results that are there whole or not at all |
 //! | [`interrupt`] | Ctrl-C |
 //! | [`pipeline`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
 //! | [`quickstart`] | three models, one table, one report |
 //! | [`report`] | plots, pages, tables, pictures |
 //! | [`run_dir`] | run directories: what a run started from, and the model it ended with |
 
+pub use dualspeed_core as core;
 pub use dualspeed_data as data;
 pub use dualspeed_model as model;
 pub use dualspeed_ops as ops;
@@ -40,6 +43,7 @@ mod commands;
 pub mod embedded_tower;
 pub mod experiment;
 pub mod extensions;
+pub mod files;
 pub mod interrupt;
 mod patch_contributions;
 pub mod pipeline;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use dualspeed_data::HostImage;
 use dualspeed_model::pruner::contributions;
 use dualspeed_model::{
-    IGNORE_INDEX, IMAGE_TOKEN_INDEX, Llava, PruneContext, Pruner, QuestionTokens, TextBatch,
-    VisionInput, VisionTower, VisualTokens, Vit,
+    ClipVit, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Inputs, Llava, PruneContext, Pruner, QuestionTokens,
+    TextBatch, VisionTower, VisualTokens,
 };
 use dualspeed_ops::Backend;
 use dualspeed_train::features::pixel_values;
@@ -17,7 +18,7 @@ pub(crate) enum VisualEncoder<'a, B: Backend> {
     /// The vision tower and projector of a trained model.
     Llava(&'a Llava<B>),
     /// A vision tower alone: its features stand for the projected ones.
-    Tower(&'a Vit<B>),
+    Tower(&'a ClipVit<B>),
 }
 
 /// The prompt that a text-guided pruner reads.
@@ -53,18 +54,24 @@ pub(crate) fn patch_contributions<B: Backend>(
     let pixels = pixel_values::<B>(&[Arc::new(image.clone())], device);
     let visual = match encoder {
         VisualEncoder::Llava(model) => {
-            let visual = model.encode(VisionInput::Pixels(pixels), pruner.needs())?;
-            let input_ids = [vec![IMAGE_TOKEN_INDEX], prompt.input_ids.clone()].concat();
-            let labels = [vec![IGNORE_INDEX; input_ids.len()]];
-            let input_ids = [input_ids];
-            let batch = TextBatch { input_ids: &input_ids, labels: &labels };
-            VisualTokens { question: Some(model.question_tokens(batch, &[1])), ..visual }
+            let needs = pruner.needs();
+            let input_ids = [[vec![IMAGE_TOKEN_INDEX], prompt.input_ids.clone()].concat()];
+            let labels = [vec![IGNORE_INDEX; input_ids[0].len()]];
+            let inputs = Inputs {
+                text: TextBatch { input_ids: &input_ids, labels: &labels },
+                features: Some(model.encode(pixels, &needs)?),
+                tilings: &[],
+                sample_ids: &[],
+                prompts: &[],
+            };
+            let visual = model.visual_tokens(&inputs, &needs)?;
+            visual.context("there is no picture")?
         }
         VisualEncoder::Tower(tower) => {
-            let features = tower.features(pixels, pruner.needs());
-            let none = features.hidden.clone().narrow(1, 0, 1).zeros_like();
+            let features = tower.features(pixels, &pruner.needs());
+            let none = features.hidden().narrow(1, 0, 1).zeros_like();
             let question = Some(QuestionTokens { embeds: none, lengths: vec![0] });
-            VisualTokens { question, ..VisualTokens::new(features.hidden.clone(), features) }
+            VisualTokens { question, ..VisualTokens::new(features.hidden(), features) }
         }
     };
     let ctx = PruneContext {

@@ -1,52 +1,16 @@
 //! Run directories: the configuration, the model that a run started from, and the model that it ended with.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
-use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig};
+use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
 use dualspeed_ops::Backend;
 use dualspeed_train::{TrainConfig, load_trained};
-use serde::Serialize;
 
 use crate::embedded_tower;
 
 /// Runs that start from one another at most; a longer chain is a circle, as stages are two or three.
 const MAX_CHAIN: usize = 16;
-
-/// Writes a JSON file so that it is there whole or not at all.
-///
-/// # Errors
-/// If the directory cannot be made or written, or the disk is full.
-pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    write_atomic(path, text.as_bytes())
-}
-
-/// Writes a file so that it is there whole or not at all: beside it first, then renamed.
-///
-/// # Errors
-/// If the directory cannot be made or written, or the disk is full.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = parent.join(name);
-    let written = std::fs::File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // Best effort: the write's own error is the one to report.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.with_context(|| format!("cannot write {}: is the disk full?", path.display()))
-}
 
 /// Reads the configuration that the run in `dir` was made with.
 ///
@@ -95,7 +59,7 @@ pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
     model.anyres = base.anyres.clone().map(|anyres| AnyresConfig { newline, ..anyres });
     model.vision = base.vision.clone();
     model.text = base.text.clone();
-    model.mm_projector_type = base.mm_projector_type;
+    model.mm_projector_type = base.mm_projector_type.clone();
     model.validate()?;
     Ok(())
 }
@@ -144,27 +108,33 @@ fn model_from_checkpoint<B: Backend>(
     Ok(model)
 }
 
-/// The model that a run with this configuration starts from: fresh weights with the embedded vision tower, or the
-/// model that the run `config.init_from` ended with, or the published checkpoint it names.
+/// The model that a run with this configuration starts from: fresh weights with the embedded vision tower (or one of
+/// `parts`), or the model that the run `config.init_from` ended with, or the published checkpoint it names.
 ///
 /// # Errors
 /// If the tower or the earlier run does not fit the configuration.
 pub fn initial_model<B: Backend>(
     config: &TrainConfig,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
-    initial_model_at(config, device, 0)
+    initial_model_at(config, parts, device, 0)
 }
 
 fn initial_model_at<B: Backend>(
     config: &TrainConfig,
+    parts: &Parts,
     device: &B::Device,
     depth: usize,
 ) -> anyhow::Result<Llava<B>> {
     anyhow::ensure!(depth < MAX_CHAIN, "the runs' init_from lead in a circle");
     let Some(run) = &config.init_from else {
-        let model = config.model.init::<B>(device, config.seed)?;
-        return Ok(model.with_vision_tower(embedded_tower::load(&config.model.vision, device)?)?);
+        let model = config.model.init_with::<B>(parts, device, config.seed)?;
+        return match &config.model.vision {
+            // A tower of another crate brings its own weights.
+            VisionConfig::Custom(_) => Ok(model),
+            vision => Ok(model.with_vision_tower(embedded_tower::load(vision, device)?)?),
+        };
     };
     if is_checkpoint(run) {
         return model_from_checkpoint(config, run, device);
@@ -182,7 +152,7 @@ fn initial_model_at<B: Backend>(
         "the model in {} has another architecture than [model] here; copy that section from its config.toml",
         run.display()
     );
-    let mut model = load_model_at::<B>(run, device, depth + 1)?;
+    let mut model = load_model_at::<B>(run, parts, device, depth + 1)?;
     model.config.max_length = config.model.max_length;
     model.config.pad_to_multiple = config.model.pad_to_multiple;
     match (&config.model.lora, &earlier.model.lora) {
@@ -199,16 +169,21 @@ fn initial_model_at<B: Backend>(
 ///
 /// # Errors
 /// If `dir` is no run directory or its checkpoint is damaged.
-pub fn load_model<B: Backend>(dir: &Path, device: &B::Device) -> anyhow::Result<Llava<B>> {
-    load_model_at(dir, device, 0)
+pub fn load_model<B: Backend>(
+    dir: &Path,
+    parts: &Parts,
+    device: &B::Device,
+) -> anyhow::Result<Llava<B>> {
+    load_model_at(dir, parts, device, 0)
 }
 
 fn load_model_at<B: Backend>(
     dir: &Path,
+    parts: &Parts,
     device: &B::Device,
     depth: usize,
 ) -> anyhow::Result<Llava<B>> {
-    let mut model = initial_model_at(&read_config(dir)?, device, depth)?;
+    let mut model = initial_model_at(&read_config(dir)?, parts, device, depth)?;
     // What was trained in half precision runs in f32 where the backend has nothing else.
     if !B::supports_dtype(device, model.config.dtype.float().into()) {
         model.config.dtype = Dtype::Float32;

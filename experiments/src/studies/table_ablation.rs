@@ -16,9 +16,9 @@ pub const STUDY: Study = Study {
         },
         Arm {
             name: "naive_prune",
-            overrides: &["mode.schedule=\"always_fast\"", "isolator.enabled=false"],
+            overrides: &["mode.schedule=\"always_fast\"", "model.isolator_length=0"],
         },
-        Arm { name: "fast_slow", overrides: &["isolator.enabled=false", "distill.lambda=0.0"] },
+        Arm { name: "fast_slow", overrides: &["model.isolator_length=0", "distill.lambda=0.0"] },
         Arm { name: "fast_slow_isolator", overrides: &["distill.lambda=0.0"] },
         Arm { name: "dualspeed", overrides: &[] },
     ],

@@ -105,35 +105,14 @@ impl<B: Backend> Llava<B> {
         ctx: &StepContext,
     ) -> Result<Option<Selection<B>>, ModelError> {
         let Some(features) = &inputs.features else { return Ok(None) };
-        let (tiles, count) = (self.tiles(features, inputs.tilings)?, features.len());
         let View::Pruned { keep, .. } = view else {
-            let all = select_all(tiles.as_ref(), count, self.config.num_visual_tokens())?;
-            return Ok(Some(all));
+            let tiles = self.tiles(features, inputs.tilings)?;
+            let n = self.config.num_visual_tokens();
+            return Ok(Some(select_all(tiles.as_ref(), features.len(), n)?));
         };
         let pruner = pruner.ok_or(ModelError::NoPruner)?;
-        let images_per_sample = inputs.text.images_per_sample();
-        let placeholders: usize = images_per_sample.iter().sum();
-        let images = tiles.as_ref().map_or(count, |tiles| tiles.per_image.len());
-        if placeholders != images {
-            return Err(LayoutError::ImageCount { placeholders, images }.into());
-        }
-        let features = features.clone().detach();
-        let (question, dtype) = (pruner.needs().has(QUESTION), self.config.dtype.float());
-        let visual = VisualTokens {
-            // Scores need no gradient, so the projector keeps nothing for one.
-            projected: project(
-                &self.mm_projector.clone().into_inner().no_grad(),
-                &features,
-                None,
-                dtype,
-            ), // [tiles, n, d]
-            question: question.then(|| self.question_tokens(inputs.text, &images_per_sample)),
-            features,
-            tiles,
-            compacted: false,
-            text: None,
-        };
-        let context = inputs.prune_context(&images_per_sample, ctx)?;
+        let Some(visual) = self.visual_tokens(inputs, &pruner.needs())? else { return Ok(None) };
+        let context = inputs.prune_context(&inputs.text.images_per_sample(), ctx)?;
         let selection = select(pruner, &visual, *keep, &context)?;
         if ctx.verify_picks {
             selection.verify(pruner.name(), visual.num_tokens())?;
@@ -146,6 +125,37 @@ impl<B: Backend> Llava<B> {
             return Err(PruneError::NoDrop { pruner: pruner.name().to_owned(), blocks }.into());
         }
         Ok(Some(selection))
+    }
+
+    /// What a pruner that reads `needs` is given of a batch, without gradient; `None` for a text-only batch.
+    ///
+    /// # Errors
+    /// [`ModelError`] if images, tilings and text do not fit together.
+    pub fn visual_tokens(
+        &self,
+        inputs: &Inputs<'_, B>,
+        needs: &Needs,
+    ) -> Result<Option<VisualTokens<B>>, ModelError> {
+        let Some(features) = &inputs.features else { return Ok(None) };
+        let tiles = self.tiles(features, inputs.tilings)?;
+        let images_per_sample = inputs.text.images_per_sample();
+        let placeholders: usize = images_per_sample.iter().sum();
+        let images = tiles.as_ref().map_or(features.len(), |tiles| tiles.per_image.len());
+        if placeholders != images {
+            return Err(LayoutError::ImageCount { placeholders, images }.into());
+        }
+        let features = features.clone().detach();
+        // Scores need no gradient, so the projector keeps nothing for one.
+        let projector = self.mm_projector.clone().into_inner().no_grad();
+        let question = needs.has(QUESTION);
+        Ok(Some(VisualTokens {
+            projected: project(&projector, &features, None, self.config.dtype.float()), // [tiles, n, d]
+            question: question.then(|| self.question_tokens(inputs.text, &images_per_sample)),
+            features,
+            tiles,
+            compacted: false,
+            text: None,
+        }))
     }
 
     /// How the tiles of a batch make up images, with masks over what shows only canvas; `None` where each is an image.

@@ -1,7 +1,7 @@
 //! Published models by their size.
 
 use clap::ValueEnum;
-use dualspeed_model::{Dtype, LlamaConfig, LlavaConfig, LoraConfig, VitConfig};
+use dualspeed_model::{DecoderConfig, Dtype, LlavaConfig, LoraConfig, VitConfig};
 
 /// The size of a published model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,13 +30,13 @@ impl ModelSize {
 
     /// The configuration of a LLaVA model of this size, with adapters of rank 128 (LLaVA-1.5's recipe; dropout 0.05).
     pub fn config(self, dtype: Dtype) -> LlavaConfig {
-        let text = |d, layers, heads, kv, mlp| LlamaConfig {
+        let text = |d, layers, heads, kv, mlp| DecoderConfig {
             hidden_size: d,
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: Some(kv),
             intermediate_size: mlp,
-            ..LlamaConfig::vicuna_7b()
+            ..DecoderConfig::vicuna_7b()
         };
         let base = LlavaConfig {
             lora: Some(LoraConfig::default()),
@@ -47,7 +47,7 @@ impl ModelSize {
         match self {
             Self::Tiny => LlavaConfig {
                 vision: VitConfig { num_hidden_layers: 2, ..VitConfig::default() }.into(),
-                text: LlamaConfig { vocab_size: 512, ..text(64, 2, 4, 2, 96) },
+                text: DecoderConfig { vocab_size: 512, ..text(64, 2, 4, 2, 96) },
                 lora: Some(LoraConfig { r: 4, ..LoraConfig::default() }),
                 pad_to_multiple: 8,
                 ..base

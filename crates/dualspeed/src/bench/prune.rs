@@ -1,7 +1,10 @@
 //! Pruners against the clock, beside the tower that makes their input.
 
 use burn::tensor::{Tensor, TensorData};
-use dualspeed_model::rng::SplitMix;
+use dualspeed_core::rng::SplitMix;
+use dualspeed_model::vision::features::{
+    CLS_ATTENTION, CLS_HIDDEN, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, PATCH_TEXT,
+};
 use dualspeed_model::{
     Dtype, LlavaConfig, Needs, PruneContext, PrunerSpec, QuestionTokens, Registry, TextFeatures,
     VisionFeatures, VisionTower, VisualTokens, VitConfig, select,
@@ -58,12 +61,12 @@ impl PruneShapes {
 
     /// The shapes of a model, images of one tile and of several.
     pub fn of(size: ModelSize, config: &LlavaConfig) -> Self {
-        let n = config.vision.num_tokens();
+        let n = config.num_visual_tokens();
         let tiny = size == ModelSize::Tiny;
         let (batch, tiles) = if tiny { (2, 2) } else { (16, 5) };
         Self {
             width: config.text.hidden_size,
-            hidden: config.vision.hidden_size(),
+            hidden: config.vision.geometry().hidden_size,
             cells: vec![(n, 1), (n, batch), (tiles * n, 1), (tiles * n, batch)],
             sizes: Vec::new(),
             shares: if tiny { Vec::new() } else { vec![0.25] },
@@ -146,8 +149,8 @@ impl<B: Backend> PruneBench<'_, B> {
         let pixels = random::<B>([tiles * 3, side, side], 2, self.device);
         let pixels = pixels.reshape([tiles, 3, side, side]);
         let forward = || {
-            let features = vit.features(pixels.clone(), Needs::default());
-            wait(features.hidden.narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
+            let features = vit.features(pixels.clone(), &Needs::none());
+            wait(features.hidden().narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
         };
         self.time(name, n, batch, keep, || Some(time_few_runs(RUNS, SECONDS, forward)))
     }
@@ -170,8 +173,9 @@ impl<B: Backend> PruneBench<'_, B> {
                 select(&*pruner, &visual, keep, &ctx).is_ok().then(|| {
                     time_few_runs(RUNS, SECONDS, || {
                         if let Ok(kept) = select(&*pruner, &visual, keep, &ctx) {
-                            let width = kept.tokens.dims()[2];
-                            wait(kept.tokens.narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
+                            let tokens = kept.apply_to(visual.projected.clone());
+                            let width = tokens.dims()[2];
+                            wait(tokens.narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, width]));
                         }
                     })
                 })
@@ -230,15 +234,13 @@ fn random_visual_tokens<B: Backend>(
     let (width, hidden) = (shapes.width, shapes.hidden);
     let random = |shape, seed| random::<B>(shape, seed, device);
     let unit = |x: Tensor<B, 3>| x.clone() / (x.clone() * x).sum_dim(2).sqrt();
-    let features = VisionFeatures {
-        cls_attention: Some(random([batch, 8, n], 11).abs()),
-        keys: Some(random([batch, n, 64], 12)),
-        patch_text: Some(unit(random([batch, n, 64], 13))),
-        cls_hidden: Some(random([batch, 1, hidden], 14)),
-        last_cls_attention: Some(random([batch, 1, n], 15).abs()),
-        last_keys: Some(random([batch, n, hidden], 16)),
-        hidden: random([batch, n, hidden], 17),
-    };
+    let features = VisionFeatures::new(random([batch, n, hidden], 17))
+        .with(CLS_ATTENTION, random([batch, n, 8], 11).abs())
+        .with(KEYS, random([batch, n, 64], 12))
+        .with(PATCH_TEXT, unit(random([batch, n, 64], 13)))
+        .with(CLS_HIDDEN, random([batch, 1, hidden], 14))
+        .with(LAST_CLS_ATTENTION, random([batch, n, 1], 15).abs())
+        .with(LAST_KEYS, random([batch, n, hidden], 16));
     VisualTokens {
         text: Some(TextFeatures {
             vectors: unit(random([batch, 2, 64], 18)),

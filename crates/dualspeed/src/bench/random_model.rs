@@ -4,11 +4,10 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Distribution, FloatDType, Tensor};
-use dualspeed_model::init::Init;
-use dualspeed_model::{Dtype, Llava, Vit, VitConfig};
+use dualspeed_model::nn::params::trainable_parameters;
+use dualspeed_model::{ClipVit, Dtype, Init, Llava, VitConfig};
 use dualspeed_ops::{AutodiffBackend, Backend};
 use dualspeed_train::TrainConfig;
-use dualspeed_train::stage::apply_stage;
 
 /// A model for `config` whose matrices are normal with standard deviation 0.02, drawn on the device in their final type.
 ///
@@ -19,17 +18,23 @@ pub fn random_model<B: AutodiffBackend>(
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
     B::seed(device, config.seed);
-    let model = apply_stage(config.model.init::<B>(device, config.seed)?, config)?;
+    let config = &config.effective();
+    let model = config.model.init::<B>(device, config.seed)?;
+    let model = model.with_trainable(config.trainable())?;
     // Asking a parameter itself would draw its initial values, on the host.
-    let trained = model.param_groups().into_iter().filter(|param| param.trainable);
+    let trained = trainable_parameters::<B, _>(&model, "").into_iter();
     let trained = trained.map(|param| param.id).collect();
     Ok(model.map(&mut RandomWeights { dtype: config.model.dtype, trained }))
 }
 
 /// A frozen vision tower whose matrices are normal with standard deviation 0.02, drawn on the device in type `dtype`.
-pub fn random_tower<B: Backend>(config: &VitConfig, dtype: Dtype, device: &B::Device) -> Vit<B> {
+pub fn random_tower<B: Backend>(
+    config: &VitConfig,
+    dtype: Dtype,
+    device: &B::Device,
+) -> ClipVit<B> {
     B::seed(device, 0);
-    let tower: Vit<B> = config.init(&Init::new(0, device).frozen());
+    let tower: ClipVit<B> = config.init(&Init::new(0, device).frozen());
     tower.map(&mut RandomWeights { dtype, trained: HashSet::new() })
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::rows::Row;
-use crate::run_dir::write_json;
+use crate::files::write_json;
 
 /// The measurements of one call of `dualspeed bench`, with what they were made on.
 #[derive(Clone, Debug, Serialize, Deserialize)]

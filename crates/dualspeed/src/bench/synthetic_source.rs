@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use dualspeed_core::rng::SplitMix;
 use dualspeed_data::{
     DataError, Example, ExampleSource, HostImage, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Modality, Tiling,
 };
-use dualspeed_model::rng::SplitMix;
 
 /// Random examples of one shape.
 #[derive(Clone, Debug)]

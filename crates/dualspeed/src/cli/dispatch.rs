@@ -10,7 +10,7 @@ use crate::backend::BackendTask;
 use crate::commands::{
     assemble, assets, bench, eval, export, generate, inspect, prune, quickstart, train, train_tower,
 };
-use crate::extensions::Extensions;
+use crate::extensions::{Extensions, parts};
 use crate::interrupt::Interrupted;
 
 /// How a command ended that did not fail.
@@ -50,16 +50,19 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
 
     fn run<B: AutodiffBackend>(self, device: &B::Device) -> Self::Output {
         let Cli { global, command } = self.cli;
+        let parts = parts::<B, E>();
         match command {
             Command::Quickstart(args) => quickstart::run::<B, E>(args, global, device),
             Command::Train(args) => train::run::<B, E>(args, global, device),
             Command::Eval(args) => eval::run::<B, E>(args, global, device),
-            Command::Generate(args) => generate::run::<B::InnerBackend, E>(args, global, device),
+            Command::Generate(args) => {
+                generate::run::<B::InnerBackend, E>(args, global, &parts, device)
+            }
             Command::Inspect(args) => inspect::run(args),
-            Command::Export(args) => export::run::<B::InnerBackend>(args, device),
+            Command::Export(args) => export::run::<B::InnerBackend>(args, &parts, device),
             Command::Assemble(args) => assemble::run::<B::InnerBackend>(args, global, device),
             Command::Assets(args) => assets::run(args, global),
-            Command::Prune(args) => prune::run::<B::InnerBackend, E>(args, global, device),
+            Command::Prune(args) => prune::run::<B::InnerBackend, E>(args, global, &parts, device),
             Command::Bench(args) => bench::run::<B, E>(args, global, device),
             Command::TrainTower(args) => train_tower::run::<B>(args, global, device),
         }

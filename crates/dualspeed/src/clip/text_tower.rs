@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use dualspeed_data::TextTokenizer;
-use dualspeed_model::clip_text::ClipText;
-use dualspeed_model::import::{LoadOptions, open_weights, read_clip_text_config};
+use dualspeed_model::import::{LoadOptions, open_weights, read_clip_text, read_clip_text_config};
+use dualspeed_model::vision::clip_text::ClipText;
 use dualspeed_model::{PruneError, TextFeatures, TextTower};
 use dualspeed_ops::Backend;
 
@@ -23,7 +23,7 @@ impl<B: Backend> ClipTextTower<B> {
     /// What is missing or damaged, by file and key.
     pub fn open(dir: &Path, options: &LoadOptions, device: &B::Device) -> anyhow::Result<Self> {
         let config = read_clip_text_config(&dir.join("config.json"))?;
-        let tower = ClipText::read(&config, open_weights(dir)?, options.dtype, device)?;
+        let tower = read_clip_text(&config, open_weights(dir)?, options.dtype, device)?;
         Ok(Self { tower, tokenizer: TextTokenizer::from_dir(dir)? })
     }
 

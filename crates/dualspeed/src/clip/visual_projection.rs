@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 use dualspeed_model::import::open_weights;
-use dualspeed_model::{Frozen, Llava, Tower};
+use dualspeed_model::{Freezable, Llava, Tower};
 use dualspeed_ops::Backend;
 
 /// Adds to `model` the projection of images of the CLIP checkpoint in `dir`, which LLaVA's checkpoints leave out.
@@ -19,7 +19,7 @@ pub fn with_visual_projection<B: Backend>(
     const KEY: &str = "visual_projection.weight";
     let source = open_weights(dir)?;
     let tensor = source.read(KEY)?;
-    let width = model.config.vision.hidden_size();
+    let width = model.config.vision.geometry().hidden_size;
     anyhow::ensure!(
         tensor.shape.len() == 2 && tensor.shape[1] == width,
         "{}: {KEY} is {:?}, the vision tower is {width} wide; give the CLIP that the tower is from",
@@ -34,6 +34,6 @@ pub fn with_visual_projection<B: Backend>(
     };
     tower.set_visual_projection(weight);
     model.config.vision = tower.config.clone().into();
-    model.vision_tower = Frozen::new(tower.into());
+    model.vision_tower = Freezable::frozen::<B>(tower.into());
     Ok(model)
 }

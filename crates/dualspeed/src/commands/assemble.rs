@@ -4,16 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use dualspeed_data::FitMode;
-use dualspeed_model::efficientnet::EfficientNet;
+use dualspeed_data::{FitMode, ImageProcessor};
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::import::pickle::PickleWeights;
 use dualspeed_model::import::safetensors::SafetensorsWeights;
 use dualspeed_model::import::source::WeightSource;
-use dualspeed_model::import::{AnyModel, Checkpoint, LoadOptions};
+use dualspeed_model::import::{AnyModel, Checkpoint, LoadOptions, read_efficientnet};
 use dualspeed_model::{ProjectorType, Tower, assemble};
 use dualspeed_ops::Backend;
-use dualspeed_train::config::image_processor;
 
 use super::assets;
 use super::checkpoint_args::parse_name;
@@ -69,19 +67,20 @@ pub(crate) fn run<B: Backend>(
     let language_path = path_or_asset(&args.language, args, global)?;
     let options = PipelineOptions { load: load.clone(), ..PipelineOptions::default() };
     let (language, _) = Pipeline::<B>::from_checkpoint(&language_path, &options, device)?;
-    let GenerativeModel::Llama(language_model) = language.model else {
+    let GenerativeModel::Decoder(language_model) = language.model else {
         anyhow::bail!("{} sees already; --language takes a decoder alone", language_path.display())
     };
     let vision_tower = load_vision_tower::<B>(&vision_path, args.image_size, &load, device)?;
     let projector = parse_name("projector", Some(&args.projector))?.unwrap_or_default();
-    let model = assemble(vision_tower, *language_model, projector, device, args.seed)?;
     // Transformers' LLaVA has no projector of one layer.
     let layout = match projector {
         ProjectorType::Mlp2xGelu => Layout::Transformers,
-        ProjectorType::Linear => Layout::Original,
+        ProjectorType::Linear | ProjectorType::Custom(_) => Layout::Original,
     };
+    let model = assemble(vision_tower, *language_model, projector, device, args.seed)?;
+    let vision = model.config.vision.geometry();
     let pipeline = Pipeline {
-        processor: image_processor(&model.config.vision, FitMode::Pad),
+        processor: ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation),
         model: GenerativeModel::Llava(Box::new(model.clone())),
         ..language
     };
@@ -124,5 +123,5 @@ fn load_vision_tower<B: Backend>(
         Some(extension) if extension == "safetensors" => Box::new(SafetensorsWeights::open(path)?),
         _ => Box::new(PickleWeights::open(path)?),
     };
-    Ok(EfficientNet::read(&*source, image_size, device)?.into())
+    Ok(read_efficientnet::<B>(&*source, image_size, device)?.into())
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use dualspeed_model::Parts;
 use dualspeed_model::export::export_adapter;
 use dualspeed_model::export::names::Layout;
 use dualspeed_ops::Backend;
@@ -51,13 +52,17 @@ enum ExportFormat {
     Llava,
 }
 
-pub(crate) fn run<B: Backend>(args: &ExportArgs, device: &B::Device) -> anyhow::Result<()> {
+pub(crate) fn run<B: Backend>(
+    args: &ExportArgs,
+    parts: &Parts,
+    device: &B::Device,
+) -> anyhow::Result<()> {
     refuse_occupied(&args.out, args.overwrite)?;
     let mut options = args.checkpoint.options()?;
     let dtype = options.load.dtype;
     options.load.dtype = dtype_to_read(dtype);
     let pipeline = match (&args.run, &args.model) {
-        (Some(dir), _) => Pipeline::<B>::from_run(dir, device)?,
+        (Some(dir), _) => Pipeline::<B>::from_run(dir, parts, device)?,
         (None, Some(path)) => Pipeline::from_checkpoint(path, &options, device)?.0,
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };

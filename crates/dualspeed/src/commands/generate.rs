@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use dualspeed_model::Parts;
 use dualspeed_model::{GenerateOptions, PrunerSpec, TextTower, View};
 use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
@@ -119,9 +120,10 @@ impl<'a> OutputLine<'a> {
 pub(crate) fn run<B: Backend, E: Extensions>(
     args: &GenerateArgs,
     global: &GlobalArgs,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let (pipeline, trained_pruner) = load::<B>(args, global, device)?;
+    let (pipeline, trained_pruner) = load::<B>(args, global, parts, device)?;
     let spec = match &args.pruner {
         Some(name) => Some(name.parse()?),
         None => trained_pruner.or_else(|| args.keep.map(|_| PrunerSpec::default())),
@@ -145,8 +147,6 @@ pub(crate) fn run<B: Backend, E: Extensions>(
             top_p: args.top_p,
             eos_token_ids: Vec::new(),
             seed: args.seed,
-            layouts: Vec::new(),
-            prompt: String::new(),
         },
     };
     match &args.batch {
@@ -159,11 +159,12 @@ pub(crate) fn run<B: Backend, E: Extensions>(
 fn load<B: Backend>(
     args: &GenerateArgs,
     global: &GlobalArgs,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<(Pipeline<B>, Option<PrunerSpec>)> {
     let path = match (&args.run, &args.model) {
         (Some(dir), _) => {
-            let pipeline = Pipeline::from_run(dir, device)?;
+            let pipeline = Pipeline::from_run(dir, parts, device)?;
             return Ok((pipeline, Some(run_dir::read_config(dir)?.pruner())));
         }
         (None, Some(path)) => path,

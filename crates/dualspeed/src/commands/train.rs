@@ -9,7 +9,7 @@ use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
 use super::global_args::GlobalArgs;
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, doors, parts, sources};
 use crate::interrupt::{Interrupted, ctrl_c_flag};
 use crate::run_dir;
 
@@ -64,14 +64,16 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
     run_dir::adopt_base_checkpoint(&mut config)?;
-    let model = run_dir::initial_model::<B>(&config, device)?;
-    let source = config.data.train.open(&config.model)?;
-    let valid = config.data.valid.as_ref().map(|valid| valid.open(&config.model)).transpose()?;
+    let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
+    let sources = sources::<E>();
+    let source = config.data.train.open(&config.model, config.seed, &sources)?;
+    let valid = config.data.valid.as_ref();
+    let valid = valid.map(|valid| valid.open(&config.model, config.seed, &sources)).transpose()?;
     if args.verify_data {
         verify("data.train", &*source)?;
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
     }
-    let n = config.model.vision.num_tokens();
+    let n = config.model.num_visual_tokens();
     if !global.quiet {
         eprintln!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
@@ -89,7 +91,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         overwrite: args.overwrite,
         progress: progress(args, global),
         interrupt: ctrl_c_flag()?,
-        pruners: registry::<B, E>(device),
+        doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     })?;
     if outcome.interrupted {

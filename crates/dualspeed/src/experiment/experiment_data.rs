@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use dualspeed_data::SourceRegistry;
 use dualspeed_data::{ExampleSource, chance};
-use dualspeed_model::{Needs, Tower, Vit};
+use dualspeed_model::{ClipVit, Needs, Tower};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::features::{FeatureWork, configured};
 use dualspeed_train::{FeatureCache, TrainConfig};
@@ -15,7 +16,7 @@ use crate::embedded_tower;
 /// Training and test scenes with the frozen tower's features of them, shared by all trainings of an experiment.
 pub struct ExperimentData<B: AutodiffBackend> {
     pub(super) device: B::Device,
-    pub(super) tower: Vit<B>,
+    pub(super) tower: ClipVit<B>,
     pub(super) train: FeatureCache,
     pub(super) test: FeatureCache,
     pub(super) held_out: FeatureCache,
@@ -33,20 +34,27 @@ impl<B: AutodiffBackend> ExperimentData<B> {
     pub fn new(
         base: &TrainConfig,
         test_samples: usize,
-        needs: Needs,
+        needs: &Needs,
+        sources: &SourceRegistry,
         device: &B::Device,
         progress: bool,
     ) -> anyhow::Result<Self> {
-        let tower: Vit<B> = embedded_tower::load(&base.model.vision, device)?;
-        let inner: Vit<B::InnerBackend> = embedded_tower::load(&base.model.vision, device)?;
+        let tower: ClipVit<B> = embedded_tower::load(&base.model.vision, device)?;
+        let inner: ClipVit<B::InnerBackend> = embedded_tower::load(&base.model.vision, device)?;
         let inner = Tower::from(inner);
         let cache = |source: Arc<dyn ExampleSource>| {
-            let work =
-                FeatureWork { needs, batch: 32, samples: usize::MAX, progress, interrupt: None };
+            let work = FeatureWork {
+                needs: needs.clone(),
+                batch: 32,
+                samples: usize::MAX,
+                progress,
+                interrupt: None,
+            };
+            let batch = work.batch;
             let cache = configured(&base.data.features, &inner, &source, work, device)?;
             // Several runs share them: in memory, unless the configuration says otherwise.
             cache.map_or_else(
-                || FeatureCache::compute(&inner, &source, needs, work.batch, device, progress),
+                || FeatureCache::compute(&inner, &source, needs.clone(), batch, device, progress),
                 Ok,
             )
         };
@@ -55,7 +63,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             .map(|index| test.get(index).map(|example| example.questions))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            train: cache(base.data.train.open(&base.model)?)?,
+            train: cache(base.data.train.open(&base.model, base.seed, sources)?)?,
             held_out: cache(Arc::new(held_out_source(base, test_samples)?))?,
             test: cache(Arc::new(test))?,
             chance: chance(questions.iter().flatten()).accuracy,

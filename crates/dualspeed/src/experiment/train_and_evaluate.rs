@@ -15,9 +15,9 @@ use super::experiment_data::ExperimentData;
 use super::result::RunResult;
 use super::scenes::{scene_config, test_source};
 use super::views::evaluation_views;
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, doors, parts, registry, sources};
+use crate::files::write_json;
 use crate::interrupt::Interrupted;
-use crate::run_dir::write_json;
 
 impl<B: AutodiffBackend> ExperimentData<B> {
     /// Trains the configuration of the arm `name` in the run directory `dir`, evaluates the model, and writes `result.json`.
@@ -31,11 +31,11 @@ impl<B: AutodiffBackend> ExperimentData<B> {
         dir: &Path,
         overwrite: bool,
     ) -> anyhow::Result<RunResult> {
-        let model = config.model.init::<B>(&self.device, config.seed)?;
+        let model = config.model.init_with::<B>(&parts::<B, E>(), &self.device, config.seed)?;
         let model = model.with_vision_tower(self.tower.clone())?;
         let text_only = scene_config(config)?.text_only;
         let source = match text_only {
-            true => config.data.train.open(&config.model)?,
+            true => config.data.train.open(&config.model, config.seed, &sources::<E>())?,
             false => self.train.source(),
         };
         let job = TrainJob {
@@ -43,7 +43,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             overwrite,
             progress: if self.progress { Progress::Bar } else { Progress::Silent },
             interrupt: self.interrupt.clone(),
-            pruners: registry::<B, E>(&self.device),
+            doors: doors::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
         let outcome = train(job)?;

@@ -8,7 +8,8 @@ use dualspeed_data::{
     Conversation, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
 };
 use dualspeed_model::{
-    GenerateOptions, Generated, Llava, Needs, Pruner, TileLayout, View, VisionInput, VisualTokens,
+    GenerateOptions, Generated, IGNORE_INDEX, Inputs, Llava, Needs, Pruner, TextBatch, View,
+    VisionFeatures,
 };
 use dualspeed_ops::Backend;
 use dualspeed_train::features::pixel_values;
@@ -16,6 +17,9 @@ use dualspeed_train::features::pixel_values;
 use super::Pipeline;
 use super::model::GenerativeModel;
 use super::streamer::TextStreamer;
+
+/// The key of random pruners' picks: that of the only sample.
+const SAMPLE_ID: &str = "prompt";
 
 /// A prompt and its images.
 #[derive(Clone, Debug, Default)]
@@ -67,31 +71,32 @@ impl<B: Backend> Pipeline<B> {
         let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
         let options = GenerateOptions {
             eos_token_ids: self.eos_token_ids.clone(),
-            prompt: request.prompt.clone(),
             ..settings.options.clone()
         };
         let mut streamer = TextStreamer::new(&self.tokenizer, on_text);
         let mut on_token = |id| streamer.put(id);
         let generated = match &self.model {
-            GenerativeModel::Llama(model) => {
+            GenerativeModel::Decoder(model) => {
                 anyhow::ensure!(
                     request.images.is_empty(),
                     "this model has no eyes; ask without --image"
                 );
-                model.generate_each(&prompt_ids, &options, &mut on_token)?
+                model.generate(&prompt_ids, &options, &mut on_token)?
             }
             GenerativeModel::Llava(model) => {
-                let (visual, layouts) =
+                let (features, tilings) =
                     self.encode_images(model, &request.images, settings, device)?;
-                let options = GenerateOptions { layouts, ..options };
-                model.generate_each(
-                    &prompt_ids,
-                    visual.as_ref(),
-                    &settings.view,
-                    settings.pruner,
-                    &options,
-                    &mut on_token,
-                )?
+                let ids = [prompt_ids.clone()];
+                let labels = [vec![IGNORE_INDEX; prompt_ids.len()]];
+                let inputs = Inputs {
+                    text: TextBatch { input_ids: &ids, labels: &labels },
+                    features,
+                    tilings: &tilings,
+                    sample_ids: &[SAMPLE_ID.to_owned()],
+                    prompts: std::slice::from_ref(&request.prompt),
+                };
+                let (view, pruner) = (&settings.view, settings.pruner);
+                model.generate(&inputs, view, pruner, &options, &mut on_token)?
             }
         };
         streamer.finish()?;
@@ -99,14 +104,14 @@ impl<B: Backend> Pipeline<B> {
         Ok(GenerationOutput { text, prompt_ids, generated })
     }
 
-    /// Visual tokens of images, with the features that the pruner needs, and how the tiles of each image lie.
+    /// Features of images, those that the pruner needs among them, and how the tiles of each image lie.
     fn encode_images(
         &self,
         model: &Llava<B>,
         images: &[PathBuf],
         settings: &GenerationSettings<'_, B>,
         device: &B::Device,
-    ) -> anyhow::Result<(Option<VisualTokens<B>>, Vec<TileLayout>)> {
+    ) -> anyhow::Result<(Option<VisionFeatures<B>>, Vec<Tiling>)> {
         if images.is_empty() {
             return Ok((None, Vec::new()));
         }
@@ -114,7 +119,7 @@ impl<B: Backend> Pipeline<B> {
             (View::Pruned { .. }, Some(pruner)) => pruner.needs(),
             _ => Needs::default(),
         };
-        let (mut tiles, mut layouts) = (Vec::new(), Vec::new());
+        let (mut tiles, mut tilings) = (Vec::new(), Vec::new());
         for path in images {
             let Some(anyres) = &model.config.anyres else {
                 tiles.push(Arc::new(preprocess_image(path, &self.processor)?));
@@ -122,18 +127,16 @@ impl<B: Backend> Pipeline<B> {
             };
             let config = TileConfig {
                 pinpoints: anyres.image_grid_pinpoints.clone(),
-                side: model.config.vision.grid(),
+                side: model.config.visual_grid(),
             };
             let image = load_image(path, &self.processor.limits)?;
             let tiled = self.processor.process_tiles(&image.pixels, &config);
             let TiledImage { tiles: image_tiles, tiling } =
                 tiled.context("no resolution of image_grid_pinpoints is a grid of whole tiles")?;
             tiles.extend(image_tiles);
-            let Tiling { side, grid, rows, columns, .. } = tiling;
-            layouts.push(TileLayout { side, grid, rows, columns });
+            tilings.push(tiling);
         }
-        let input = VisionInput::Pixels(pixel_values(&tiles, device));
-        Ok((Some(model.encode(input, needs)?), layouts))
+        Ok((Some(model.encode(pixel_values(&tiles, device), &needs)?), tilings))
     }
 }
 

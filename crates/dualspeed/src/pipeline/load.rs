@@ -4,11 +4,12 @@ use std::path::Path;
 
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    FitMode, ImageProcessor, Template, TextTokenizer, read_processor, scene_tokenizer,
+    FitMode, ImageProcessor, Template, TextTokenizer, read_processor, read_tokenizer,
+    scene_tokenizer,
 };
+use dualspeed_model::Parts;
 use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
 use dualspeed_ops::Backend;
-use dualspeed_train::config::{image_processor, read_tokenizer};
 
 use super::Pipeline;
 use super::checkpoint::OpenedCheckpoint;
@@ -24,7 +25,7 @@ impl<B: Backend> Pipeline<B> {
     ///
     /// # Errors
     /// If `dir` is no run directory or its files are damaged.
-    pub fn from_run(dir: &Path, device: &B::Device) -> anyhow::Result<Self> {
+    pub fn from_run(dir: &Path, parts: &Parts, device: &B::Device) -> anyhow::Result<Self> {
         let config = run_dir::read_config(dir)?;
         let (tokenizer, template, system, fit) = match &config.data.train.llava_json {
             Some(json) => {
@@ -41,8 +42,9 @@ impl<B: Backend> Pipeline<B> {
                 (tokenizer, template, None, FitMode::Pad)
             }
         };
-        let model = GenerativeModel::Llava(Box::new(run_dir::load_model(dir, device)?));
-        let processor = image_processor(&config.model.vision, fit);
+        let model = GenerativeModel::Llava(Box::new(run_dir::load_model(dir, parts, device)?));
+        let vision = config.model.vision.geometry();
+        let processor = ImageProcessor::new(vision.image_size, fit, vision.normalisation);
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = None;
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
@@ -62,7 +64,7 @@ impl<B: Backend> Pipeline<B> {
         let (model, report) = checkpoint.load::<B>(&options.load, device)?;
         let model = match model {
             AnyModel::Llava(model) => GenerativeModel::Llava(model),
-            AnyModel::Llama(model) => GenerativeModel::Llama(model),
+            AnyModel::Decoder(model) => GenerativeModel::Decoder(model),
             AnyModel::Clip(_) => {
                 anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
             }
@@ -148,18 +150,19 @@ fn image_processor_of<B: Backend>(
     model: &GenerativeModel<B>,
 ) -> anyhow::Result<ImageProcessor> {
     let vision = match model {
-        GenerativeModel::Llava(model) => &model.config.vision,
-        GenerativeModel::Llama(_) => return Ok(ImageProcessor::default()),
+        GenerativeModel::Llava(model) => model.config.vision.geometry(),
+        GenerativeModel::Decoder(_) => return Ok(ImageProcessor::default()),
     };
-    let side = vision.image_size();
+    let side = vision.image_size;
     let found = match read_processor(dir) {
         Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
         // With --fit, whatever the file says is overridden.
         Err(error) if fit.is_none() => return Err(error.into()),
         Err(_) => None,
     };
-    let mut processor = found.unwrap_or_else(|| image_processor(vision, FitMode::Pad));
-    processor.mode = fit.unwrap_or(processor.mode);
+    let mut processor =
+        found.unwrap_or_else(|| ImageProcessor::new(side, FitMode::Pad, vision.normalisation));
+    processor.fit = fit.unwrap_or(processor.fit);
     anyhow::ensure!(
         processor.size == side,
         "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",

@@ -1,6 +1,6 @@
 //! Models that generate text.
 
-use dualspeed_model::{Llama, LlamaConfig, Llava, LlavaConfig};
+use dualspeed_model::{Decoder, DecoderConfig, Llava, LlavaConfig};
 use dualspeed_ops::Backend;
 
 /// A model that generates text: with vision, or a decoder alone.
@@ -9,15 +9,15 @@ pub enum GenerativeModel<B: Backend> {
     /// Vision tower, projector and decoder.
     Llava(Box<Llava<B>>),
     /// A decoder alone.
-    Llama(Box<Llama<B>>),
+    Decoder(Box<Decoder<B>>),
 }
 
 impl<B: Backend> GenerativeModel<B> {
     /// The configuration of the decoder.
-    pub fn text_config(&self) -> &LlamaConfig {
+    pub fn text_config(&self) -> &DecoderConfig {
         match self {
             Self::Llava(model) => &model.config.text,
-            Self::Llama(model) => &model.config,
+            Self::Decoder(model) => &model.config,
         }
     }
 
@@ -25,7 +25,7 @@ impl<B: Backend> GenerativeModel<B> {
     pub fn llava_config(&self) -> Option<&LlavaConfig> {
         match self {
             Self::Llava(model) => Some(&model.config),
-            Self::Llama(_) => None,
+            Self::Decoder(_) => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use dualspeed_ops::Backend;
 use serde_json::json;
 
 use super::Pipeline;
-use crate::run_dir::{write_atomic, write_json};
+use crate::files::{write_atomic, write_json};
 
 /// The precision to read weights in that are to be written as `dtype`: rounding to 16 bits comes last, and needs no backend
 /// that has such floats.

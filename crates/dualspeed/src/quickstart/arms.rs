@@ -23,7 +23,7 @@ pub const ARMS: &[Arm] = &[
     Arm {
         name: "naive_prune",
         label: "NaivePrune",
-        overrides: &["mode.schedule=always_fast", "isolator.enabled=false"],
+        overrides: &["mode.schedule=always_fast", "model.isolator_length=0"],
     },
     Arm { name: "dualspeed", label: "DualSpeed", overrides: &[] },
 ];

@@ -7,7 +7,7 @@ use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::TrainConfig;
 
 use crate::experiment::test_source;
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, parts, registry};
 use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
 use crate::run_dir;
@@ -23,12 +23,12 @@ pub(super) fn kept_tokens<B: AutodiffBackend, E: Extensions>(
 ) -> anyhow::Result<Vec<u8>> {
     const PICTURES: usize = 6;
     const SIDE: u32 = 168;
-    let model = run_dir::load_model::<B::InnerBackend>(run, device)?;
+    let model = run_dir::load_model::<B::InnerBackend>(run, &parts::<B, E>(), device)?;
     let source = test_source(config, PICTURES)?;
     let originals: Vec<_> =
         (0..PICTURES).map(|index| dualspeed_data::render(&source.scene(index))).collect();
-    let grid = config.model.vision.grid();
-    let keep = config.keep_count(config.model.vision.num_tokens());
+    let grid = config.model.visual_grid();
+    let keep = config.keep_count(config.model.num_visual_tokens());
     let mut rows =
         vec![originals.iter().map(|picture| strip::scaled(picture, SIDE)).collect::<Vec<_>>()];
     for name in shown_pruners(config) {

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use dualspeed_model::Needs;
+use dualspeed_model::vision::features::CLS_ATTENTION;
 use dualspeed_ops::AutodiffBackend;
 
 use super::arms::{ARMS, Arm, TEXT_ONLY, arm_dir};
@@ -14,8 +15,8 @@ use super::recipe::{TEST_SCENES, recipe_config};
 use super::report;
 use super::summary::{Measured, SeedResult, Summary};
 use crate::experiment::{ExperimentData, RunResult};
-use crate::extensions::{Extensions, registry};
-use crate::run_dir::{write_atomic, write_json};
+use crate::extensions::{Extensions, registry, sources};
+use crate::files::{write_atomic, write_json};
 
 /// The seeds, overrides and output of a quickstart.
 #[derive(Debug, Clone)]
@@ -62,9 +63,8 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
     for seed in 0..options.seeds {
         let base = recipe_config(seed, &[], &options.overrides)?;
         let pruners = registry::<B, E>(device);
-        let needs = pruners.build(&base.pruner())?.needs()
-            | Needs { cls_attention: true, ..Needs::default() };
-        let n = base.model.vision.num_tokens();
+        let needs = pruners.build(&base.pruner())?.needs() | Needs::of([CLS_ATTENTION]);
+        let n = base.model.num_visual_tokens();
         eprintln!(
             "seed {seed}: {n} visual tokens a picture, {} after pruning ({}), {} steps of {} samples",
             base.keep_count(n),
@@ -72,8 +72,14 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
             base.steps.map_or("all".to_string(), |s| s.to_string()),
             base.batch.window()
         );
-        let mut data =
-            ExperimentData::<B>::new(&base, TEST_SCENES, needs, device, options.progress)?;
+        let mut data = ExperimentData::<B>::new(
+            &base,
+            TEST_SCENES,
+            &needs,
+            &sources::<E>(),
+            device,
+            options.progress,
+        )?;
         data.interrupt = options.interrupt.clone();
         eprintln!(
             "tower features of the training set: {:.1} s, shared by all models",

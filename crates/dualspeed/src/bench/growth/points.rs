@@ -45,7 +45,7 @@ pub(super) fn points(size: ModelSize, dtype: Dtype) -> Vec<GrowthPoint> {
         });
     }
     let [batch, tiles, text] = if tiny { [4, 1, 32] } else { STAGE_2 };
-    let tokens = base.vision.num_tokens();
+    let tokens = base.num_visual_tokens();
     let shape = format!("{tokens} visual + {text} text tokens");
     for batch in [1, 2, 4, 8, 16, 32] {
         points.push(GrowthPoint {

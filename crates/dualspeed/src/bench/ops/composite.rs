@@ -5,7 +5,7 @@ use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive
 use dualspeed_model::{LlavaConfig, LoraTarget, Needs, VisionTower, VitConfig};
 use dualspeed_ops::{
     AdamWConfig, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext, BlockLinear,
-    BlockParams,
+    BlockParams, PerTarget,
 };
 
 use super::shapes::Shapes;
@@ -112,20 +112,17 @@ pub(super) fn block<B: AutodiffBackend>(
         let (a, b) = ([d_in, shapes.rank], [shapes.rank, d_out]);
         BlockLinear {
             weight: scaled([d_in, d_out], dtype, false),
+            bias: None,
             lora: Some((scaled(a, DType::F32, true), scaled(b, DType::F32, true))),
         }
     };
     let ones = || Tensor::<B, 1>::ones([shapes.d], (device, dtype)).into_primitive().tensor();
     let params = BlockParams {
         input_layernorm: ones(),
-        q_proj: make(LoraTarget::QProj),
-        k_proj: make(LoraTarget::KProj),
-        v_proj: make(LoraTarget::VProj),
-        o_proj: make(LoraTarget::OProj),
         post_attention_layernorm: ones(),
-        gate_proj: make(LoraTarget::GateProj),
-        up_proj: make(LoraTarget::UpProj),
-        down_proj: make(LoraTarget::DownProj),
+        q_norm: None,
+        k_norm: None,
+        linear: PerTarget::from_fn(make),
     };
     let weights: usize =
         LoraTarget::ALL.iter().map(|t| shapes.layer(*t).iter().product::<usize>()).sum();
@@ -146,13 +143,13 @@ pub(super) fn block<B: AutodiffBackend>(
             attention: AttentionSpec::causal(),
             lora_scale: 2.0,
             dropout: None,
+            rows: None,
             keep,
         };
         let normal = Distribution::Normal(0.0, 1.0);
         let x = Tensor::<B, 2>::random([b * t, shapes.d], normal, (device, dtype)).require_grad();
         let flops = 2.0 * (weights * b * t) as f64;
-        let forward =
-            || dualspeed_ops::decoder_block(x.clone(), params.map(|param| param.clone()), &ctx);
+        let forward = || dualspeed_ops::decoder_block(x.clone(), params.clone(), &ctx, None);
         timer.time_apart(&format!("block b{b} t{t} lora {keep:?} forward"), flops, forward)?;
         timer.time_apart(
             &format!("block b{b} t{t} lora {keep:?} forward+backward"),
@@ -185,5 +182,5 @@ pub(super) fn tower<B: Backend>(
     let layer = 2 * (n + 1) * (4 * d * d + 2 * d * mlp) + 4 * (n + 1) * (n + 1) * d;
     let patches = 2 * n * 3 * vision.patch_size * vision.patch_size * d;
     let flops = (images * (vision.selected_layers() * layer + patches)) as f64;
-    timer.time_apart(&name, flops, || vit.features(pixels.clone(), Needs::default()).hidden)
+    timer.time_apart(&name, flops, || vit.features(pixels.clone(), &Needs::none()).hidden())
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
-use dualspeed_ops::{Backend, LinearSaved, LoraLinearSaved};
+use dualspeed_ops::{Backend, LinearSaved, LoraAdapter, LoraLinearSaved};
 
 use super::shapes::Shapes;
 use super::timer::OpTimer;
@@ -40,8 +40,8 @@ pub(super) fn lora<B: Backend>(timer: &mut OpTimer<'_, B>, shapes: &Shapes) -> a
         let (x, w, grad) = (timer.random([m, k]), timer.random([k, n]), timer.random([m, n]));
         let (a, b) = (timer.random_as([k, r], DType::F32), timer.random_as([r, n], DType::F32));
         let flops = 2.0 * (m * k * n + m * k * r + m * r * n) as f64;
-        let forward =
-            || B::fused_lora_linear(x.clone(), w.clone(), a.clone(), b.clone(), 2.0, None);
+        let adapter = LoraAdapter::<B> { a, b, scale: 2.0, dropout: None };
+        let forward = || B::fused_lora_linear(x.clone(), w.clone(), None, adapter.clone());
         timer.time(&format!("lora {m}x{k}x{n} r{r} forward"), flops, forward)?;
         let hidden = forward().hidden;
         let flops = flops + 2.0 * (m * k * r + m * r * n) as f64;
@@ -50,13 +50,11 @@ pub(super) fn lora<B: Backend>(timer: &mut OpTimer<'_, B>, shapes: &Shapes) -> a
                 x: Some(x.clone()),
                 weight: Some(w.clone()),
                 weight_dtype: dtype,
-                a: a.clone(),
-                b: b.clone(),
+                bias_dtype: None,
+                adapter: adapter.clone(),
                 adapter_dtypes: [DType::F32; 2],
                 hidden: hidden.clone(),
                 dropped: None,
-                dropout: None,
-                scale: 2.0,
             };
             B::fused_lora_linear_backward(saved, grad.clone(), [true, false, true, true])
         })?;

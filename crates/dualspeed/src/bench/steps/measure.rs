@@ -7,7 +7,6 @@ use anyhow::Context;
 use dualspeed_data::{ExampleSource, Tiling};
 use dualspeed_model::{AnyresConfig, Dtype, LlavaConfig, Needs};
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::config::Schedule;
 use dualspeed_train::{
     FeatureCache, METRICS_FILE, Mode, Progress, Stage, StepRecord, TrainConfig, TrainJob,
     read_metrics, train,
@@ -62,15 +61,15 @@ pub(in crate::bench) fn prepare(
     if case.stage == Stage::Pretrain {
         config.model.lora = None;
     }
-    let side = config.model.vision.image_size();
+    let side = config.model.vision.geometry().image_size;
     let square = [2 * side; 2];
     if case.unpad {
         let anyres = AnyresConfig { image_grid_pinpoints: vec![square], ..Default::default() };
         config.model.anyres = Some(anyres);
     }
     config.mode.schedule = Some(match case.mode {
-        Mode::Fast => Schedule::AlwaysFast,
-        Mode::Slow => Schedule::AlwaysSlow,
+        Mode::Fast => "always_fast".to_owned(),
+        Mode::Slow => "always_slow".to_owned(),
     });
     config.distill.lambda = if case.distill { 1.0 } else { 0.0 };
     config.batch.size = case.batch;
@@ -85,7 +84,7 @@ pub(in crate::bench) fn prepare(
         side,
     );
     if case.unpad {
-        let tiling = Tiling::new(square, &[square], side, config.model.vision.grid());
+        let tiling = Tiling::new(square, &[square], side, config.model.visual_grid());
         source = source.tiled(tiling.context("two by two tiles are no grid of the tower's")?);
     }
     Ok(PreparedStep { config, source: Arc::new(source) })

@@ -16,7 +16,7 @@ use crate::bench::prune::{self, PruneShapes};
 use crate::bench::steps::{self, StepOptions};
 use crate::bench::{BenchReport, Filter, ModelSize, Row, Suite, growth, today};
 use crate::extensions::{Extensions, registry};
-use crate::run_dir::write_atomic;
+use crate::files::write_atomic;
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 
 use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, parts, registry, sources};
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
@@ -54,7 +54,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let config = run_dir::read_config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model)?,
+            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
             (None, Some(_)) => {
                 Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
@@ -72,7 +72,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         }
         _ => source,
     };
-    let model: Llava<B::InnerBackend> = run_dir::load_model(&args.run, device)?;
+    let model: Llava<B::InnerBackend> = run_dir::load_model(&args.run, &parts::<B, E>(), device)?;
     let registry = registry::<B::InnerBackend, E>(device);
     if !args.pruner.is_empty() {
         pruners::run(args, global, &config, &model, source, &registry, device)?;

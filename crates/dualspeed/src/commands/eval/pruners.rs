@@ -16,8 +16,8 @@ use super::EvalArgs;
 use crate::commands::global_args::GlobalArgs;
 use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::files::write_atomic;
 use crate::report::table::plain_table;
-use crate::run_dir::write_atomic;
 
 /// One pruner's results; `None` where it cannot make that count.
 struct Row {
@@ -39,7 +39,7 @@ pub(super) fn run<B: Backend>(
     if let Some(path) = &args.markdown {
         refuse_existing(path, args.overwrite)?;
     }
-    let n = config.model.vision.num_tokens();
+    let n = config.model.num_visual_tokens();
     let budgets = match args.keep.is_empty() {
         true => vec![config.keep_count(n)],
         false => args.keep.iter().map(|keep| budget(keep, n)).collect::<Result<_, _>>()?,
@@ -57,7 +57,7 @@ pub(super) fn run<B: Backend>(
         Ok::<_, TrainError>(report.views.into_iter().next().unwrap_or_default())
     };
     let full = eval(None, View::Full)?;
-    let isolator = config.isolator_active();
+    let isolator = config.model.isolator_length > 0;
     let mut rows = Vec::new();
     for (spec, pruner) in specs.into_iter().zip(&pruners) {
         let mut cells = Vec::new();

@@ -1,6 +1,6 @@
 //! Architectures in words.
 
-use dualspeed_model::{LlamaConfig, LlavaConfig, VisionConfig, VitConfig};
+use dualspeed_model::{DecoderConfig, LlavaConfig, VisionConfig, VitConfig};
 
 /// The parts of a model with vision, a line each.
 pub(super) fn describe_llava(config: &LlavaConfig) -> String {
@@ -18,9 +18,16 @@ pub(super) fn describe_llava(config: &LlavaConfig) -> String {
             VisionConfig::Vit(config) => describe_vit(config),
             VisionConfig::EfficientNet(_) => format!(
                 "EfficientNet-Lite0, block 10, width {}, {} px, {} tokens",
-                config.vision.hidden_size(),
-                config.vision.image_size(),
-                config.vision.num_tokens()
+                config.vision.geometry().hidden_size,
+                config.vision.geometry().image_size,
+                config.num_visual_tokens()
+            ),
+            VisionConfig::Custom(vision) => format!(
+                "{}, width {}, {} px, {} tokens",
+                vision.kind,
+                vision.hidden_size,
+                vision.image_size,
+                config.num_visual_tokens()
             ),
         },
         config.mm_projector_type,
@@ -41,7 +48,7 @@ pub(super) fn describe_vit(config: &VitConfig) -> String {
 }
 
 /// A decoder in a line.
-pub(super) fn describe_llama(config: &LlamaConfig) -> String {
+pub(super) fn describe_llama(config: &DecoderConfig) -> String {
     format!(
         "Llama, {} layers, width {}, {} heads ({} for keys, {} wide), MLP {}, vocabulary {}, RoPE base {}{}{}",
         config.num_hidden_layers,

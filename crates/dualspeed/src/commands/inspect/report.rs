@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dualspeed_model::import::{Adapter, Architecture};
 use dualspeed_model::memory::{self, MemoryEstimate, Workload};
-use dualspeed_model::{LlamaConfig, LlavaConfig, Trainable};
+use dualspeed_model::{DecoderConfig, LlavaConfig, Trainable};
 use serde::Serialize;
 
 use super::InspectArgs;
@@ -73,10 +73,10 @@ pub(super) fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<InspectReport>
             config.lora = lora;
             (describe_llava(&config), config.text.clone(), Some(config))
         }
-        Architecture::Llama(config) => (describe_llama(config), config.clone(), None),
+        Architecture::Decoder(config) => (describe_llama(config), config.clone(), None),
         Architecture::Clip(config) => (
             describe_vit(config),
-            LlamaConfig { num_hidden_layers: 0, ..LlamaConfig::default() },
+            DecoderConfig { num_hidden_layers: 0, ..DecoderConfig::default() },
             None,
         ),
     };
@@ -93,10 +93,10 @@ fn report(
     architecture: String,
     parameters: BTreeMap<String, u64>,
     dtypes: BTreeMap<String, u64>,
-    text: &LlamaConfig,
+    text: &DecoderConfig,
     llava: Option<&LlavaConfig>,
 ) -> InspectReport {
-    let visual = llava.map_or(0, |config| args.keep.unwrap_or(config.vision.num_tokens()));
+    let visual = llava.map_or(0, |config| args.keep.unwrap_or(config.num_visual_tokens()));
     let isolator = llava.map_or(0, |config| config.isolator_length);
     let extra = if args.keep.is_some() { isolator } else { 0 };
     let sequence = visual + extra + args.text_tokens;

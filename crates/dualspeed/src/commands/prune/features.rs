@@ -4,6 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use burn::tensor::{Tensor, TensorData};
+use dualspeed_model::vision::features::{
+    CLS_ATTENTION, CLS_HIDDEN, HIDDEN, LAST_CLS_ATTENTION, QUESTION, TEXT,
+};
 use dualspeed_model::{
     PruneContext, Pruner, QuestionTokens, Registry, TextFeatures, Tiles, VisionFeatures,
     VisualTokens, select,
@@ -28,10 +31,12 @@ pub(super) fn run<B: Backend>(
     let file =
         FeaturesFile::open(&bytes).with_context(|| format!("cannot use {}", path.display()))?;
     let visual = file.visual_tokens::<B>(device)?;
+    let tiles = visual.features.len();
+    let images = visual.tiles.as_ref().map_or(tiles, |tiles| tiles.per_image.len());
     let ctx = PruneContext {
         seed: args.seed,
-        images: (0..visual.images()).map(|image| (format!("image-{image}"), 0)).collect(),
-        prompts: vec![args.prompt.clone(); visual.images()],
+        images: (0..images).map(|image| (format!("image-{image}"), 0)).collect(),
+        prompts: vec![args.prompt.clone(); images],
         verify: true,
         ..Default::default()
     };
@@ -59,21 +64,26 @@ fn prune<B: Backend>(
     ctx: &PruneContext,
 ) -> anyhow::Result<Value> {
     let kept = select(pruner, visual, keep, ctx)?;
-    let tiles = visual.tiles.as_ref().and_then(|tiles| tiles.per_image.iter().max());
-    kept.verify(pruner.name(), visual.tokens() * tiles.unwrap_or(&1))?;
-    let most = kept.keep();
-    if let Some(indices) = kept.indices {
-        let indices: Vec<i64> = indices.into_data().iter::<i64>().collect();
-        let rows = indices.chunks(most).zip(&kept.lengths).map(|(row, length)| &row[..*length]);
-        return Ok(json!({ "indices": rows.collect::<Vec<_>>() }));
+    let n = visual.features.num_tokens();
+    kept.verify(pruner.name(), n)?;
+    if let Some(indices) = kept.kept(n) {
+        return Ok(json!({ "indices": indices }));
     }
-    let d = kept.tokens.dims()[2];
-    let values: Vec<f32> = kept.tokens.into_data().iter::<f32>().collect();
-    let images = values.chunks(most * d).zip(&kept.lengths);
+    let before_projector = kept.is_before_projector();
+    let tokens = match before_projector {
+        true => kept.apply_to_features(&visual.features),
+        false => kept.apply_to(visual.projected.clone()),
+    };
+    let [_, most, d] = tokens.dims();
+    let values: Vec<f32> = tokens.into_data().iter::<f32>().collect();
+    let images = values.chunks(most * d).zip(kept.lengths());
     let images: Vec<Vec<&[f32]>> =
         images.map(|(image, length)| image.chunks(d).take(*length).collect()).collect();
-    Ok(json!({ "merged": images, "before_projector": kept.unprojected }))
+    Ok(json!({ "merged": images, "before_projector": before_projector }))
 }
+
+/// What in a file of features is none of a vision tower's.
+const NOT_FEATURES: [&str; 6] = ["projected", HIDDEN, TEXT, QUESTION, "valid", "tiles_per_image"];
 
 /// A safetensors file of visual features.
 struct FeaturesFile<'a> {
@@ -129,28 +139,22 @@ impl<'a> FeaturesFile<'a> {
             (Some(one), None) | (None, Some(one)) => (one.clone(), one),
             (None, None) => anyhow::bail!("there is neither `projected` nor `hidden`"),
         };
-        let features = VisionFeatures {
-            cls_attention: get("cls_attention")?,
-            keys: get("keys")?,
-            patch_text: get("patch_text")?,
-            cls_hidden: get("cls_hidden")?,
-            last_cls_attention: get("last_cls_attention")?,
-            last_keys: get("last_keys")?,
-            hidden,
-        };
         let [rows, n, _] = projected.dims();
-        for (name, feature) in features.named() {
+        let mut features = VisionFeatures::new(hidden);
+        for name in self.tensors.names().into_iter().filter(|name| !NOT_FEATURES.contains(name)) {
+            let Some(feature) = get(name)? else { continue };
             let dims = feature.dims();
-            let tokens = match name {
-                "cls_attention" | "last_cls_attention" => dims[2],
-                "cls_hidden" => n,
-                _ => dims[1],
+            // In files, as in transformers' outputs, attention has its heads before its tokens.
+            let feature = match name {
+                CLS_ATTENTION | LAST_CLS_ATTENTION => feature.swap_dims(1, 2),
+                _ => feature,
             };
-            let found = (dims[0], tokens);
+            let [images, tokens, _] = feature.dims();
             anyhow::ensure!(
-                found == (rows, n),
+                images == rows && (tokens == n || tokens == 1 && name == CLS_HIDDEN),
                 "{name} has shape {dims:?}, but there are {rows} rows of {n} tokens"
             );
+            features = features.with(name, feature);
         }
         let tiles = self.tiles(rows, n)?;
         let images = tiles.as_ref().map_or(rows, |tiles| tiles.per_image.len());

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use dualspeed_data::{FitMode, ImageProcessor, load_image, read_tokenizer, scene_tokenizer};
-use dualspeed_model::{Llava, PruneError, Registry};
+use dualspeed_model::{Llava, Parts, PruneError, Registry, VisionTower};
 use dualspeed_ops::Backend;
 use image::RgbImage;
 
@@ -10,6 +10,7 @@ use super::PruneArgs;
 use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
 use crate::embedded_tower;
+use crate::files;
 use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
 use crate::run_dir;
@@ -25,6 +26,7 @@ const COLUMNS: usize = 4;
 pub(super) fn run<B: Backend>(
     args: &PruneArgs,
     registry: &Registry<B>,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let (Some(image), Some(keep), Some(out)) = (&args.image, args.keep, &args.out) else {
@@ -34,13 +36,13 @@ pub(super) fn run<B: Backend>(
     let pruners = specs.iter().map(|spec| registry.build(spec)).collect::<Result<Vec<_>, _>>()?;
     refuse_existing(out, args.overwrite)?;
     let model: Option<Llava<B>> =
-        args.run.as_deref().map(|dir| run_dir::load_model(dir, device)).transpose()?;
+        args.run.as_deref().map(|dir| run_dir::load_model(dir, parts, device)).transpose()?;
     let tower = embedded_tower::load(&embedded_tower::config().vision.into(), device)?;
     let (encoder, vision) = match &model {
-        Some(model) => (VisualEncoder::Llava(model), model.config.vision.clone()),
-        None => (VisualEncoder::Tower(&tower), tower.config.clone().into()),
+        Some(model) => (VisualEncoder::Llava(model), model.config.vision.geometry()),
+        None => (VisualEncoder::Tower(&tower), tower.geometry()),
     };
-    let processor = ImageProcessor::new(vision.image_size(), FitMode::Pad, vision.normalisation());
+    let processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
     let picture = load_image(image, &processor.limits)?.pixels;
     let (pixels, fitted) = (processor.process(&picture), processor.fit(&picture));
     let prompt = pruning_prompt(args)?;
@@ -62,22 +64,22 @@ pub(super) fn run<B: Backend>(
             true => (format!("{spec}  {keep} kept"), "keeps"),
             false => (format!("{spec}  {keep} merged"), "merges"),
         };
-        println!("{spec} {verb} {keep} of {} patches", vision.num_patches());
-        shown.push((label, strip::shaded(&fitted, vision.grid(), &patches.shares, side)));
+        println!("{spec} {verb} {keep} of {} patches", vision.grid.pow(2));
+        shown.push((label, strip::shaded(&fitted, vision.grid, &patches.shares, side)));
     }
     let sheet = match (single, shown.pop()) {
         (true, Some((_, picture))) => picture,
         (_, last) => {
             shown.extend(last);
             let original = strip::scaled(&fitted, side);
-            shown.insert(0, (format!("{} tokens", vision.num_patches()), original));
+            shown.insert(0, (format!("{} tokens", vision.grid.pow(2)), original));
             let tiles: Vec<RgbImage> =
                 shown.iter().map(|(label, picture)| strip::labelled(picture, label)).collect();
             let rows: Vec<Vec<RgbImage>> = tiles.chunks(COLUMNS).map(<[_]>::to_vec).collect();
             strip::contact_sheet(&rows)
         }
     };
-    run_dir::write_atomic(out, &strip::png(&sheet)?)?;
+    files::write_atomic(out, &strip::png(&sheet)?)?;
     println!("{}", out.display());
     Ok(())
 }

@@ -7,6 +7,7 @@ mod grid;
 use std::path::PathBuf;
 
 use clap::Args;
+use dualspeed_model::Parts;
 use dualspeed_ops::Backend;
 
 use super::global_args::GlobalArgs;
@@ -55,6 +56,7 @@ pub(crate) struct PruneArgs {
 pub(crate) fn run<B: Backend, E: Extensions>(
     args: &PruneArgs,
     global: &GlobalArgs,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let registry = registry::<B, E>(device);
@@ -65,6 +67,6 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     match (&args.features, args.bench) {
         (Some(path), _) => features::run(args, path, &registry, device),
         (None, true) => bench::run(args, global, &registry, device),
-        (None, false) => grid::run(args, &registry, device),
+        (None, false) => grid::run(args, &registry, parts, device),
     }
 }
