@@ -2,13 +2,14 @@
 //! `cargo run --release --example chat_with_image -- runs/quickstart/seed-0/dualspeed cat.png`
 
 use std::io::BufRead;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use dualspeed::data::{
     Conversation, FitMode, ImageProcessor, Turn, encode_prompt, preprocess_image, scene_tokenizer,
 };
-use dualspeed::model::{GenerateOptions, VisionInput};
+use dualspeed::model::{GenerateOptions, IGNORE_INDEX, Inputs, Parts, TextBatch};
 use dualspeed::prelude::*;
 use dualspeed::run_dir;
 use dualspeed::train::features::pixel_values;
@@ -17,14 +18,13 @@ fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::R
     let config = run_dir::read_config(dir)?;
     let scenes = config.data.train.scene_config();
     let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
-    let model: Llava<B> = run_dir::load_model(dir, device)?;
+    let model: Llava<B> = run_dir::load_model(dir, &Parts::default(), device)?;
     let tokenizer = scene_tokenizer()?;
 
     let processor = ImageProcessor::clip(config.model.vision.geometry().image_size, FitMode::Pad);
     let image = Arc::new(preprocess_image(picture, &processor)?);
-    // The picture is encoded once; every question reuses its visual tokens.
-    let pixels = VisionInput::Pixels(pixel_values(&[image], device));
-    let visual = model.encode(pixels, Needs::default())?;
+    // The picture is encoded once; every question reuses its features.
+    let features = model.encode(pixel_values(&[image], device), &Needs::none())?;
     let options = GenerateOptions {
         max_new_tokens: 16,
         eos_token_ids: vec![tokenizer.eos_id()],
@@ -37,8 +37,17 @@ fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::R
         }
         let turns = vec![Turn::open(format!("<image>\n{question}"))];
         let input_ids = encode_prompt(&Conversation { system: None, turns }, template, &tokenizer)?;
-        let ids = model.generate(&input_ids, Some(&visual), &View::Full, None, &options)?;
-        println!("{question}\n  {}", tokenizer.decode(&ids)?);
+        let labels = [vec![IGNORE_INDEX; input_ids.len()]];
+        let inputs = Inputs {
+            text: TextBatch { input_ids: &[input_ids], labels: &labels },
+            features: Some(features.clone()),
+            tilings: &[],
+            sample_ids: &["question".to_owned()],
+            prompts: &[question.clone()],
+        };
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let generated = model.generate(&inputs, &View::Full, None, &options, go_on)?;
+        println!("{question}\n  {}", tokenizer.decode(&generated.ids)?);
     }
     Ok(())
 }

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use dualspeed::data::source_registry;
 use dualspeed::experiment::{evaluation_views, test_source};
+use dualspeed::model::Parts;
 use dualspeed::prelude::*;
 use dualspeed::run_dir;
 use dualspeed::train::{EvalOptions, METRICS_FILE, read_metrics};
@@ -38,8 +40,10 @@ lr = 3e-3
 
 fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::Result<()> {
     let config = TrainConfig::parse(CONFIG, &[])?;
-    let model: Llava<B> = run_dir::initial_model(&config, device)?; // fresh weights, embedded vision tower
-    let source: Arc<dyn ExampleSource> = config.data.train.open(&config.model)?;
+    // Fresh weights, embedded vision tower.
+    let model: Llava<B> = run_dir::initial_model(&config, &Parts::default(), device)?;
+    let source: Arc<dyn ExampleSource> =
+        config.data.train.open(&config.model, config.seed, &source_registry())?;
     let job = TrainJob { overwrite: true, ..TrainJob::new(config.clone(), model, source, &dir) };
     let outcome = train(job)?;
 

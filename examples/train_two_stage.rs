@@ -6,8 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use dualspeed::data::Template;
+use dualspeed::data::{Template, source_registry};
 use dualspeed::experiment::{evaluation_views, scene_config, test_source};
+use dualspeed::model::Parts;
 use dualspeed::prelude::*;
 use dualspeed::run_dir;
 use dualspeed::train::{EvalOptions, Stage};
@@ -47,8 +48,9 @@ fn stage<B: AutodiffBackend>(
     dir: &Path,
     device: &B::Device,
 ) -> anyhow::Result<PathBuf> {
-    let model: Llava<B> = run_dir::initial_model(&config, device)?; // the model that `init_from` ended with
-    let source = config.data.train.open(&config.model)?;
+    // The model that `init_from` ended with.
+    let model: Llava<B> = run_dir::initial_model(&config, &Parts::default(), device)?;
+    let source = config.data.train.open(&config.model, config.seed, &source_registry())?;
     train(TrainJob { overwrite: true, ..TrainJob::new(config, model, source, dir) })?;
     Ok(dir.to_path_buf())
 }
@@ -59,7 +61,7 @@ fn score<B: AutodiffBackend>(
     base: &TrainConfig,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let model: Llava<B::InnerBackend> = run_dir::load_model(dir, device)?;
+    let model: Llava<B::InnerBackend> = run_dir::load_model(dir, &Parts::default(), device)?;
     let (test, views) = (test_source(base, 128)?, evaluation_views(base));
     let pruner = Registry::<B::InnerBackend>::default().build(&base.pruner())?;
     let options = EvalOptions::default();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dualspeed::backend::BackendTask;
+use dualspeed::data::source_registry;
 use dualspeed::experiment::{ExperimentData, RunResult};
 use dualspeed::model::Needs;
 use dualspeed::ops::AutodiffBackend;
@@ -77,8 +78,8 @@ fn run_seed<B: AutodiffBackend>(
         }
     }
     let Some((_, _, first)) = open.first() else { return Ok(()) };
-    let (scenes, needs) = (scale.test_scenes(), Needs::default());
-    let data = ExperimentData::<B>::new(first, scenes, needs, device, true)?;
+    let (scenes, needs) = (scale.test_scenes(), Needs::none());
+    let data = ExperimentData::<B>::new(first, scenes, &needs, &source_registry(), device, true)?;
     for (arm, dir, config) in open {
         // What is there has no result: it was cut off, and starts again.
         let result = data.train_and_evaluate::<()>(arm.name, &config, &dir, true)?;
