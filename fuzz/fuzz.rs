@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dualspeed::model::rng::SplitMix;
+use dualspeed::core::rng::SplitMix;
 use dualspeed::{data, model};
 
 use subject::Subject;
