@@ -72,13 +72,8 @@ fn reference(param: f64, grads: &[f64], lr: f64) -> f64 {
 
 #[test]
 fn every_group_has_its_rate() {
-    let rates = GroupRates {
-        base: 1.0,
-        vision_tower: 2.0,
-        projector: 3.0,
-        newline: 4.0,
-        isolator: 5.0,
-    };
+    let rates =
+        GroupRates { base: 1.0, vision_tower: 2.0, projector: 3.0, newline: 4.0, isolator: 5.0 };
     let of = |path: &str| ParamGroup::of(path).map(|group| rates.of(group));
     for (path, rate) in [
         ("vision_tower.layers.0.q_proj.weight", 2.0),

@@ -1,6 +1,6 @@
 //! What a run refuses, and how it says so.
 
-use dualspeed_train::{TrainError, TrainJob, train};
+use dualspeed_train::{TrainError, TrainJob, load_trained, train};
 
 use crate::support::{config, job, model, run, scenes};
 
@@ -75,4 +75,24 @@ fn an_unknown_pruner_or_an_empty_set_is_an_error() {
     config.pruning.pruner.name = "divprune".into();
     let empty = TrainJob::new(config.clone(), model(&config), scenes(0), dir.path().join("b"));
     assert!(matches!(train(empty), Err(TrainError::EmptySource { .. })));
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_format_is_refused_with_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let trained = run(config(), dir.path());
+    let state = dir.path().join("checkpoints/step-00000004/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    assert!(text.contains("\"format\": 2"));
+    std::fs::write(&state, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    let mut again = job(config(), dir.path());
+    again.resume = true;
+    let resumed = train(again).err().unwrap();
+    let loaded = load_trained(trained.model, dir.path()).err().unwrap();
+    for error in [resumed, loaded] {
+        assert!(matches!(error, TrainError::CheckpointFormat { found: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains("another run directory"), "{error}");
+    }
+    // Nothing of the earlier run is touched.
+    assert!(state.is_file());
 }

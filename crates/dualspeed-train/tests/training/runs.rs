@@ -129,7 +129,8 @@ fn cached_features_train_like_pixels() {
     let source = scenes(12);
     let device = Default::default();
     let cache =
-        FeatureCache::compute::<Inner, _>(&*tower, &source, needs.clone(), 5, &device, false).unwrap();
+        FeatureCache::compute::<Inner, _>(&*tower, &source, needs.clone(), 5, &device, false)
+            .unwrap();
     assert_eq!((cache.len(), cache.source().len()), (12, 12));
     let mut job = job(config.clone(), &dir.path().join("cached"));
     job.features = Some(Arc::new(cache));

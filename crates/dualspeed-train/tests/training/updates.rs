@@ -139,8 +139,7 @@ fn two_stages_in_a_row() {
     assert!(weights(&outcome.model.lora) != weights(&model.lora));
 
     // What the checkpoint holds is all that changed.
-    let (restored, step) =
-        load_trained(staged(model, &second), &dir.path().join("2")).unwrap();
+    let (restored, step) = load_trained(staged(model, &second), &dir.path().join("2")).unwrap();
     assert_eq!(step, 4);
     assert_eq!(weights(&restored), weights(&outcome.model));
 }
