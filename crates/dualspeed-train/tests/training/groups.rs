@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module};
-use burn::tensor::{DType, backend::Backend};
+use burn::module::AutodiffModule;
+use burn::tensor::DType;
 use dualspeed_data::{Example, ExampleSource, MemorySource, Tiling};
 use dualspeed_model::{AnyresConfig, Dtype, Llava, LoraConfig, Needs, ParamGroup};
+use dualspeed_ops::Backend;
 use dualspeed_train::config::CacheMode;
 use dualspeed_train::{
     FeatureCache, Stage, TrainConfig, TrainError, TrainJob, VALIDATION_FILE, load_trained, train,
@@ -30,21 +31,15 @@ fn tiled_scenes(count: usize) -> Arc<dyn ExampleSource> {
     Arc::new(MemorySource::new(tiled.collect(), "tiled scenes"))
 }
 
-/// What a group's parameters are, by the field they are under.
-fn group<B: Backend>(model: &Llava<B>, group: ParamGroup) -> Vec<f32>
-where
-    B: dualspeed_ops::Backend,
-{
-    fn of<B: Backend, M: Module<B>>(module: &M) -> Vec<f32> {
-        weights(module)
-    }
+/// The parameters of a group.
+fn group<B: Backend>(model: &Llava<B>, group: ParamGroup) -> Vec<f32> {
     match group {
-        ParamGroup::VisionTower => of(&model.vision_tower),
-        ParamGroup::Projector => of(&model.mm_projector),
-        ParamGroup::Newline => of(&model.image_newline),
-        ParamGroup::Isolator => of(&model.mode_isolator),
-        ParamGroup::LanguageModel => of(&model.language_model),
-        ParamGroup::Lora => of(&model.lora),
+        ParamGroup::VisionTower => weights(&model.vision_tower),
+        ParamGroup::Projector => weights(&model.mm_projector),
+        ParamGroup::Newline => weights(&model.image_newline),
+        ParamGroup::Isolator => weights(&model.mode_isolator),
+        ParamGroup::LanguageModel => weights(&model.language_model),
+        ParamGroup::Lora => weights(&model.lora),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use dualspeed_core::registry::MakerError;
 use dualspeed_model::objective::{LossPart, ObjectiveRegistry};
 use dualspeed_model::{
     DualSpeedObjective, Losses, ModelError, Objective, ObjectiveInputs, ObjectiveSpec,
@@ -224,15 +225,21 @@ impl RecordMetric for Figure {
     }
 }
 
+fn figure(
+    name: &'static str,
+    value: fn(&StepRecord) -> (f64, usize),
+) -> impl Fn(&()) -> Result<Box<dyn RecordMetric>, MakerError> {
+    move |_| Ok(Box::new(Figure(name, value)))
+}
+
 fn measured(config: TrainConfig, run_dir: &std::path::Path) -> TrainJob<Train> {
-    let figure = |figure: Figure| move |_: &()| Ok(Box::new(Figure(figure.0, figure.1)) as _);
     let mut job = job(config, run_dir);
     job.doors.metrics = job
         .doors
         .metrics
-        .with("divergence", figure(Figure("divergence", |r| (2.0 * r.kl, r.kl_tokens))))
-        .with("seconds_left", figure(Figure("seconds_left", |r| (r.step as f64, 1))))
-        .with("nothing", figure(Figure("nothing", |_| (f64::NAN, 1))));
+        .with("divergence", figure("divergence", |r| (2.0 * r.kl, r.kl_tokens)))
+        .with("step_number", figure("step_number", |r| (r.step as f64, 1)))
+        .with("nothing", figure("nothing", |_| (f64::NAN, 1)));
     job
 }
 
@@ -254,11 +261,11 @@ fn a_metric_by_name_is_in_the_records_of_the_steps_that_have_it() {
     }
 
     // Only those that the config names; what is no number leaves the records readable.
-    config.metrics = vec!["nothing".into(), "seconds_left".into()];
+    config.metrics = vec!["nothing".into(), "step_number".into()];
     train(measured(config, &dir.path().join("two"))).unwrap();
     for record in crate::support::records(&dir.path().join("two")) {
         let metrics: Vec<_> = record.metrics.into_iter().collect();
-        assert_eq!(metrics, [("seconds_left".to_owned(), record.step as f64)]);
+        assert_eq!(metrics, [("step_number".to_owned(), record.step as f64)]);
     }
 }
 
@@ -274,9 +281,9 @@ fn unknown_names_are_refused_with_the_nearest_before_anything_is_written() {
         assert!(matches!(error, TrainError::Name(_)), "{error:?}");
         error.to_string()
     };
-    for (change, words) in [
+    let cases: [(fn(&mut TrainConfig), [&str; 2]); 5] = [
         (
-            (|config| config.objective.name = "dualsped".into()) as fn(&mut TrainConfig),
+            |config| config.objective.name = "dualsped".into(),
             ["objective `dualsped`", "did you mean `dualspeed`"],
         ),
         (
@@ -296,7 +303,8 @@ fn unknown_names_are_refused_with_the_nearest_before_anything_is_written() {
             |config| config.objective.options = config.objective.options.clone().with("tau", 2.0),
             ["objective `dualspeed`", "no option `tau`"],
         ),
-    ] {
+    ];
+    for (change, words) in cases {
         let message = refused(change);
         assert!(words.iter().all(|word| message.contains(word)), "{message}");
     }
