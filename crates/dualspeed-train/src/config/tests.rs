@@ -97,7 +97,19 @@ fn what_a_run_uses_is_written_out() {
         assert_eq!(effective.group_rates(), config.group_rates());
         assert_eq!(effective.schedule(), config.schedule());
         let optim = &effective.optim;
-        assert!(optim.lr.is_some() && optim.projector_lr.is_some() && optim.isolator_lr.is_some());
+        for rate in [
+            optim.lr,
+            optim.projector_lr,
+            optim.newline_lr,
+            optim.isolator_lr,
+            optim.vision_tower_lr,
+        ] {
+            assert!(rate.is_some(), "{text}");
+        }
+        assert!(effective.mode.schedule.is_some() && effective.data.workers.is_some());
+        // One of the two, as it was given; an epoch where neither was.
+        let epochs = config.steps.is_none().then_some(1);
+        assert_eq!((effective.steps, effective.epochs), (config.steps, epochs));
     }
 }
 
@@ -130,4 +142,40 @@ fn where_features_are_kept_does_not_stand_in_the_way_of_a_resume() {
         assert_eq!(now.differences(&stored).unwrap(), Vec::<String>::new());
     }
     assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+}
+
+#[test]
+fn parts_by_name_take_options_of_any_kind() {
+    let text = "metrics = [\"spread\"]\n\
+        [mode]\nschedule = \"warm\"\nlag = 6\noptions = { window = 3, name = \"x\", strict = true }\n\
+        [objective]\nname = \"margin\"\noptions = { weight = 0.5 }\n\
+        [distill]\nlambda = 0.25\ntau = 2.0";
+    let set = ["mode.options.window=4", "objective.options.bound=1e-3"].map(str::to_owned);
+    let config = TrainConfig::parse(text, &set).unwrap();
+    let (schedule, objective) = (config.schedule(), config.objective());
+    assert_eq!((schedule.name.as_str(), objective.name.as_str()), ("warm", "margin"));
+    assert_eq!(schedule.options.count("window").unwrap(), Some(4));
+    assert_eq!(schedule.options.text("name").unwrap(), Some("x"));
+    assert_eq!(schedule.options.flag("strict").unwrap(), Some(true));
+    assert_eq!(objective.options.number("weight").unwrap(), Some(0.5));
+    assert_eq!(objective.options.number("bound").unwrap(), Some(1e-3));
+    assert_eq!((objective.lambda, objective.tau), (0.25, 2.0));
+    assert_eq!((config.mode.lag, config.metrics.as_slice()), (6, &["spread".to_owned()][..]));
+    assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
+    // They are part of the run: a checkpoint with other options is of another run.
+    let other = TrainConfig::parse(text, &[]).unwrap().fingerprint().unwrap();
+    let differing = config.differences(&other).unwrap();
+    assert_eq!(differing.len(), 2, "{differing:?}");
+    assert!(differing[0].starts_with("mode.options.window"), "{differing:?}");
+    assert!(differing[1].starts_with("objective.options.bound"), "{differing:?}");
+}
+
+#[test]
+fn the_isolator_is_off_at_length_0() {
+    let off = TrainConfig::parse("[model]\nisolator_length = 0", &[]).unwrap();
+    let keep = off.keep_count(16);
+    assert_eq!(off.fast_view(16), View::Pruned { keep, isolator: false });
+    let on = TrainConfig::parse("[model]\nisolator_length = 2", &[]).unwrap();
+    assert_eq!(on.fast_view(16), View::Pruned { keep, isolator: true });
+    assert!(refused("[isolator]\nenabled = false").contains("unknown key `isolator`"));
 }
