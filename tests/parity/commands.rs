@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use dualspeed::data::IMAGE_TOKEN_INDEX;
-use dualspeed::model::VisionTower;
 use dualspeed::model::import::{Architecture, Checkpoint, LoadOptions};
 use dualspeed::model::vision::features::PATCH_TEXT;
+use dualspeed::model::{VisionConfig, VisionTower};
 use dualspeed::prelude::*;
 use serde_json::Value;
 
@@ -163,7 +163,8 @@ fn an_export_keeps_the_projection_into_the_space_of_text() {
         },
         Err(error) => panic!("{error}"),
     };
-    config.vision.vit_mut().unwrap().projection_dim = Some(6);
+    let VisionConfig::Vit(vision) = &mut config.vision else { panic!("{:?}", config.vision) };
+    vision.projection_dim = Some(6);
     let model = config.init::<B>(&Default::default(), 3).unwrap();
     let pixels = Tensor::<B, 1, Int>::arange(0..3 * 28 * 28, &Default::default());
     let pixels = (pixels.float().reshape([1, 3, 28, 28]) / 100.0).sin();
