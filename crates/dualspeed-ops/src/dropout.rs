@@ -7,7 +7,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorMetadata};
 use rayon::prelude::*;
 
-use crate::rng::{draw, mix_in};
+use dualspeed_core::rng::{draw, mix_in};
 
 /// The random state of every row of the activations.
 #[derive(Clone, Debug)]

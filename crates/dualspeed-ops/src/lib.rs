@@ -6,7 +6,7 @@
 //! | [`plain`] | those bodies: the reference every fast path is tested against |
 //! | [`functions`] | the same operations on [`Tensor`](burn::tensor::Tensor)s: what model code calls |
 //! | [`block`] | what a decoder block as one operation takes: parameters, settings, cache, what to keep |
-//! | [`mod@dropout`], [`rng`] | masks as functions of keys |
+//! | [`mod@dropout`] | masks as functions of keys |
 //! | `autodiff` | `Backend` for `Autodiff<B, C>`: hand-written backwards, one graph node per operation |
 //! | `cpu` | fused bodies for ndarray and Flex on contiguous `f32` slices |
 //! | `cuda` | fast bodies for CUDA: cuBLASLt and kernels of our own |
@@ -27,7 +27,6 @@ pub mod functions;
 #[cfg(feature = "wgpu")]
 mod gpu;
 pub mod plain;
-pub mod rng;
 mod types;
 
 pub use backend::{AutodiffBackend, Backend};

@@ -160,7 +160,7 @@ fn sha256(path: &Path) -> anyhow::Result<String> {
     let mut file = File::open(path).with_context(cannot)?;
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash).with_context(cannot)?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(dualspeed_core::hash::hex(&hash.finalize()))
 }
 
 #[cfg(test)]

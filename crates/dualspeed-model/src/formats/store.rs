@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn_store::{HalfPrecisionAdapter, ModuleSnapshot, SafetensorsStore};
+use dualspeed_core::files;
 use dualspeed_ops::Backend;
 
 use crate::error::ModelError;
@@ -41,8 +42,7 @@ pub fn to_bytes<B: Backend, M: Module<B>>(
     store.get_bytes().map_err(|error| failed(error.to_string()))
 }
 
-/// Writes all weights of a module to a safetensors file, atomically: to a temporary neighbour that
-/// is then renamed.
+/// Writes all weights of a module to a safetensors file that is there whole or not at all.
 ///
 /// # Errors
 /// [`ModelError::Weights`] names the file and what went wrong; nothing half-written stays.
@@ -56,14 +56,7 @@ pub fn save_file<B: Backend, M: Module<B>>(
         message: error.to_string(),
     };
     let bytes = to_bytes(module, precision)?;
-    let temporary = path.with_extension("safetensors.partial");
-    let written =
-        std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        // Best effort: the write's own error is the one to report.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written.map_err(failed)
+    files::write_atomic(path, &bytes).map_err(failed)
 }
 
 /// Loads every weight of a module from safetensors bytes of either precision.

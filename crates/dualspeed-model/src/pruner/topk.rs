@@ -16,7 +16,7 @@ const AT_ONCE: usize = 1 << 24;
 pub fn ranks<B: Backend>(scores: Tensor<B, 2>) -> Tensor<B, 2, Int> {
     let [batch, n] = scores.dims();
     let device = scores.device();
-    if on_host::<B>(&device) {
+    if B::computes_on_host() {
         let mut ranks = vec![0i64; batch * n];
         for (row, order) in order_on_host(scores).chunks(n.max(1)).enumerate() {
             for (rank, index) in order.iter().enumerate() {
@@ -55,7 +55,7 @@ pub fn top_indices<B: Backend>(scores: Tensor<B, 2>, keep: usize) -> Tensor<B, 2
     if keep == 0 {
         return Tensor::zeros([batch, 0], &device);
     }
-    if on_host::<B>(&device) {
+    if B::computes_on_host() {
         let order = order_on_host(scores);
         let top: Vec<i64> =
             order.chunks(n.max(1)).flat_map(|row| row[..keep].iter().copied()).collect();
@@ -69,12 +69,6 @@ fn order_by_rank<B: Backend>(ranks: Tensor<B, 2, Int>) -> Tensor<B, 2, Int> {
     let [batch, n] = ranks.dims();
     let index = row_indices::<B>(batch, n, &ranks.device());
     index.zeros_like().scatter(1, ranks, index, IndexingUpdateOp::Add)
-}
-
-/// Whether tensors live in host memory, so that a read is a copy and no synchronisation.
-fn on_host<B: Backend>(device: &B::Device) -> bool {
-    let name = B::name(device);
-    name.contains("ndarray") || name.contains("flex")
 }
 
 /// Indices of each row's scores, largest first.

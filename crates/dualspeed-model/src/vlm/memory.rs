@@ -42,6 +42,10 @@ pub fn block_bytes(
     let mut statistics = 0;
     if keep >= Keep::Attention {
         numbers += 2 * q + 2 * kv + d + 4 * rank;
+        if text.qk_norm {
+            // Before the norm as well as after it.
+            numbers += q + kv;
+        }
         statistics += text.num_attention_heads;
     }
     if keep >= Keep::Products {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use dualspeed_core::files;
+use dualspeed_core::hash::hex;
 use sha2::{Digest, Sha256};
 
 /// 32 hexadecimal digits of what the parts say together.
@@ -12,17 +14,14 @@ pub(super) fn digest(parts: &[&str]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..16])
 }
 
 /// A cache that cannot be written costs time only. Renamed into place, so that no reader sees half a file.
 pub(super) fn write_cache(file: &Path, bytes: &[u8]) {
     let unique = format!("{}-{:?}.tmp", std::process::id(), std::thread::current().id());
     let temporary = file.with_extension(unique);
-    let written = file.parent().map_or(Ok(()), fs::create_dir_all);
-    if written.and_then(|()| fs::write(&temporary, bytes)).is_ok() {
-        let _ = fs::rename(&temporary, file);
-    }
+    let _ = files::write_whole_at(file, &temporary, |partial| fs::write(partial, bytes));
 }
 
 /// A file in `$DUALSPEED_CACHE`, else in `dualspeed` in the user's cache folder.

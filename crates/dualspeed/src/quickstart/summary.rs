@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dualspeed_core::stats::{mean, std};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -75,14 +76,7 @@ pub struct Stat {
 
 /// Mean and sample standard deviation of `values`; both 0 when there are none.
 pub fn stat(values: &[f64]) -> Stat {
-    let n = values.len() as f64;
-    if values.is_empty() {
-        return Stat { mean: 0.0, std: 0.0 };
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
-    let std = if values.len() > 1 { (squares / (n - 1.0)).sqrt() } else { 0.0 };
-    Stat { mean, std }
+    Stat { mean: mean(values).unwrap_or(0.0), std: std(values).unwrap_or(0.0) }
 }
 
 /// The result of a whole quickstart.

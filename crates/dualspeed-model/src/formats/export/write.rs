@@ -1,8 +1,10 @@
 //! Safetensors in shards, with their index, each file there whole or not at all.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
+use dualspeed_core::files;
 use serde_json::{Value, json};
 
 use super::collect::Pending;
@@ -18,24 +20,10 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), ModelError> {
     std::fs::create_dir_all(dir).map_err(|error| failed(dir, error))
 }
 
-/// Writes to a neighbour that is then renamed.
-fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), ModelError> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let written = write(&partial)
-        .and_then(|()| std::fs::rename(&partial, path).map_err(|error| error.to_string()));
-    if written.is_err() {
-        // Best effort: the write's own error is the one to report.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.map_err(|error| failed(path, error))
-}
-
 /// Writes JSON, indented.
 pub(super) fn write_json(path: &Path, value: &Value) -> Result<(), ModelError> {
     let text = serde_json::to_vec_pretty(value).map_err(|error| failed(path, error))?;
-    whole(path, |partial| std::fs::write(partial, text).map_err(|error| error.to_string()))
+    files::write_atomic(path, &text).map_err(|error| failed(path, error))
 }
 
 /// Writes one safetensors file.
@@ -52,10 +40,10 @@ fn write_some<'a>(
 ) -> Result<(), ModelError> {
     // transformers refuses files without this.
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    whole(path, |partial| {
-        safetensors::serialize_to_file(tensors, metadata, partial)
-            .map_err(|error| error.to_string())
+    files::write_whole(path, |partial| {
+        safetensors::serialize_to_file(tensors, metadata, partial).map_err(io::Error::other)
     })
+    .map_err(|error| failed(path, error))
 }
 
 /// Writes `model.safetensors`, or shards of about `shard` bytes with their index.

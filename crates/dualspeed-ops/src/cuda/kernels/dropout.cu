@@ -1,4 +1,4 @@
-// Dropout by keys: a mask element is a function of its row's state, a place and its column (src/dropout.rs, src/rng.rs).
+// Dropout by keys: a mask element is a function of its row's state, a place and its column (src/dropout.rs, dualspeed-core/src/rng.rs).
 //
 // dropout_T(const T* x, const int* keys, const T* sum|null, T* y, long long rows, long long d, unsigned long long place, int threshold, float keep)
 //   keys [rows, 2] i32: low and high half of each row's 64-bit state. y [rows, d] is x times 0 with probability threshold / 65536,
