@@ -13,6 +13,7 @@ fn bad_configs_are_refused_before_anything_is_written() {
     let cases: &[(&str, &[&str])] = &[
         ("pruning.ratoi=0.5", &["pruning.ratoi", "did you mean `pruning.ratio`"]),
         ("stepz=3", &["did you mean `steps`"]),
+        ("isolator.enabled=false", &["isolator.enabled", "model.isolator_length = 0"]),
         ("pruning.ratio=1.0", &["pruning.ratio", "every visual token", "[0, 1)"]),
         ("batch.size=0", &["batch.size", "at least 1"]),
         ("data.train.samples=0", &["data.train.samples", "at least 1"]),
