@@ -174,7 +174,8 @@ impl Checkpoints {
     /// Reads the newest checkpoint.
     ///
     /// # Errors
-    /// `NoCheckpoint` when there is none, `BadCheckpoint` when it is damaged.
+    /// `NoCheckpoint` when there is none, `CheckpointFormat` when another version wrote it, `BadCheckpoint` when it is
+    /// damaged.
     pub fn load_latest(
         &self,
     ) -> Result<(PathBuf, CheckpointState, BTreeMap<String, HostTensor>), TrainError> {
@@ -198,6 +199,9 @@ impl Checkpoints {
 }
 
 /// Reads one checkpoint directory.
+///
+/// # Errors
+/// `CheckpointFormat` when another version wrote it, `BadCheckpoint` when it is damaged, `Io` when it cannot be read.
 pub fn load(path: &Path) -> Result<(CheckpointState, BTreeMap<String, HostTensor>), TrainError> {
     let bad = |problem: String| TrainError::BadCheckpoint { path: path.to_owned(), problem };
     let state_path = path.join(STATE);
@@ -210,7 +214,8 @@ pub fn load(path: &Path) -> Result<(CheckpointState, BTreeMap<String, HostTensor
     // First, so that a checkpoint of another version is called that and not damaged.
     let Format { format } = serde_json::from_slice(&text).map_err(malformed)?;
     if format != FORMAT {
-        return Err(bad(format!("its format is {format}, this version reads {FORMAT}")));
+        let (path, found, expected) = (path.to_owned(), format, FORMAT);
+        return Err(TrainError::CheckpointFormat { path, found, expected });
     }
     let state: CheckpointState = serde_json::from_slice(&text).map_err(malformed)?;
     let tensor_path = path.join(TENSORS);
@@ -291,6 +296,22 @@ mod tests {
         let (state, tensors) = example(2);
         assert!(matches!(checkpoints.save(&state, &tensors), Err(TrainError::Io { .. })));
         assert_eq!(checkpoints.steps().unwrap(), [1]);
+    }
+
+    /// What format 1 had besides, and what it lacked, does not matter: the number decides.
+    #[test]
+    fn a_checkpoint_of_another_format_is_called_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 1);
+        let (state, tensors) = example(1);
+        let path = checkpoints.save(&state, &tensors).unwrap();
+        fs::write(path.join(STATE), r#"{"format": 1, "step": 1, "isolator": {}}"#).unwrap();
+        let error = checkpoints.load_latest().unwrap_err();
+        assert!(matches!(error, TrainError::CheckpointFormat { found: 1, expected: 2, .. }));
+        let message = error.to_string();
+        for words in ["step-00000001", "format 1", "reads 2", "train anew", "--overwrite"] {
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]

@@ -124,6 +124,19 @@ pub enum TrainError {
         /// What is wrong.
         problem: String,
     },
+    /// A checkpoint of another version: those before it in the same run are no better.
+    #[error(
+        "the checkpoint {path} has format {found}, this version reads {expected}: train anew in another run directory (or \
+         with --overwrite), or continue with the version that wrote it"
+    )]
+    CheckpointFormat {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The format of this version.
+        expected: u32,
+    },
     /// The file system refused.
     #[error("cannot {doing} {path}: {source}{}", io_advice(source))]
     Io {

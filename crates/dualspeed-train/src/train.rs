@@ -137,7 +137,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         None
     };
 
-    if config.train_vision_tower && job.features.is_some() {
+    if config.train_vision_tower && (job.features.is_some() || job.valid_features.is_some()) {
         let problem = "features were given that a frozen tower made";
         let advice = "leave them out, or leave the tower frozen";
         return Err(invalid("train_vision_tower", true, problem, advice).into());
@@ -348,7 +348,7 @@ fn restore_optimiser<B: AutodiffBackend>(
 /// and that checkpoint's step.
 ///
 /// # Errors
-/// `NoCheckpoint`, or `BadCheckpoint` when it does not fit the model.
+/// `NoCheckpoint`, `CheckpointFormat` when another version wrote it, or `BadCheckpoint` when it does not fit the model.
 pub fn load_trained<B: Backend>(
     model: Llava<B>,
     run_dir: &Path,

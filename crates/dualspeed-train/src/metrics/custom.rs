@@ -23,7 +23,8 @@ pub trait RecordMetric: Debug + Send + Sync {
         false
     }
 
-    /// The value in a step, and the number of elements it is a mean of: 0 where the step has none.
+    /// The value in a step, and the number of elements it is a mean of: 0 where the step has none. What is not finite is
+    /// left out of records.
     fn value(&self, record: &StepRecord) -> (f64, usize);
 }
 
@@ -57,11 +58,11 @@ impl RunMetrics {
         self.0.iter()
     }
 
-    /// Values in a step, of the metrics that have one.
+    /// Values in a step, of the metrics that have one: what is no number has no place in a record.
     pub(crate) fn values(&self, record: &StepRecord) -> BTreeMap<String, f64> {
         let values = self.0.iter().map(|metric| (metric.name().to_owned(), metric.value(record)));
         values
-            .filter(|(_, (_, count))| *count > 0)
+            .filter(|(_, (value, count))| *count > 0 && value.is_finite())
             .map(|(name, (value, _))| (name, value))
             .collect()
     }

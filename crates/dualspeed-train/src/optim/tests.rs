@@ -3,6 +3,8 @@ use burn::module::{Module, Param};
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_ndarray::NdArray;
+use dualspeed_model::ParamGroup;
+use dualspeed_model::nn::params::trainable_parameters;
 
 use super::*;
 
@@ -23,6 +25,10 @@ fn two() -> Two<Train> {
     }
 }
 
+fn params(model: &Two<Train>) -> Vec<ParamInfo> {
+    trainable_parameters::<Train, _>(model, "")
+}
+
 const PROJECTOR_GRAD: [f32; 4] = [3.0, 0.0, -1.0, 0.5];
 const LM_GRAD: [f32; 3] = [2.0, -4.0, 1.0];
 
@@ -40,8 +46,8 @@ fn grads(model: &Two<Train>, with_lm: bool) -> GradientsParams {
 const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
 
 fn optimiser(model: &Two<Train>, max_norm: f64) -> GroupedAdamW<Train> {
-    let rates = GroupRates { projector: 0.5, isolator: 1.0 };
-    GroupedAdamW::new(ADAMW, rates, max_norm, &trainable_params(model), &Default::default())
+    let rates = GroupRates { projector: 1e-4, ..GroupRates::uniform(2e-4) };
+    GroupedAdamW::new(ADAMW, rates, max_norm, &params(model))
 }
 
 fn values(model: &Two<Train>) -> Vec<f32> {
@@ -65,18 +71,35 @@ fn reference(param: f64, grads: &[f64], lr: f64) -> f64 {
 }
 
 #[test]
-fn groups_follow_the_path() {
-    let groups: Vec<(String, Group)> =
-        trainable_params(&two()).into_iter().map(|param| (param.path, param.group)).collect();
-    assert_eq!(
-        groups,
-        [
-            ("mm_projector".to_owned(), Group::Projector),
-            ("language_model".to_owned(), Group::LanguageModel),
-        ]
-    );
-    assert_eq!(Group::of("llava.lora.layers.0.q_proj.lora_a"), Group::LanguageModel);
-    assert_eq!(Group::of("llava.mode_isolator"), Group::Isolator);
+fn every_group_has_its_rate() {
+    let rates =
+        GroupRates { base: 1.0, vision_tower: 2.0, projector: 3.0, newline: 4.0, isolator: 5.0 };
+    let of = |path: &str| ParamGroup::of(path).map(|group| rates.of(group));
+    for (path, rate) in [
+        ("vision_tower.layers.0.q_proj.weight", 2.0),
+        ("mm_projector.linear_1.weight", 3.0),
+        ("image_newline", 4.0),
+        ("mode_isolator", 5.0),
+        ("language_model.lm_head.weight", 1.0),
+        ("lora.layers.0.q_proj.lora_a", 1.0),
+    ] {
+        assert_eq!(of(path), Some(rate), "{path}");
+    }
+    assert_eq!(of("lm_head.mm_projector"), None);
+
+    // Half the peak of the base rate is half of every rate; groups without a parameter are left out.
+    let in_use = rates.in_use(&params(&two()), 0.5);
+    let expected = [(ParamGroup::Projector, 1.5), (ParamGroup::LanguageModel, 0.5)];
+    assert_eq!(in_use, BTreeMap::from(expected));
+}
+
+#[test]
+fn a_parameter_of_no_group_takes_the_base_rate() {
+    let mut params = params(&two());
+    params[0].path = "heads.labels".into();
+    let rates = GroupRates { projector: 9.0, ..GroupRates::uniform(2.0) };
+    let multipliers = rates.multipliers(&params);
+    assert_eq!(params.iter().map(|param| multipliers[&param.id]).collect::<Vec<_>>(), [1.0, 1.0]);
 }
 
 #[test]
@@ -101,22 +124,31 @@ fn host_and_tensor_implementations_agree() {
     let run = |on_device: bool| {
         let mut model = two();
         let optim = optimiser(&model, 1.0);
-        let mut optim = if on_device { optim.force_device() } else { optim };
+        let optim = if on_device { optim.force_device() } else { optim };
+        let mut norms = Vec::new();
         for step in 0..4 {
-            optim.state().grad_scale = 1.0 / (step + 1) as f64;
             let grads = grads(&model, step != 2);
-            model = Optimizer::<Two<Train>, Train>::step(&mut optim, 0.01, model, grads);
+            let norm;
+            (model, norm) = optim.update(0.01, model, grads, step + 1);
+            norms.push(match norm {
+                GradNorm::Host(norm) => norm,
+                GradNorm::Device(norm) => f64::from(to_f32(norm)[0]),
+            });
         }
-        let norm = match optim.state().grad_norm.take() {
-            Some(GradNorm::Host(norm)) => norm,
-            Some(GradNorm::Device(norm)) => f64::from(to_f32(norm)[0]),
-            None => panic!("no norm"),
-        };
-        (values(&model), norm)
+        (values(&model), norms)
     };
-    let (host, host_norm) = run(false);
-    let (device, device_norm) = run(true);
-    assert!((host_norm - device_norm).abs() < 1e-5, "{host_norm} {device_norm}");
+    let (host, host_norms) = run(false);
+    let (device, device_norms) = run(true);
+    for (step, (host, device)) in host_norms.iter().zip(&device_norms).enumerate() {
+        assert!((host - device).abs() < 1e-5, "{step}: {host} {device}");
+    }
+    // The norm is that of the mean gradient, before clipping.
+    let squares = |values: &[f32]| values.iter().map(|x| f64::from(x * x)).sum::<f64>();
+    let whole = (squares(&PROJECTOR_GRAD) + squares(&LM_GRAD)).sqrt();
+    let expected = [whole, whole / 2.0, squares(&PROJECTOR_GRAD).sqrt() / 3.0, whole / 4.0];
+    for (norm, expected) in host_norms.iter().zip(expected) {
+        assert!((norm - expected).abs() < 1e-6, "{norm} {expected}");
+    }
     for (a, b) in host.iter().zip(&device) {
         assert!((a - b).abs() < 1e-6, "{host:?} {device:?}");
     }

@@ -1,7 +1,6 @@
 //! What a run refuses, and how it says so.
 
-use dualspeed_train::config::Schedule;
-use dualspeed_train::{TrainError, TrainJob, train};
+use dualspeed_train::{TrainError, TrainJob, load_trained, train};
 
 use crate::support::{config, job, model, run, scenes};
 
@@ -31,7 +30,12 @@ fn a_checkpoint_of_another_config_or_data_is_refused() {
     let Err(TrainError::ForeignCheckpoint { differing, .. }) = train(foreign) else {
         panic!("resumed with another config")
     };
-    assert_eq!(differing, ["optim.lr (checkpoint: null, config: 0.5)"]);
+    // With the rates that follow the base rate.
+    let rates = ["isolator_lr", "lr", "newline_lr", "projector_lr"];
+    assert_eq!(
+        differing,
+        rates.map(|rate| format!("optim.{rate} (checkpoint: 0.001, config: 0.5)"))
+    );
 
     let mut foreign = TrainJob::new(config(), model(&config()), scenes(13), dir.path());
     foreign.resume = true;
@@ -51,7 +55,7 @@ fn a_loss_that_is_no_number_stops_the_run_with_the_samples() {
     let pruned = train(job(config.clone(), &dir.path().join("pruned"))).err().unwrap();
     // Pruners look first, and name the sample.
     assert!(pruned.to_string().contains("scene-train-"), "{pruned}");
-    config.mode.schedule = Some(Schedule::AlwaysSlow);
+    config.mode.schedule = Some("always_slow".into());
     config.distill.lambda = 0.0;
     match train(job(config, &dir.path().join("full"))).err() {
         Some(TrainError::NonFiniteLoss { step, samples, .. }) => {
@@ -71,4 +75,24 @@ fn an_unknown_pruner_or_an_empty_set_is_an_error() {
     config.pruning.pruner.name = "divprune".into();
     let empty = TrainJob::new(config.clone(), model(&config), scenes(0), dir.path().join("b"));
     assert!(matches!(train(empty), Err(TrainError::EmptySource { .. })));
+}
+
+#[test]
+fn a_checkpoint_of_an_earlier_format_is_refused_with_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let trained = run(config(), dir.path());
+    let state = dir.path().join("checkpoints/step-00000004/state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    assert!(text.contains("\"format\": 2"));
+    std::fs::write(&state, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    let mut again = job(config(), dir.path());
+    again.resume = true;
+    let resumed = train(again).err().unwrap();
+    let loaded = load_trained(trained.model, dir.path()).err().unwrap();
+    for error in [resumed, loaded] {
+        assert!(matches!(error, TrainError::CheckpointFormat { found: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains("another run directory"), "{error}");
+    }
+    // Nothing of the earlier run is touched.
+    assert!(state.is_file());
 }

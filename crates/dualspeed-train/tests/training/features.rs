@@ -9,7 +9,8 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use dualspeed_data::{ExampleSource, ImageProcessor, SceneSource};
-use dualspeed_model::{Dtype, Geometry, Needs, Tower, VisionFeatures, VisionTower};
+use dualspeed_model::vision::features::{CLS_ATTENTION, KEYS, PATCH_TEXT};
+use dualspeed_model::{Dtype, Needs, Tower, VisionFeatures, VisionGeometry, VisionTower};
 use dualspeed_train::config::CacheMode;
 use dualspeed_train::features::tower_fingerprint;
 use dualspeed_train::{
@@ -18,15 +19,9 @@ use dualspeed_train::{
 
 use crate::support::{Inner, config, job, model, run, scene_config, scenes, timeless, weights};
 
-const NEEDS: Needs = Needs {
-    cls_attention: true,
-    keys: true,
-    patch_text: false,
-    cls_hidden: false,
-    last_layer: false,
-    text: false,
-    question: false,
-};
+fn needs() -> Needs {
+    Needs::of([CLS_ATTENTION, KEYS])
+}
 
 fn tower(seed: u64) -> Tower<Inner> {
     model(&TrainConfig { seed, ..config() }).valid().vision_tower.into_inner()
@@ -51,16 +46,16 @@ fn stored(
 
 fn in_memory(tower: &Tower<Inner>, source: &Arc<dyn ExampleSource>) -> FeatureCache {
     let device = Default::default();
-    FeatureCache::compute::<Inner, _>(tower, source, NEEDS, 4, &device, false).unwrap()
+    FeatureCache::compute::<Inner, _>(tower, source, needs(), 4, &device, false).unwrap()
 }
 
 /// Every feature of every image of a source, by name.
-fn values(cache: &FeatureCache, source: &dyn ExampleSource) -> Vec<(&'static str, Vec<f32>)> {
+fn values(cache: &FeatureCache, source: &dyn ExampleSource) -> Vec<(String, Vec<f32>)> {
     let images = (0..source.len()).flat_map(|index| source.get(index).unwrap().images);
     let images: Vec<_> = images.collect();
-    let features = cache.features::<Inner>(&images, NEEDS, &Default::default()).unwrap();
-    let named = features.named().into_iter();
-    named.map(|(name, x)| (name, x.into_data().iter::<f32>().collect())).collect()
+    let features = cache.features::<Inner>(&images, &needs(), &Default::default()).unwrap();
+    let value = |x: &Tensor<Inner, 3>| x.to_data().iter::<f32>().collect();
+    features.iter().map(|(name, x)| (name.to_owned(), value(x))).collect()
 }
 
 /// Files of a folder and of those in it.
@@ -180,17 +175,17 @@ fn an_interrupted_computation_keeps_what_it_has() {
 fn what_is_there_is_not_computed_again() {
     let dir = tempfile::tempdir().unwrap();
     let (tower, source) = (tower(3), scenes(10));
-    let first = stored(dir.path(), &tower, &source, NEEDS);
+    let first = stored(dir.path(), &tower, &source, needs());
     assert_eq!((first.computed(), first.len(), files(dir.path()).len()), (10, 10, 3));
     assert_eq!(first.bytes(), 0);
-    let again = stored(dir.path(), &tower, &source, NEEDS);
+    let again = stored(dir.path(), &tower, &source, needs());
     assert_eq!((again.computed(), again.len(), files(dir.path()).len()), (0, 10, 3));
     let expected = values(&in_memory(&tower, &source), &*source);
     assert_eq!(expected.len(), 3);
     assert!(values(&first, &*source) == expected && values(&again, &*source) == expected);
     // More images: only those are new.
     let more = scenes(13);
-    let grown = stored(dir.path(), &tower, &more, NEEDS);
+    let grown = stored(dir.path(), &tower, &more, needs());
     assert_eq!((grown.computed(), grown.len()), (3, 13));
     assert!(values(&grown, &*more) == values(&in_memory(&tower, &more), &*more));
 }
@@ -205,11 +200,13 @@ fn features_of_more_kinds_serve_fewer() {
     config.model.vision = vit.into();
     let tower = model(&config).valid().vision_tower.into_inner();
     let source = scenes(4);
-    let fewer = Needs { keys: false, ..NEEDS };
-    let more = Needs { patch_text: true, ..NEEDS };
-    for (needs, computed) in [(fewer, 4), (NEEDS, 4), (fewer, 0), (more, 4), (more, 0), (NEEDS, 0)]
+    let fewer = needs().without(KEYS);
+    let more = needs() | Needs::of([PATCH_TEXT]);
+    for (needs, computed) in
+        [(&fewer, 4), (&needs(), 4), (&fewer, 0), (&more, 4), (&more, 0), (&needs(), 0)]
     {
-        assert_eq!(stored(dir.path(), &tower, &source, needs).computed(), computed, "{needs:?}");
+        let cache = stored(dir.path(), &tower, &source, needs.clone());
+        assert_eq!(cache.computed(), computed, "{needs:?}");
     }
 }
 
@@ -218,9 +215,9 @@ fn another_tower_or_preprocessing_is_computed_anew() {
     let dir = tempfile::tempdir().unwrap();
     let source = scenes(4);
     let ours = tower(3);
-    assert_eq!(stored(dir.path(), &ours, &source, NEEDS).computed(), 4);
+    assert_eq!(stored(dir.path(), &ours, &source, needs()).computed(), 4);
     let retrained = tower(4);
-    let theirs = stored(dir.path(), &retrained, &source, NEEDS);
+    let theirs = stored(dir.path(), &retrained, &source, needs());
     assert_eq!(theirs.computed(), 4);
     assert!(values(&theirs, &*source) == values(&in_memory(&retrained, &source), &*source));
 
@@ -231,20 +228,20 @@ fn another_tower_or_preprocessing_is_computed_anew() {
     config.model.vision = vit.into();
     let deeper = model(&config).valid().vision_tower.into_inner();
     assert!(weights(&deeper) == weights(&ours));
-    assert_eq!(stored(dir.path(), &deeper, &source, NEEDS).computed(), 4);
+    assert_eq!(stored(dir.path(), &deeper, &source, needs()).computed(), 4);
 
     let processor = ImageProcessor { std: [0.5; 3], ..scene_config().processor() };
     let other = SceneSource::new(scene_config(), 4).unwrap().with_processor(processor);
     let other: Arc<dyn ExampleSource> = Arc::new(other);
-    assert_eq!(stored(dir.path(), &ours, &other, NEEDS).computed(), 4);
-    assert_eq!(stored(dir.path(), &ours, &source, NEEDS).computed(), 0);
+    assert_eq!(stored(dir.path(), &ours, &other, needs()).computed(), 4);
+    assert_eq!(stored(dir.path(), &ours, &source, needs()).computed(), 0);
 }
 
 #[test]
 fn damaged_shards_are_left_out_and_mended() {
     let dir = tempfile::tempdir().unwrap();
     let (tower, source) = (tower(3), scenes(12));
-    let expected = values(&stored(dir.path(), &tower, &source, NEEDS), &*source);
+    let expected = values(&stored(dir.path(), &tower, &source, needs()), &*source);
     let shards = files(dir.path());
     assert_eq!(shards.len(), 3);
     let whole: Vec<Vec<u8>> = shards.iter().map(|path| std::fs::read(path).unwrap()).collect();
@@ -263,14 +260,14 @@ fn damaged_shards_are_left_out_and_mended() {
     ];
     for damage in damages {
         std::fs::write(&shards[1], damage(&whole[1])).unwrap();
-        assert_eq!(open(dir.path(), &tower, NEEDS).len(), 8);
-        let mended = stored(dir.path(), &tower, &source, NEEDS);
+        assert_eq!(open(dir.path(), &tower, needs()).len(), 8);
+        let mended = stored(dir.path(), &tower, &source, needs());
         assert_eq!((mended.computed(), mended.len()), (4, 12));
         assert!(values(&mended, &*source) == expected);
         // The same images in the same order make the same file.
         let now: Vec<Vec<u8>> = shards.iter().map(|path| std::fs::read(path).unwrap()).collect();
         assert_eq!(files(dir.path()), shards);
-        assert!(open(dir.path(), &tower, NEEDS).len() == 12 && now[1].len() == whole[1].len());
+        assert!(open(dir.path(), &tower, needs()).len() == 12 && now[1].len() == whole[1].len());
     }
 }
 
@@ -288,9 +285,9 @@ fn concurrent_writers_and_readers_see_whole_shards() {
                     let tower = tower(3);
                     if writer == 2 {
                         // The same images in other shards: the last of these has two.
-                        assert_eq!(stored(dir, &tower, &scenes(10), NEEDS).len(), 10);
+                        assert_eq!(stored(dir, &tower, &scenes(10), needs()).len(), 10);
                     }
-                    let cache = stored(dir, &tower, source, NEEDS);
+                    let cache = stored(dir, &tower, source, needs());
                     assert_eq!(cache.len(), 24);
                     assert!(values(&cache, &**source) == *expected);
                 })
@@ -300,7 +297,7 @@ fn concurrent_writers_and_readers_see_whole_shards() {
             let tower = tower(3);
             let mut before = 0;
             while !done.load(std::sync::atomic::Ordering::SeqCst) {
-                let now = open(dir.path(), &tower, NEEDS).len();
+                let now = open(dir.path(), &tower, needs()).len();
                 assert!(now >= before && now.is_multiple_of(2), "{before} -> {now}");
                 before = now;
             }
@@ -311,7 +308,7 @@ fn concurrent_writers_and_readers_see_whole_shards() {
         assert!(ended.into_iter().all(|ended| ended.is_ok()));
     });
     assert!(files(dir.path()).iter().all(|path| path.extension().unwrap() == "safetensors"));
-    assert_eq!(stored(dir.path(), &tower(3), &source, NEEDS).computed(), 0);
+    assert_eq!(stored(dir.path(), &tower(3), &source, needs()).computed(), 0);
 }
 
 /// A tower under which the store's folder goes away at its third batch: to the writer, a disk that takes no more.
@@ -322,11 +319,11 @@ struct FillsTheDisk<'a> {
 }
 
 impl VisionTower<Inner> for FillsTheDisk<'_> {
-    fn geometry(&self) -> Geometry {
+    fn geometry(&self) -> VisionGeometry {
         self.tower.geometry()
     }
 
-    fn features(&self, pixel_values: Tensor<Inner, 4>, needs: Needs) -> VisionFeatures<Inner> {
+    fn features(&self, pixel_values: Tensor<Inner, 4>, needs: &Needs) -> VisionFeatures<Inner> {
         self.batches.set(self.batches.get() + 1);
         if self.batches.get() == 3 {
             std::fs::rename(&self.dir, self.dir.with_extension("away")).unwrap();
@@ -339,7 +336,7 @@ impl VisionTower<Inner> for FillsTheDisk<'_> {
 fn a_disk_that_takes_no_more_costs_nothing_that_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let (tower, source) = (tower(3), scenes(12));
-    let store = open(dir.path(), &tower, NEEDS).with_shard_bytes(1);
+    let store = open(dir.path(), &tower, needs()).with_shard_bytes(1);
     let path = store.dir().to_owned();
     let full = FillsTheDisk { tower: &tower, batches: Cell::new(0), dir: path.clone() };
     let device = Default::default();
@@ -349,7 +346,7 @@ fn a_disk_that_takes_no_more_costs_nothing_that_was_written() {
     assert!(error.to_string().contains("data.features.dir"), "{error}");
     std::fs::rename(path.with_extension("away"), &path).unwrap();
     assert_eq!(files(dir.path()).len(), 2);
-    assert_eq!(stored(dir.path(), &tower, &source, NEEDS).computed(), 4);
+    assert_eq!(stored(dir.path(), &tower, &source, needs()).computed(), 4);
 
     // In a run: before the run has a directory that another attempt would have to overwrite.
     let mut config = config();

@@ -2,6 +2,9 @@
 
 mod errors;
 mod features;
+mod groups;
+mod named;
+mod rerun;
 mod runs;
 mod support;
 mod updates;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::module::AutodiffModule;
 use dualspeed_data::{ExampleSource, SceneConfig, SceneSource};
+use dualspeed_model::vision::features::CLS_ATTENTION;
 use dualspeed_model::{Llava, Needs, Registry, View};
 use dualspeed_train::{
     EvalOptions, EvalView, FeatureCache, METRICS_FILE, Mode, TowerConfig, TrainConfig, TrainError,
@@ -124,11 +125,12 @@ fn cached_features_train_like_pixels() {
     config.pruning.pruner.name = "fastervlm".into();
     let pixels = run(config.clone(), &dir.path().join("pixels"));
     let tower = model(&config).valid().vision_tower;
-    let needs = Needs { cls_attention: true, ..Needs::default() };
+    let needs = Needs::of([CLS_ATTENTION]);
     let source = scenes(12);
     let device = Default::default();
     let cache =
-        FeatureCache::compute::<Inner, _>(&*tower, &source, needs, 5, &device, false).unwrap();
+        FeatureCache::compute::<Inner, _>(&*tower, &source, needs.clone(), 5, &device, false)
+            .unwrap();
     assert_eq!((cache.len(), cache.source().len()), (12, 12));
     let mut job = job(config.clone(), &dir.path().join("cached"));
     job.features = Some(Arc::new(cache));

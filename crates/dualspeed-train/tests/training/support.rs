@@ -9,9 +9,10 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_ndarray::NdArray;
 use dualspeed_data::{ExampleSource, SceneConfig, SceneSource, scene_tokenizer};
-use dualspeed_model::{LlamaConfig, Llava, LlavaConfig, VitConfig};
-use dualspeed_train::config::Schedule;
-use dualspeed_train::{METRICS_FILE, TrainConfig, TrainJob, TrainOutcome, train};
+use dualspeed_model::{DecoderConfig, Llava, LlavaConfig, VitConfig};
+use dualspeed_train::{
+    METRICS_FILE, StepRecord, TrainConfig, TrainJob, TrainOutcome, read_metrics, train,
+};
 
 pub type Inner = NdArray<f32>;
 pub type Train = Autodiff<Inner>;
@@ -34,20 +35,20 @@ pub fn config() -> TrainConfig {
                 ..VitConfig::default()
             }
             .into(),
-            text: LlamaConfig {
+            text: DecoderConfig {
                 hidden_size: 32,
                 num_hidden_layers: 2,
                 num_attention_heads: 2,
                 intermediate_size: 48,
                 vocab_size,
-                ..LlamaConfig::default()
+                ..DecoderConfig::default()
             },
             isolator_length: 2,
             ..LlavaConfig::default()
         },
         ..TrainConfig::default()
     };
-    config.mode.schedule = Some(Schedule::Periodic);
+    config.mode.schedule = Some("periodic".into());
     config.mode.every = 2;
     config.pruning.ratio = 0.75;
     config.batch.size = 4;
@@ -81,6 +82,12 @@ pub fn job(config: TrainConfig, run_dir: &Path) -> TrainJob<Train> {
 
 pub fn run(config: TrainConfig, run_dir: &Path) -> TrainOutcome<Train> {
     train(job(config, run_dir)).unwrap()
+}
+
+/// What a run reported, without the times.
+pub fn records(run_dir: &Path) -> Vec<StepRecord> {
+    let records = read_metrics(&run_dir.join(METRICS_FILE)).unwrap();
+    records.into_iter().map(|record| StepRecord { time: Default::default(), ..record }).collect()
 }
 
 /// Every parameter of a model, in order.
