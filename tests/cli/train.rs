@@ -42,6 +42,8 @@ fn a_run_is_trained_evaluated_asked_and_protected() {
     // The same seed again is the same run; another seed is not.
     bench.train("again", &[]).ok();
     assert_eq!(metrics(&run), metrics(&bench.path("again")));
+    bench.run(&["train", "--config", "run/config.toml", "--out", "written"]).ok();
+    assert_eq!(metrics(&run), metrics(&bench.path("written")));
     bench.train("other", &["seed=1"]).ok();
     assert_ne!(metrics(&run), metrics(&bench.path("other")));
 
@@ -96,6 +98,27 @@ fn a_run_is_trained_evaluated_asked_and_protected() {
     let prune = ["prune", "--image", "discs.png", "--keep", "14", "--out", "kept.png"];
     bench.run(&[&prune[..], &["--run", "run"]].concat()).ok();
     assert!(image::open(bench.path("kept.png")).is_ok());
+}
+
+/// A run of another version is called that, whatever its config says.
+#[test]
+fn runs_of_another_version_are_refused_by_every_command() {
+    let bench = Bench::new();
+    bench.train("run", &[]).ok();
+    let state = bench.path("run/checkpoints/step-00000003/state.json");
+    let mut old: Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    old["format"] = json!(1);
+    std::fs::write(&state, old.to_string()).unwrap();
+    let config = std::fs::read_to_string(bench.path("run/config.toml")).unwrap();
+    std::fs::write(bench.path("run/config.toml"), config + "[isolator]\nenabled = true\n").unwrap();
+    let refused =
+        |args: &[&str]| bench.run(args).refused(&["step-00000003", "format 1", "reads 2"]);
+    refused(&["train", "--resume", "run"]);
+    refused(&["train", "--config", "tiny.toml", "--init-from", "run", "--out", "next"]);
+    refused(&["eval", "--run", "run"]);
+    refused(&["generate", "--run", "run", "--prompt", "how many ?"]);
+    refused(&["export", "--run", "run", "--format", "hf", "--out", "hf"]);
+    assert!(!bench.path("next").exists() && !bench.path("hf").exists());
 }
 
 /// Ctrl-C during a long run leaves a checkpoint, and `--resume` ends as if nothing had happened.
