@@ -189,6 +189,15 @@ fn a_tower_and_a_language_model_become_one_model() {
     assert!(last < 0.95 * first, "{first} to {last}");
     assert!(log.contains("\"fast\"") && log.contains("\"slow\""), "{log}");
 
+    // Of all pruners, those that this tower can serve: it has no attention and no space shared with text.
+    let stage2 = text("stage2");
+    let eval = ["eval", "--quiet", "--run", &stage2, "--limit", "4", "--keep", "2", "--pruner"];
+    let table = ok(&[&eval[..], &["all"]].concat());
+    assert!(table.contains("divprune") && table.contains("dart"), "{table}");
+    assert!(!table.contains("fastervlm") && !table.contains("cdpruner"), "{table}");
+    let (success, _, stderr) = dualspeed(&[&eval[..], &["fastervlm"]].concat());
+    assert!(!success && stderr.contains("fastervlm needs cls_attention"), "{stderr}");
+
     // A resumed run finds tower, projector and adapters again; an export says what the run says.
     let image = text("a.png");
     image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 90]))
