@@ -1,16 +1,19 @@
 //! PEFT adapters and files of single parts.
 
-use dualspeed::model::VisionInput;
 use dualspeed::model::import::{Adapter, LoadOptions, load_extra};
 use dualspeed::prelude::*;
 
-use crate::support::{B, Expected, assert_close, fixture, ids, load_llava};
+use crate::support::{B, Expected, Prompt, assert_close, fixture, ids, load_llava};
 
 fn first_prompt(model: &Llava<B>, base: &Expected) -> Tensor<B, 2> {
     let pixels = base.tensor::<4>("pixel_values").narrow(0, 0, 2);
-    let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
-    let input_ids = ids(&base.ints["input_ids"][0]);
-    model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap()
+    let features = model.encode(pixels, &Needs::none()).unwrap();
+    Prompt::new(&ids(&base.ints["input_ids"][0]), Some(&features)).logits(model)
+}
+
+/// The first layer of LLaVA's projector.
+fn linear_1(model: &Llava<B>) -> Tensor<B, 2> {
+    model.mm_projector.mlp().unwrap().linear_1.weight.val()
 }
 
 #[test]
@@ -37,9 +40,9 @@ fn projector_and_isolator_files() {
     let dir = fixture("llava_original");
     let options = LoadOptions { vision_tower: Some(dir.join("vision")), ..LoadOptions::default() };
     let model = load_llava("llava_original", &options);
-    let before = model.mm_projector.linear_1.weight.val();
+    let before = linear_1(&model);
     let model = load_extra(model, &dir.join("mm_projector.bin"), &Default::default()).unwrap();
-    assert_close("projector", model.mm_projector.linear_1.weight.val(), before * 2.0);
+    assert_close("projector", linear_1(&model), before * 2.0);
     let model = load_extra(model, &dir.join("mode_isolator.bin"), &Default::default()).unwrap();
     assert_eq!(model.config.isolator_length, 4);
     let isolator = model.mode_isolator.as_ref().unwrap().val();
@@ -56,20 +59,20 @@ fn a_directory_of_llavas_own_code_gives_its_logits() {
     assert_eq!((adapter.config.r, adapter.config.alpha), (3, 6.0));
     assert_eq!(adapter.config.targets.len(), 7);
     let model = load_llava("llava_mha", &LoadOptions::default());
-    let before = model.mm_projector.linear_1.weight.val();
+    let before = linear_1(&model);
     let model = adapter.apply(model, &Default::default()).unwrap();
     assert_eq!(model.config.isolator_length, 3);
-    let moved = (model.mm_projector.linear_1.weight.val() - before).abs().max().into_scalar();
+    let moved = (linear_1(&model) - before).abs().max().into_scalar();
     assert!(moved > 0.05, "the projector is the base model's: {moved}");
 
     let pixels = base.tensor::<4>("pixel_values").narrow(0, 0, 2);
-    let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
-    let input_ids = ids(&base.ints["input_ids"][0]);
+    let features = model.encode(pixels, &Needs::none()).unwrap();
+    let prompt = Prompt::new(&ids(&base.ints["input_ids"][0]), Some(&features));
     // All tokens, with the soft prompt before each image's.
-    let view = View::Pruned { keep: visual.tokens(), isolator: true };
+    let view = View::Pruned { keep: features.num_tokens(), isolator: true };
     let pruner = Registry::<B>::default().build(&"none".parse().unwrap()).unwrap();
-    let logits = model.logits(&input_ids, Some(&visual), &view, Some(&*pruner), &[]).unwrap();
-    let plain = model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap();
+    let logits = prompt.logits_of(&model, &view, Some(&*pruner)).unwrap();
+    let plain = prompt.logits(&model);
     assert_eq!(plain.dims()[0] + 2 * 3, expected.dims()[0], "two soft prompts of 3");
     assert_close("adapter, projector and soft prompt", logits, expected);
 }

@@ -5,11 +5,12 @@ use std::process::Command;
 
 use dualspeed::data::IMAGE_TOKEN_INDEX;
 use dualspeed::model::import::{Architecture, Checkpoint, LoadOptions};
-use dualspeed::model::{VisionInput, VisionTower};
+use dualspeed::model::vision::features::PATCH_TEXT;
+use dualspeed::model::{VisionConfig, VisionTower};
 use dualspeed::prelude::*;
 use serde_json::Value;
 
-use crate::support::{B, fixture};
+use crate::support::{B, Prompt, fixture};
 
 pub fn dualspeed(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_dualspeed")).args(arguments).output().unwrap();
@@ -122,10 +123,9 @@ fn logits(dir: &Path) -> Vec<f32> {
     let ramp: Vec<f32> = (0..3 * side * side).map(|i| (i % 97) as f32 / 48.0 - 1.0).collect();
     let pixels = Tensor::<B, 1>::from_floats(ramp.as_slice(), &Default::default());
     let pixels = pixels.reshape([1, 3, side, side]);
-    let visual = model.encode(VisionInput::Pixels(pixels), Needs::default()).unwrap();
+    let features = model.encode(pixels, &Needs::none()).unwrap();
     let ids = [1, 7, IMAGE_TOKEN_INDEX, 11, 12, 5];
-    let logits = model.logits(&ids, Some(&visual), &View::Full, None, &[]).unwrap();
-    logits.into_data().iter::<f32>().collect()
+    Prompt::new(&ids, Some(&features)).logits(&model).into_data().iter::<f32>().collect()
 }
 
 #[test]
@@ -163,12 +163,13 @@ fn an_export_keeps_the_projection_into_the_space_of_text() {
         },
         Err(error) => panic!("{error}"),
     };
-    config.vision.vit_mut().unwrap().projection_dim = Some(6);
+    let VisionConfig::Vit(vision) = &mut config.vision else { panic!("{:?}", config.vision) };
+    vision.projection_dim = Some(6);
     let model = config.init::<B>(&Default::default(), 3).unwrap();
     let pixels = Tensor::<B, 1, Int>::arange(0..3 * 28 * 28, &Default::default());
     let pixels = (pixels.float().reshape([1, 3, 28, 28]) / 100.0).sin();
-    let needs = Needs { patch_text: true, ..Needs::default() };
-    let expected = model.vision_tower.features(pixels.clone(), needs).patch_text.unwrap();
+    let needs = Needs::of([PATCH_TEXT]);
+    let expected = model.vision_tower.features(pixels.clone(), &needs).get(PATCH_TEXT).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for (name, layout) in [("hf", Layout::Transformers), ("llava", Layout::Original)] {
         let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
@@ -180,7 +181,7 @@ fn an_export_keeps_the_projection_into_the_space_of_text() {
         let checkpoint = Checkpoint::open(&out, &options).unwrap();
         let (again, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
         assert_eq!(again.config.vision.vit().unwrap().projection_dim, Some(6));
-        let found = again.vision_tower.features(pixels.clone(), needs).patch_text.unwrap();
+        let found = again.vision_tower.features(pixels.clone(), &needs).get(PATCH_TEXT).unwrap();
         assert_eq!((found - expected.clone()).abs().max().into_scalar(), 0.0, "{name}");
     }
 }

@@ -1,7 +1,7 @@
 //! GGUF: a tiny file with every element type, and SmolLM2 where it has been fetched.
 
 use dualspeed::model::import::{AnyModel, Gguf, LoadOptions};
-use dualspeed::model::{Llama, RopeScaling};
+use dualspeed::model::{Decoder, RopeScaling};
 use dualspeed::pipeline::gguf_tokenizer;
 
 use crate::support::{B, Expected, assert_close, asset, fixture, ids};

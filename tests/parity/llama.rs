@@ -18,7 +18,7 @@ fn check(name: &str) {
     let options = GenerateOptions { max_new_tokens: greedy.len(), ..GenerateOptions::default() };
     let mut streamed = Vec::new();
     let generated = model
-        .generate_each(&input_ids, &options, &mut |id| {
+        .generate(&input_ids, &options, &mut |id| {
             streamed.push(id);
             ControlFlow::Continue(())
         })
@@ -27,7 +27,7 @@ fn check(name: &str) {
     assert!(generated.log_probs.iter().all(|log_prob| *log_prob < 0.0));
     // Stopped from outside after three.
     let mut count = 0;
-    let stopped = model.generate_each(&input_ids, &options, &mut |_| {
+    let stopped = model.generate(&input_ids, &options, &mut |_| {
         count += 1;
         if count == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

@@ -1,17 +1,17 @@
 //! LLaVA: vision features, logits of whole sequences, greedy text.
 
 use dualspeed::data::IMAGE_TOKEN_INDEX;
+use dualspeed::model::VisionTower;
 use dualspeed::model::import::{Checkpoint, LoadOptions};
-use dualspeed::model::{GenerateOptions, VisionInput, VisionTower};
 use dualspeed::prelude::*;
 
-use crate::support::{B, Expected, assert_close, fixture, ids, load_llava};
+use crate::support::{B, Expected, Prompt, assert_close, fixture, ids, load_llava};
 
 /// Everything `expected` of a fixture holds, of a model that is already loaded.
 pub fn check(name: &str, model: &Llava<B>, expected: &Expected) {
     let pixels = expected.tensor::<4>("pixel_values");
     let vision = &model.vision_tower;
-    let hidden = vision.features(pixels.clone(), Needs::default()).hidden;
+    let hidden = vision.features(pixels.clone(), &Needs::none()).hidden();
     let reference = expected.tensor::<3>("vision_hidden");
     let skipped = reference.dims()[1] - hidden.dims()[1];
     let kept = hidden.dims()[1];
@@ -21,23 +21,21 @@ pub fn check(name: &str, model: &Llava<B>, expected: &Expected) {
     for sample in 0..2 {
         let input_ids = ids(&expected.ints["input_ids"][sample]);
         let images = input_ids.iter().filter(|id| **id == IMAGE_TOKEN_INDEX).count();
-        let input = VisionInput::Pixels(pixels.clone().narrow(0, first, images));
+        let own = pixels.clone().narrow(0, first, images);
         first += images;
-        let visual = model.encode(input, Needs::default()).unwrap();
-        let logits = model.logits(&input_ids, Some(&visual), &View::Full, None, &[]).unwrap();
+        let features = model.encode(own, &Needs::none()).unwrap();
+        let prompt = Prompt::new(&input_ids, Some(&features));
+        let logits = prompt.logits(model);
         // The second row of the reference's batch was padded on the left.
         let reference = expected.tensor::<2>(&format!("logits.{sample}"));
         assert_close(&format!("{name} logits {sample}"), logits.clone(), reference);
 
         let greedy = ids(&expected.ints["greedy"][sample]);
-        let options =
-            GenerateOptions { max_new_tokens: greedy.len(), ..GenerateOptions::default() };
-        let found = model.generate(&input_ids, Some(&visual), &View::Full, None, &options).unwrap();
-        assert_eq!(found, greedy, "{name}: greedy text {sample}");
+        assert_eq!(prompt.greedy(model, greedy.len()), greedy, "{name}: greedy text {sample}");
 
         // The cache makes no difference: the whole sequence at once gives the same continuation.
         let all: Vec<i64> = input_ids.iter().chain(&greedy[..greedy.len() - 1]).copied().collect();
-        let full = model.logits(&all, Some(&visual), &View::Full, None, &[]).unwrap();
+        let full = Prompt::new(&all, Some(&features)).logits(model);
         let start = logits.dims()[0] - 1;
         let picks = full.narrow(0, start, greedy.len()).argmax(1);
         let picks: Vec<i64> = picks.into_data().iter::<i64>().collect();

@@ -4,12 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use dualspeed::core::rng::SplitMix;
 use dualspeed::data::{FitMode, ImageProcessor, load_image};
-use dualspeed::model::efficientnet::EfficientNet;
 use dualspeed::model::import::safetensors::SafetensorsWeights;
-use dualspeed::model::import::{Checkpoint, LoadOptions};
-use dualspeed::model::rng::SplitMix;
-use dualspeed::model::{VisionConfig, VisionTower};
+use dualspeed::model::import::{Checkpoint, LoadOptions, read_efficientnet};
+use dualspeed::model::{EfficientNetConfig, VisionConfig, VisionTower};
 use dualspeed::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -131,15 +130,15 @@ fn a_tower_and_a_language_model_become_one_model() {
     let (model, _) = checkpoint.load_llava::<B>(&options, &Default::default()).unwrap();
     assert!(matches!(model.config.vision, VisionConfig::EfficientNet(_)));
     let source = SafetensorsWeights::open(&at("vision.safetensors")).unwrap();
-    let tower = EfficientNet::<B>::read(&source, SIDE, &Default::default()).unwrap();
+    let tower = read_efficientnet::<B>(&source, SIDE, &Default::default()).unwrap();
     let pixels = Tensor::<B, 1, Int>::arange(0..(3 * SIDE * SIDE) as i64, &Default::default());
     let pixels = (pixels.float().reshape([1, 3, SIDE, SIDE]) / 1000.0).sin();
-    let difference = tower.features(pixels.clone(), Needs::default()).hidden
-        - model.vision_tower.features(pixels, Needs::default()).hidden;
+    let difference = tower.features(pixels.clone(), &Needs::none()).hidden()
+        - model.vision_tower.features(pixels, &Needs::none()).hidden();
     assert_eq!(difference.abs().max().into_scalar(), 0.0);
     let report: Value = serde_json::from_str(&ok(&["inspect", &text("model"), "--json"])).unwrap();
     let parameters = report["parameters"]["vision_tower"].as_u64().unwrap();
-    assert_eq!(parameters, dualspeed::model::efficientnet::num_parameters());
+    assert_eq!(parameters, EfficientNetConfig::NUM_PARAMETERS);
     assert!(report["architecture"].as_str().unwrap().contains("EfficientNet-Lite0"), "{report}");
 
     // Half as large, and written on a backend without 16-bit floats.
@@ -189,6 +188,15 @@ fn a_tower_and_a_language_model_become_one_model() {
     println!("stage 2: {first:.3} to {last:.3}");
     assert!(last < 0.95 * first, "{first} to {last}");
     assert!(log.contains("\"fast\"") && log.contains("\"slow\""), "{log}");
+
+    // Of all pruners, those that this tower can serve: it has no attention and no space shared with text.
+    let stage2 = text("stage2");
+    let eval = ["eval", "--quiet", "--run", &stage2, "--limit", "4", "--keep", "2", "--pruner"];
+    let table = ok(&[&eval[..], &["all"]].concat());
+    assert!(table.contains("divprune") && table.contains("dart"), "{table}");
+    assert!(!table.contains("fastervlm") && !table.contains("cdpruner"), "{table}");
+    let (success, _, stderr) = dualspeed(&[&eval[..], &["fastervlm"]].concat());
+    assert!(!success && stderr.contains("fastervlm needs cls_attention"), "{stderr}");
 
     // A resumed run finds tower, projector and adapters again; an export says what the run says.
     let image = text("a.png");

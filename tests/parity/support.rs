@@ -1,13 +1,18 @@
 //! Fixtures, and comparing with them.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn_ndarray::NdArray;
 use dualspeed::assets::{Asset, cache_dir};
+use dualspeed::data::Tiling;
 use dualspeed::model::import::safetensors::SafetensorsWeights;
 use dualspeed::model::import::source::WeightSource;
 use dualspeed::model::import::{AnyModel, Checkpoint, LoadOptions};
+use dualspeed::model::{
+    GenerateOptions, IGNORE_INDEX, Inputs, ModelError, TextBatch, VisionFeatures,
+};
 use dualspeed::prelude::*;
 use serde_json::Value;
 
@@ -71,6 +76,67 @@ pub fn load_llava(name: &str, options: &LoadOptions) -> Llava<B> {
     match load(name, options) {
         AnyModel::Llava(model) => *model,
         other => panic!("{name} is a {other:?}"),
+    }
+}
+
+/// One prompt and what is seen beside it.
+#[derive(Clone)]
+pub struct Prompt {
+    input_ids: [Vec<i64>; 1],
+    labels: [Vec<i64>; 1],
+    sample_ids: [String; 1],
+    features: Option<VisionFeatures<B>>,
+    tilings: Vec<Tiling>,
+}
+
+impl Prompt {
+    /// A prompt over features of its images, each one tile.
+    pub fn new(input_ids: &[i64], features: Option<&VisionFeatures<B>>) -> Self {
+        Self {
+            input_ids: [input_ids.to_vec()],
+            labels: [vec![IGNORE_INDEX; input_ids.len()]],
+            sample_ids: ["prompt".to_owned()],
+            features: features.cloned(),
+            tilings: Vec::new(),
+        }
+    }
+
+    /// The same over images of several tiles.
+    pub fn tiled(self, tilings: &[Tiling]) -> Self {
+        Self { tilings: tilings.to_vec(), ..self }
+    }
+
+    fn inputs(&self) -> Inputs<'_, B> {
+        Inputs {
+            text: TextBatch { input_ids: &self.input_ids, labels: &self.labels },
+            features: self.features.clone(),
+            tilings: &self.tilings,
+            sample_ids: &self.sample_ids,
+            prompts: &[],
+        }
+    }
+
+    /// Logits at every position, all visual tokens in their places.
+    pub fn logits(&self, model: &Llava<B>) -> Tensor<B, 2> {
+        self.logits_of(model, &View::Full, None).unwrap()
+    }
+
+    /// Logits at every position of a view.
+    pub fn logits_of(
+        &self,
+        model: &Llava<B>,
+        view: &View,
+        pruner: Option<&dyn Pruner<B>>,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        model.logits(&self.inputs(), view, pruner)
+    }
+
+    /// The most likely continuation, of `length` tokens.
+    pub fn greedy(&self, model: &Llava<B>, length: usize) -> Vec<i64> {
+        let options = GenerateOptions { max_new_tokens: length, ..GenerateOptions::default() };
+        let mut each = |_| ControlFlow::Continue(());
+        let (inputs, view) = (self.inputs(), View::Full);
+        model.generate(&inputs, &view, None, &options, &mut each).unwrap().ids
     }
 }
 

@@ -198,26 +198,49 @@ impl Checkpoints {
     }
 }
 
+/// The version of a state's layout, whatever else is in it.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Checks that this version reads the newest checkpoint of a run, if it has one: the config of a run that another version
+/// made is not worth reading.
+///
+/// # Errors
+/// `CheckpointFormat` when another version wrote it, `BadCheckpoint` when it does not say, `Io` when it cannot be read.
+pub fn check_format(run_dir: &Path) -> Result<(), TrainError> {
+    let checkpoints = Checkpoints::new(run_dir, 1);
+    match checkpoints.steps()?.last() {
+        Some(step) => read_state(&checkpoints.path(*step)).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// The text of a checkpoint's state, whose format is this version's.
+fn read_state(path: &Path) -> Result<Vec<u8>, TrainError> {
+    let state_path = path.join(STATE);
+    let text = fs::read(&state_path).map_err(TrainError::io("read", &state_path))?;
+    let Format { format } = serde_json::from_slice(&text).map_err(|error| {
+        let problem = format!("{STATE}: {error}");
+        TrainError::BadCheckpoint { path: path.to_owned(), problem }
+    })?;
+    if format != FORMAT {
+        let (path, found, expected) = (path.to_owned(), format, FORMAT);
+        return Err(TrainError::CheckpointFormat { path, found, expected });
+    }
+    Ok(text)
+}
+
 /// Reads one checkpoint directory.
 ///
 /// # Errors
 /// `CheckpointFormat` when another version wrote it, `BadCheckpoint` when it is damaged, `Io` when it cannot be read.
 pub fn load(path: &Path) -> Result<(CheckpointState, BTreeMap<String, HostTensor>), TrainError> {
     let bad = |problem: String| TrainError::BadCheckpoint { path: path.to_owned(), problem };
-    let state_path = path.join(STATE);
-    let text = fs::read(&state_path).map_err(TrainError::io("read", &state_path))?;
-    #[derive(Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let malformed = |error: serde_json::Error| bad(format!("{STATE}: {error}"));
-    // First, so that a checkpoint of another version is called that and not damaged.
-    let Format { format } = serde_json::from_slice(&text).map_err(malformed)?;
-    if format != FORMAT {
-        let (path, found, expected) = (path.to_owned(), format, FORMAT);
-        return Err(TrainError::CheckpointFormat { path, found, expected });
-    }
-    let state: CheckpointState = serde_json::from_slice(&text).map_err(malformed)?;
+    // The format first, so that a checkpoint of another version is called that and not damaged.
+    let state = serde_json::from_slice(&read_state(path)?);
+    let state: CheckpointState = state.map_err(|error| bad(format!("{STATE}: {error}")))?;
     let tensor_path = path.join(TENSORS);
     let bytes = fs::read(&tensor_path).map_err(TrainError::io("read", &tensor_path))?;
     let file =
@@ -309,6 +332,8 @@ mod tests {
         let error = checkpoints.load_latest().unwrap_err();
         assert!(matches!(error, TrainError::CheckpointFormat { found: 1, expected: 2, .. }));
         let message = error.to_string();
+        assert_eq!(check_format(dir.path()).unwrap_err().to_string(), message);
+        assert!(check_format(&dir.path().join("no run")).is_ok());
         for words in ["step-00000001", "format 1", "reads 2", "train anew", "--overwrite"] {
             assert!(message.contains(words), "{message}");
         }

@@ -32,6 +32,14 @@ pub enum ConfigError {
         /// The known key that is spelled most alike.
         nearest: Option<String>,
     },
+    /// A key that there no longer is.
+    #[error("the config has no key `{key}` any more; {advice}")]
+    RemovedKey {
+        /// The full dotted path of the key.
+        key: String,
+        /// What to write instead.
+        advice: String,
+    },
     /// A value of the wrong type, or a missing key.
     #[error("the config does not fit: {message}")]
     Type {

@@ -40,6 +40,7 @@ pub mod strategy;
 pub mod tower_training;
 pub mod train;
 
+pub use checkpoint::check_format;
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
 pub use error::{ConfigError, TrainError};

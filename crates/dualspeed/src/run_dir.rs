@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
 use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
 use dualspeed_ops::Backend;
-use dualspeed_train::{TrainConfig, load_trained};
+use dualspeed_train::{TrainConfig, TrainError, check_format, load_trained};
 
 use crate::embedded_tower;
 
@@ -15,7 +15,7 @@ const MAX_CHAIN: usize = 16;
 /// Reads the configuration that the run in `dir` was made with.
 ///
 /// # Errors
-/// If `dir` is no run directory.
+/// If `dir` is no run directory, or one of another version.
 pub fn read_config(dir: &Path) -> anyhow::Result<TrainConfig> {
     let path = dir.join("config.toml");
     anyhow::ensure!(
@@ -23,10 +23,17 @@ pub fn read_config(dir: &Path) -> anyhow::Result<TrainConfig> {
         "{} is no run directory: it has no config.toml (quickstart's runs are in runs/quickstart/seed-0/)",
         dir.display()
     );
-    let mut config = TrainConfig::load(&path, &[])?;
+    let mut config = own_config(dir)?;
     // TOML has no way to say that something is absent; the checkpoint does.
     adopt_base_checkpoint(&mut config)?;
     Ok(config)
+}
+
+/// The configuration in a run directory, once its checkpoints are known to be of this version: keys of another version
+/// would be refused one by one, to no end.
+fn own_config(dir: &Path) -> Result<TrainConfig, TrainError> {
+    check_format(dir)?;
+    Ok(TrainConfig::load(&dir.join("config.toml"), &[])?)
 }
 
 /// Whether a directory holds a published checkpoint, not a run.
@@ -71,7 +78,7 @@ fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<PathBu
         match from {
             Some(dir) if is_checkpoint(&dir) => return Ok(Some(dir)),
             Some(dir) if dir.join("config.toml").is_file() => {
-                from = TrainConfig::load(&dir.join("config.toml"), &[])?.init_from;
+                from = own_config(&dir)?.init_from;
             }
             _ => return Ok(None),
         }

@@ -65,6 +65,30 @@ pub fn parse_toml(text: &str, origin: &str) -> Result<toml::Value, ConfigError> 
     Ok(toml::Value::Table(table))
 }
 
+/// Keys that configs once had, with what to write instead.
+const REMOVED: [(&str, &str); 1] = [(
+    "isolator",
+    "a model has a mode isolator unless its length is 0: to go without, write `model.isolator_length = 0`; else leave \
+     the section out",
+)];
+
+/// Refuses keys that a config once had, saying what to write instead.
+///
+/// # Errors
+/// `ConfigError::RemovedKey` for the first of them.
+pub(super) fn check_removed(value: &toml::Value) -> Result<(), ConfigError> {
+    for (key, advice) in REMOVED {
+        let found = key.split('.').try_fold(value, |value, part| value.as_table()?.get(part));
+        if let Some(found) = found {
+            // Of a section, the key that stands in it.
+            let inner = found.as_table().and_then(|table| table.keys().next());
+            let key = inner.map_or_else(|| key.to_owned(), |inner| format!("{key}.{inner}"));
+            return Err(ConfigError::RemovedKey { key, advice: advice.to_owned() });
+        }
+    }
+    Ok(())
+}
+
 /// Deserialises `value`, and refuses every key that `T` does not have, naming the nearest it has.
 ///
 /// The known keys are those of the deserialised value written out again, so nested sections of

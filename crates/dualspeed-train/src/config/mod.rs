@@ -13,6 +13,7 @@ use dualspeed_model::{Compat, LlavaConfig, ObjectiveSpec, PrunerSpec, Trainable,
 use serde::{Deserialize, Serialize};
 
 pub use features::{CacheMode, FeaturesConfig};
+use load::check_removed;
 pub(crate) use load::differing_keys;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use sections::{
@@ -99,6 +100,7 @@ impl TrainConfig {
         for text in overrides {
             apply_override(&mut value, text)?;
         }
+        check_removed(&value)?;
         let config: Self = from_value(value)?;
         config.validate()?;
         Ok(config)

@@ -64,6 +64,16 @@ fn unknown_keys_are_found_in_every_section() {
 }
 
 #[test]
+fn removed_keys_say_what_to_write_instead() {
+    for text in ["[isolator]\nenabled = false", "isolator.enabled = true", "isolator = 1"] {
+        let message = refused(text);
+        for word in ["`isolator", "any more", "model.isolator_length = 0"] {
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+}
+
+#[test]
 fn stage_decides_what_is_left_out() {
     let stage = |stage, extra: &str| {
         TrainConfig::parse(&format!("stage = \"{stage}\"\n{extra}"), &[]).unwrap()

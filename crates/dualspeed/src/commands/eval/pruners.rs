@@ -58,14 +58,18 @@ pub(super) fn run<B: Backend>(
     };
     let full = eval(None, View::Full)?;
     let isolator = config.model.isolator_length > 0;
+    let everything = args.pruner.iter().any(|name| name == "all");
     let mut rows = Vec::new();
-    for (spec, pruner) in specs.into_iter().zip(&pruners) {
+    'pruners: for (spec, pruner) in specs.into_iter().zip(&pruners) {
         let mut cells = Vec::new();
         for keep in &budgets {
             let view = View::Pruned { keep: *keep, isolator };
             cells.push(match eval(Some(&**pruner), view) {
                 Ok(report) => Some(report),
                 Err(TrainError::Model(error)) if is_unsupported_count(&error) => None,
+                Err(TrainError::Model(error)) if everything && is_unserved(&error) => {
+                    continue 'pruners;
+                }
                 Err(error) => return Err(error).with_context(|| format!("pruner {spec}")),
             });
         }
@@ -115,6 +119,12 @@ fn budget(text: &str, n: usize) -> anyhow::Result<usize> {
 fn is_unsupported_count(error: &dualspeed_model::ModelError) -> bool {
     use dualspeed_model::ModelError::Prune;
     matches!(error, Prune(PruneError::NoGrid { .. } | PruneError::NoDrop { .. }))
+}
+
+/// Whether the run's tower does not make what a pruner reads, which `all` passes over.
+fn is_unserved(error: &dualspeed_model::ModelError) -> bool {
+    use dualspeed_model::ModelError::Prune;
+    matches!(error, Prune(PruneError::MissingFeature { .. } | PruneError::TokenCount { .. }))
 }
 
 fn accuracy(cell: &Option<ViewReport>) -> String {

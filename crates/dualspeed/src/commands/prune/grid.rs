@@ -57,7 +57,7 @@ pub(super) fn run<B: Backend>(
         let found =
             patch_contributions(&**pruner, &encoder, &pixels, &prompt, keep, args.seed, device);
         let patches = match found {
-            Err(error) if everything && is_no_grid(&error) => continue,
+            Err(error) if everything && is_passed_over(&error) => continue,
             found => found.with_context(|| format!("pruner {spec}"))?,
         };
         let (label, verb) = match patches.is_selection {
@@ -84,9 +84,11 @@ pub(super) fn run<B: Backend>(
     Ok(())
 }
 
-/// Whether a pruner cannot make that many tokens, which `all` passes over.
-fn is_no_grid(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<PruneError>(), Some(PruneError::NoGrid { .. }))
+/// Whether a pruner cannot make that many tokens, or the tower does not make what it reads: `all` passes over both.
+fn is_passed_over(error: &anyhow::Error) -> bool {
+    use PruneError::{MissingFeature, NoGrid, TokenCount};
+    let error = error.downcast_ref::<PruneError>();
+    matches!(error, Some(NoGrid { .. } | MissingFeature { .. } | TokenCount { .. }))
 }
 
 /// `--prompt`, with its tokens where the run's data are scenes.
