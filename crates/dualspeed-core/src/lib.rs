@@ -19,4 +19,4 @@ pub mod stats;
 
 pub use nearest::nearest;
 pub use options::{OptionError, OptionValue, Options};
-pub use registry::{Registry, RegistryError};
+pub use registry::{MakerError, Registry, RegistryError};

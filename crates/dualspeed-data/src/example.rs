@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::picture::{HostImage, Tiling};
 use crate::question::QuestionMeta;
+use crate::text::{Conversation, Encoded};
 
 /// One training example on the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,19 @@ pub struct Example {
 }
 
 impl Example {
+    /// Makes an example of an encoded conversation and its images, one tile each, without questions to score.
+    pub fn new(
+        id: impl Into<String>,
+        conversation: &Conversation,
+        encoded: Encoded,
+        images: Vec<Arc<HostImage>>,
+    ) -> Self {
+        let Encoded { input_ids, labels, .. } = encoded;
+        let (tilings, questions) = (Vec::new(), Vec::new());
+        let prompt = conversation.prompt();
+        Self { id: id.into(), input_ids, labels, images, tilings, questions, prompt }
+    }
+
     /// Number of images, however many tiles they have.
     pub fn image_count(&self) -> usize {
         if self.tilings.is_empty() { self.images.len() } else { self.tilings.len() }

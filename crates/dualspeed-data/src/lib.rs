@@ -35,6 +35,7 @@ pub use error::{
     DataError, EncodeError, ImageError, ImageProcessorError, RecordProblem, SceneConfigError,
 };
 pub use example::Example;
+pub use image::{Rgb, RgbImage};
 pub use llava_json::{LlavaJson, LlavaJsonConfig};
 pub use picture::{
     FitMode, HostImage, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig,

@@ -15,7 +15,14 @@ pub struct QuestionMeta {
     pub answer: String,
 }
 
-/// What a question about a scene asks.
+impl QuestionMeta {
+    /// Makes a question whose answer begins at `answer_position` in `input_ids`.
+    pub fn new(kind: QuestionKind, answer_position: usize, answer: impl Into<String>) -> Self {
+        Self { kind, answer_position, answer: answer.into() }
+    }
+}
+
+/// What a question asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuestionKind {

@@ -12,6 +12,7 @@ pub use registry::{SourceRegistry, SourceSpec, source_registry};
 
 use crate::error::DataError;
 use crate::example::Example;
+use crate::text::{Template, TextTokenizer};
 
 /// Whether an example carries images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -48,6 +49,16 @@ pub trait ExampleSource: Send + Sync {
     /// Identifies the content: a resumed run refuses a source with another fingerprint.
     fn fingerprint(&self) -> String;
 
+    /// The tokenizer of its ids, for a model that was trained on it; `None` where the configuration has to name one.
+    fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
+        None
+    }
+
+    /// How its conversations are written out, for a model that was trained on it.
+    fn template(&self) -> Template {
+        Template::default()
+    }
+
     /// Finds what `get` would fail on, in order; may take as long as reading everything.
     fn verify(&self) -> Vec<DataError> {
         Vec::new()
@@ -69,6 +80,12 @@ impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
     }
     fn fingerprint(&self) -> String {
         (**self).fingerprint()
+    }
+    fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
+        (**self).tokenizer()
+    }
+    fn template(&self) -> Template {
+        (**self).template()
     }
     fn verify(&self) -> Vec<DataError> {
         (**self).verify()

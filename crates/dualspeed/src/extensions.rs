@@ -15,7 +15,8 @@ use crate::embedded_tower;
 
 /// Parts of your own, registered by name for whichever backend is chosen at run time; every command then knows them.
 ///
-/// `()` adds nothing. See `examples/custom_pruner.rs` for a program of 20 lines.
+/// `()` adds nothing. See `examples/custom_pruner.rs` for a program of 20 lines, `docs/extending.md` for every kind of part, and
+/// `tests/outside` for one of each.
 pub trait Extensions: 'static {
     /// Adds pruners.
     fn pruners<B: Backend>(registry: Registry<B>) -> Registry<B> {

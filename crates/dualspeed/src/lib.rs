@@ -28,6 +28,8 @@
 //! | [`report`] | plots, pages, tables, pictures |
 //! | [`run_dir`] | run directories: what a run started from, and the model it ended with |
 
+/// The Burn that the traits here are written in.
+pub use burn;
 pub use dualspeed_core as core;
 pub use dualspeed_data as data;
 pub use dualspeed_model as model;
@@ -55,14 +57,22 @@ pub mod run_dir;
 pub mod prelude {
     pub use crate::extensions::Extensions;
     pub use burn::tensor::{Int, Tensor};
-    pub use dualspeed_data::{Example, ExampleSource, HostBatch, SceneConfig, SceneSource};
+    pub use dualspeed_core::{MakerError, Options};
+    pub use dualspeed_data::{
+        Example, ExampleSource, HostBatch, Modality, SceneConfig, SceneSource, SourceRegistry,
+        SourceSpec,
+    };
+    pub use dualspeed_model::objective::{LossPart, ObjectiveRegistry};
     pub use dualspeed_model::pruner::top_indices;
     pub use dualspeed_model::{
-        Kept, Llava, LlavaConfig, Needs, PruneContext, PruneError, Pruner, PrunerSpec, Registry,
-        View, VisualTokens,
+        CustomProjectorConfig, CustomVisionConfig, DualSpeedObjective, Init, Kept, Llava,
+        LlavaConfig, Losses, ModelError, Needs, Objective, ObjectiveInputs, ObjectiveSpec,
+        ParamMap, Parts, ProjectorFactory, PruneContext, PruneError, Pruner, PrunerSpec, Registry,
+        TowerFactory, View, VisionFeatures, VisionGeometry, VisualTokens,
     };
     pub use dualspeed_ops::{AutodiffBackend, Backend};
     pub use dualspeed_train::{
-        EvalView, FeatureCache, Mode, ModeSchedule, TrainConfig, TrainJob, evaluate, train,
+        EvalView, FeatureCache, MetricRegistry, Mode, ModeSchedule, PastStep, RecordMetric,
+        ScheduleRegistry, ScheduleSpec, StepRecord, TrainConfig, TrainJob, evaluate, train,
     };
 }

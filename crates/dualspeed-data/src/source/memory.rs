@@ -8,18 +8,28 @@ use super::{ExampleSource, Modality};
 use crate::error::DataError;
 use crate::example::Example;
 use crate::picture::HostImage;
+use crate::text::{Template, TextTokenizer};
 
 /// Examples made once and kept, for data sets that are small or whose visual features are cached.
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     examples: Vec<Example>,
     fingerprint: String,
+    tokenizer: Option<Arc<TextTokenizer>>,
+    template: Template,
 }
 
 impl MemorySource {
     /// Wraps examples; `fingerprint` identifies their content.
     pub fn new(examples: Vec<Example>, fingerprint: impl Into<String>) -> Self {
-        Self { examples, fingerprint: fingerprint.into() }
+        let (tokenizer, template) = (None, Template::default());
+        Self { examples, fingerprint: fingerprint.into(), tokenizer, template }
+    }
+
+    /// The same, telling what its conversations were written out and encoded with.
+    pub fn with_text(mut self, template: Template, tokenizer: Arc<TextTokenizer>) -> Self {
+        (self.template, self.tokenizer) = (template, Some(tokenizer));
+        self
     }
 
     /// Makes all examples of `source`, in parallel. With `keep_pixels = false` images have key and size only: enough
@@ -44,7 +54,8 @@ impl MemorySource {
                 Ok(example)
             })
             .collect::<Result<Vec<_>, DataError>>()?;
-        Ok(Self::new(examples, source.fingerprint()))
+        let (tokenizer, template) = (source.tokenizer(), source.template());
+        Ok(Self { tokenizer, template, ..Self::new(examples, source.fingerprint()) })
     }
 
     /// The examples.
@@ -76,5 +87,13 @@ impl ExampleSource for MemorySource {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
+        self.tokenizer.clone()
+    }
+
+    fn template(&self) -> Template {
+        self.template
     }
 }

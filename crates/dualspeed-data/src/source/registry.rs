@@ -41,6 +41,7 @@ pub struct SourceSpec {
     pub processor: ImageProcessor,
     /// Which tiles images are cut into, where the model takes images of any resolution.
     pub tiles: Option<TileConfig>,
-    /// The language model's tokenizer; `None` where it is trained from scratch and takes the data set's.
+    /// The language model's tokenizer; `None` where it is trained from scratch and takes the data set's own, which
+    /// [`ExampleSource::tokenizer`] then gives.
     pub tokenizer: Option<Arc<TextTokenizer>>,
 }

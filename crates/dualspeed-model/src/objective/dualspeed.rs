@@ -2,9 +2,10 @@
 //!
 //! Source: arXiv 2602.03815: `L_fast = CE(y | M + V_pruned)`, `L_slow = CE(y | V) + lambda KL(teacher || student)`.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
+use super::matched::{MatchedTokens, indices};
 use super::{CORRECT, CROSS_ENTROPY, DISTILLATION, LossPart, Losses, Objective, ObjectiveInputs};
 use crate::error::ModelError;
 
@@ -45,17 +46,8 @@ impl<B: Backend> Objective<B> for DualSpeedObjective {
     fn losses(&self, inputs: &ObjectiveInputs<'_, B>) -> Result<Losses<B>, ModelError> {
         let (student, lm_head) = (inputs.student, &inputs.lm_head);
         let tokens = student.targets.len();
-        let matched = inputs.teacher.map(|teacher| {
-            let (ours, theirs) = (&student.supervised_per_sample, &teacher.supervised_per_sample);
-            match ours.len() == theirs.len() {
-                true => Ok((teacher, Matched::new(ours, theirs, &student.has_image))),
-                false => {
-                    Err(ModelError::BatchMismatch { teacher: theirs.len(), student: ours.len() })
-                }
-            }
-        });
         // [3]: sums of cross entropy, KL, right predictions.
-        let (sums, kl_tokens) = match matched.transpose()? {
+        let (sums, kl_tokens) = match inputs.teacher.zip(inputs.matched()?) {
             None => (sums(student.hidden.clone(), lm_head, student.targets_tensor(), None, 1.0), 0),
             Some((teacher, matched)) => {
                 let teacher = teacher.hidden.clone().detach();
@@ -86,7 +78,7 @@ impl DualSpeedObjective {
         targets: Tensor<B, 1, Int>,
         teacher: Tensor<B, 2>,
         lm_head: &Tensor<B, 2>,
-        matched: &Matched,
+        matched: &MatchedTokens,
     ) -> Tensor<B, 1> {
         if matched.is_everything {
             return sums(hidden, lm_head, targets, Some(teacher), self.tau);
@@ -119,59 +111,4 @@ fn sums<B: Backend>(
 ) -> Tensor<B, 1> {
     let losses = dualspeed_ops::token_losses(hidden, lm_head.clone(), targets, teacher, tau);
     losses.sum_dim(0).reshape([3])
-}
-
-/// Supervised tokens of student and teacher that belong together.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Matched {
-    student: Vec<usize>,
-    teacher: Vec<usize>,
-    /// The student's others.
-    unmatched: Vec<usize>,
-    /// Whether every token of both has its counterpart, in the same order.
-    is_everything: bool,
-}
-
-impl Matched {
-    fn new(student: &[usize], teacher: &[usize], has_image: &[bool]) -> Self {
-        let is_everything = student == teacher && !has_image.contains(&false);
-        let mut matched = Self { is_everything, ..Self::default() };
-        let (mut at_student, mut at_teacher) = (0, 0);
-        for ((ours, theirs), has_image) in student.iter().zip(teacher).zip(has_image) {
-            let common = if *has_image { *ours.min(theirs) } else { 0 };
-            matched.student.extend(at_student..at_student + common);
-            matched.teacher.extend(at_teacher..at_teacher + common);
-            matched.unmatched.extend(at_student + common..at_student + ours);
-            at_student += ours;
-            at_teacher += theirs;
-        }
-        matched
-    }
-}
-
-fn indices<B: Backend>(rows: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-    let count = rows.len();
-    Tensor::from_data(TensorData::new(rows, [count]), device)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shorter_count_of_each_sample_wins() {
-        let matched = Matched::new(&[2, 1, 0, 3], &[1, 2, 2, 3], &[true; 4]);
-        assert_eq!(matched.student, [0, 2, 3, 4, 5]);
-        assert_eq!(matched.teacher, [0, 1, 5, 6, 7]);
-        assert_eq!(matched.unmatched, [1]);
-        assert!(!matched.is_everything);
-        assert!(Matched::new(&[2, 1], &[2, 1], &[true; 2]).is_everything);
-    }
-
-    #[test]
-    fn a_sample_without_an_image_has_no_teacher() {
-        let matched = Matched::new(&[2, 1], &[2, 1], &[true, false]);
-        assert_eq!((matched.student, matched.unmatched), (vec![0, 1], vec![2]));
-    }
 }

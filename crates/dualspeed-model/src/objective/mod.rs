@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | [`Objective`], what it reads and what it returns |
 //! | [`dualspeed`] | cross entropy and self-distillation |
+//! | [`matched`] | tokens that student and teacher have in common |
 //! | [`registry`] | objectives by name |
 //!
 //! The loss of an optimiser step is `L = (sum_i weight_i sum_i) / n` with one `n`, the supervised tokens of the whole step: of
@@ -11,6 +12,7 @@
 //! divides. So micro-batches, accumulation and ranks give the loss of the one big batch exactly.
 
 pub mod dualspeed;
+pub mod matched;
 pub mod registry;
 
 use std::fmt::Debug;
@@ -19,6 +21,7 @@ use burn::tensor::Tensor;
 use dualspeed_ops::Backend;
 
 pub use dualspeed::DualSpeedObjective;
+pub use matched::MatchedTokens;
 pub use registry::{ObjectiveRegistry, ObjectiveSpec};
 
 use crate::error::ModelError;

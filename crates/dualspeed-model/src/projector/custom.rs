@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use dualspeed_core::{Registry, RegistryError};
+use dualspeed_core::{MakerError, Registry, RegistryError};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::config::{CustomProjectorConfig, VisionGeometry};
@@ -36,7 +36,7 @@ impl ProjectorRegistry {
     pub fn with<B: AutodiffBackend, P>(
         self,
         name: impl Into<String>,
-        make: impl Fn(&CustomProjectorConfig) -> Result<P, String> + Send + Sync + 'static,
+        make: impl Fn(&CustomProjectorConfig) -> Result<P, MakerError> + Send + Sync + 'static,
     ) -> Self
     where
         P: ProjectorFactory<B> + ProjectorFactory<B::InnerBackend> + 'static,

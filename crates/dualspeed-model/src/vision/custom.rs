@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use dualspeed_core::{Registry, RegistryError};
+use dualspeed_core::{MakerError, Registry, RegistryError};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
 use super::VisionTower;
@@ -44,7 +44,7 @@ impl TowerRegistry {
     pub fn with<B: AutodiffBackend, T>(
         self,
         name: impl Into<String>,
-        make: impl Fn(&CustomVisionConfig) -> Result<T, String> + Send + Sync + 'static,
+        make: impl Fn(&CustomVisionConfig) -> Result<T, MakerError> + Send + Sync + 'static,
     ) -> Self
     where
         T: TowerFactory<B> + TowerFactory<B::InnerBackend> + 'static,

@@ -10,6 +10,7 @@ use dualspeed_ops::Backend;
 
 use super::checkpoint_args::CheckpointArgs;
 use super::overwrite::refuse_occupied;
+use crate::extensions::{Extensions, sources};
 use crate::pipeline::{GenerativeModel, Pipeline, dtype_to_read};
 
 /// Arguments of `export`.
@@ -52,7 +53,7 @@ enum ExportFormat {
     Llava,
 }
 
-pub(crate) fn run<B: Backend>(
+pub(crate) fn run<B: Backend, E: Extensions>(
     args: &ExportArgs,
     parts: &Parts,
     device: &B::Device,
@@ -62,7 +63,7 @@ pub(crate) fn run<B: Backend>(
     let dtype = options.load.dtype;
     options.load.dtype = dtype_to_read(dtype);
     let pipeline = match (&args.run, &args.model) {
-        (Some(dir), _) => Pipeline::<B>::from_run(dir, parts, device)?,
+        (Some(dir), _) => Pipeline::<B>::from_run(dir, parts, &sources::<E>(), device)?,
         (None, Some(path)) => Pipeline::from_checkpoint(path, &options, device)?.0,
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };

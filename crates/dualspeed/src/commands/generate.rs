@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
 use crate::clip::ClipTextTower;
-use crate::extensions::{Extensions, registry};
+use crate::extensions::{Extensions, registry, sources};
 use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
 use crate::run_dir;
 
@@ -123,7 +123,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let (pipeline, trained_pruner) = load::<B>(args, global, parts, device)?;
+    let (pipeline, trained_pruner) = load::<B, E>(args, global, parts, device)?;
     let spec = match &args.pruner {
         Some(name) => Some(name.parse()?),
         None => trained_pruner.or_else(|| args.keep.map(|_| PrunerSpec::default())),
@@ -156,7 +156,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
 }
 
 /// The model of `--run`, with the pruner that it was trained with, or of `--model`.
-fn load<B: Backend>(
+fn load<B: Backend, E: Extensions>(
     args: &GenerateArgs,
     global: &GlobalArgs,
     parts: &Parts,
@@ -164,7 +164,7 @@ fn load<B: Backend>(
 ) -> anyhow::Result<(Pipeline<B>, Option<PrunerSpec>)> {
     let path = match (&args.run, &args.model) {
         (Some(dir), _) => {
-            let pipeline = Pipeline::from_run(dir, parts, device)?;
+            let pipeline = Pipeline::from_run(dir, parts, &sources::<E>(), device)?;
             return Ok((pipeline, Some(run_dir::read_config(dir)?.pruner())));
         }
         (None, Some(path)) => path,

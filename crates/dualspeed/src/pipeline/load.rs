@@ -4,8 +4,8 @@ use std::path::Path;
 
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    FitMode, ImageProcessor, Template, TextTokenizer, read_processor, read_tokenizer,
-    scene_tokenizer,
+    FitMode, ImageProcessor, SourceRegistry, Template, TextTokenizer, read_processor,
+    read_tokenizer, scene_tokenizer,
 };
 use dualspeed_model::Parts;
 use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
@@ -21,21 +21,38 @@ use crate::clip::with_visual_projection;
 use crate::run_dir;
 
 impl<B: Backend> Pipeline<B> {
-    /// The pipeline of the model that a run ended with, or of the newest checkpoint of one that has not ended.
+    /// The pipeline of the model that a run ended with, or of the newest checkpoint of one that has not ended. `parts` and
+    /// `sources` are what its configuration may name.
     ///
     /// # Errors
-    /// If `dir` is no run directory or its files are damaged.
-    pub fn from_run(dir: &Path, parts: &Parts, device: &B::Device) -> anyhow::Result<Self> {
+    /// If `dir` is no run directory, its files are damaged, or it names a part or data set that is not there.
+    pub fn from_run(
+        dir: &Path,
+        parts: &Parts,
+        sources: &SourceRegistry,
+        device: &B::Device,
+    ) -> anyhow::Result<Self> {
         let config = run_dir::read_config(dir)?;
-        let (tokenizer, template, system, fit) = match &config.data.train.llava_json {
-            Some(json) => {
+        let data = &config.data.train;
+        let (tokenizer, template, system, fit) = match (&data.llava_json, &data.source) {
+            (Some(json), _) => {
                 let tokenizer = read_tokenizer(&json.tokenizer)?;
                 (tokenizer, json.template, json.system.clone(), json.fit)
             }
-            None => {
-                let scenes = config.data.train.scene_config();
-                let template = scenes.map(|scenes| scenes.template).unwrap_or_default();
-                let tokenizer = match &config.data.train.tokenizer {
+            (None, Some(name)) => {
+                let source = data.open(&config.model, config.seed, sources)?;
+                let tokenizer = match (&data.tokenizer, source.tokenizer()) {
+                    (Some(path), _) => read_tokenizer(path)?,
+                    (None, Some(own)) => TextTokenizer::clone(&own),
+                    (None, None) => anyhow::bail!(
+                        "the data set `{name}` tells no tokenizer; name one in data.train.tokenizer"
+                    ),
+                };
+                (tokenizer, source.template(), None, FitMode::Pad)
+            }
+            (None, None) => {
+                let template = data.scene_config().unwrap_or_default().template;
+                let tokenizer = match &data.tokenizer {
                     Some(path) => read_tokenizer(path)?,
                     None => scene_tokenizer()?,
                 };

@@ -27,7 +27,7 @@ impl<B: Backend> Pruner<B> for Centre {
         keep: usize,
         _ctx: &PruneContext,
     ) -> Result<Kept<B>, PruneError> {
-        let (images, n) = (visual.images(), visual.tokens());
+        let (images, n) = (visual.num_tiles(), visual.num_tokens());
         let side = n.isqrt().max(1);
         let middle = (side as f32 - 1.0) / 2.0;
         let sign = if self.rim { 1.0 } else { -1.0 };
