@@ -1,47 +1,98 @@
-//! One generic function on every backend compiled in: a fused attention and the gradient through it.
+//! One generic function on every backend compiled in: a tiny model takes five fast and two slow
+//! steps, then answers. Losses and answers are the same, up to rounding.
 //! `cargo run --release --example swap_backend --features flex`
 
-use burn::tensor::ElementConversion;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use anyhow::Context;
 use clap::ValueEnum;
 use dualspeed::backend::{BackendChoice, BackendTask};
-use dualspeed::ops::{AttentionSpec, attention};
+use dualspeed::data::{IGNORE_INDEX, collate};
+use dualspeed::model::{GenerateOptions, Inputs};
 use dualspeed::prelude::*;
+use dualspeed::train::features::pixel_values;
+use dualspeed::train::{METRICS_FILE, StepRecord, read_metrics};
 
-/// Inputs made once on the host, so that every backend sees the same numbers.
-fn inputs(count: usize) -> Vec<f32> {
-    (0..count).map(|i| (i as f32 * 0.37).sin()).collect()
-}
+const CONFIG: &str = r#"
+steps = 7
+mode = { schedule = "periodic", every = 3 } # fast, fast, slow, ...
+pruning = { ratio = 0.75, pruner = { name = "divprune" } }
+batch = { size = 4 }
 
-/// The sum of squares of causal attention, and the norm of its gradient by the queries.
-fn measure<B: AutodiffBackend>(device: &B::Device) -> (f32, f32) {
-    let shape = [1, 2, 16, 8]; // [batch, heads, tokens, head size]
-    let values = inputs(shape.iter().product());
-    let qkv = |scale: f32| {
-        Tensor::<B, 1>::from_floats(values.as_slice(), device).reshape(shape).mul_scalar(scale)
-    };
-    let q = qkv(1.0).require_grad();
-    let spec = AttentionSpec { causal: true, ..AttentionSpec::default() };
-    let loss = attention(q.clone(), qkv(0.5), qkv(-2.0), &spec).powi_scalar(2).sum();
-    let gradients = loss.backward();
-    let norm = q.grad(&gradients).map(|g| g.powi_scalar(2).sum().sqrt().into_scalar());
-    (loss.into_scalar().elem(), norm.map_or(f32::NAN, |norm| norm.elem()))
+[model]
+isolator_length = 2
+vision = { hidden_size = 16, intermediate_size = 32, num_attention_heads = 2, image_size = 56 }
+
+[model.text]
+hidden_size = 32
+num_hidden_layers = 2
+intermediate_size = 64
+vocab_size = 178
+"#;
+
+/// The record of every step, and the greedy answer to the first question.
+type Outcome = (Vec<StepRecord>, String);
+
+fn train_and_answer<B: AutodiffBackend>(device: &B::Device) -> anyhow::Result<Outcome> {
+    let config = TrainConfig::parse(CONFIG, &[])?;
+    let scenes = SceneConfig { image_size: 56, grid: 2, max_objects: 3, ..SceneConfig::default() };
+    let source = Arc::new(SceneSource::new(scenes, 16)?);
+    // Weights are a function of the seed, whatever the backend.
+    let model: Llava<B> = config.model.init(device, config.seed)?;
+    let dir = tempfile::tempdir()?;
+    let job = TrainJob::new(config.clone(), model, source.clone(), dir.path());
+    let model = train(job)?.model;
+    let records = read_metrics(&dir.path().join(METRICS_FILE))?;
+
+    // The first question of the first scene, up to where its answer begins.
+    let mut example = source.get(0)?;
+    let start = example.labels.iter().position(|label| *label != IGNORE_INDEX);
+    example.input_ids.truncate(start.context("the scene has no question")?);
+    example.labels.truncate(example.input_ids.len());
+    let batch = collate(vec![example]);
+    let pruner = Registry::<B::InnerBackend>::default().build(&config.pruner())?;
+    let features = model.encode(pixel_values(&batch.images, device), &pruner.needs())?;
+    let inputs = Inputs::new(&batch, Some(features));
+    let view = config.fast_view(config.model.num_visual_tokens());
+    let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+    let each = &mut |_| ControlFlow::Continue(());
+    let answer = model.generate(&inputs, &view, Some(&*pruner), &options, each)?;
+    Ok((records, source.tokenizer().decode(&answer.ids)?))
 }
 
 /// Hands the generic function to a backend chosen at run time.
-struct Measure;
+struct TrainAndAnswer;
 
-impl BackendTask for Measure {
-    type Output = (f32, f32);
+impl BackendTask for TrainAndAnswer {
+    type Output = anyhow::Result<Outcome>;
 
-    fn run<B: AutodiffBackend>(self, device: &B::Device) -> (f32, f32) {
-        measure::<B>(device)
+    fn run<B: AutodiffBackend>(self, device: &B::Device) -> anyhow::Result<Outcome> {
+        train_and_answer::<B>(device)
     }
 }
 
-fn main() {
-    println!("{:<10} {:>12} {:>16}", "backend", "loss", "gradient norm");
+fn main() -> anyhow::Result<()> {
+    let mut runs = Vec::new();
     for choice in BackendChoice::value_variants() {
-        let (loss, norm) = choice.run(0, Measure);
-        println!("{:<10} {loss:>12.6} {norm:>16.6}", choice.name());
+        let (records, answer) = choice.run(0, TrainAndAnswer)?;
+        for record in &records {
+            let StepRecord { step, ce, kl, .. } = record;
+            println!("{} {step} {} ce {ce:.6} kl {kl:.6}", choice.name(), record.mode.name());
+        }
+        println!("{} answers: {answer}\n", choice.name());
+        runs.push((choice.name(), records, answer));
     }
+    let (reference, expected, expected_answer) = &runs[0];
+    let largest = |records: &[StepRecord], value: fn(&StepRecord) -> f64| {
+        let pairs = records.iter().zip(expected);
+        pairs.map(|(a, b)| (value(a) - value(b)).abs()).fold(0.0, f64::max)
+    };
+    println!("{:<22} {:>8} {:>8} {:>8} answer", format!("against {reference}"), "ce", "kl", "norm");
+    for (name, records, answer) in &runs {
+        let [ce, kl, norm] = [|r| r.ce, |r| r.kl, |r| r.grad_norm].map(|f| largest(records, f));
+        let same = if answer == expected_answer { "the same" } else { "another" };
+        println!("{name:<22} {ce:>8.1e} {kl:>8.1e} {norm:>8.1e} {same}");
+    }
+    Ok(())
 }

@@ -13,12 +13,13 @@ pub fn adamw<B: Backend>(tensors: Vec<AdamWTensor<B>>, config: AdamWConfig) -> A
         .iter()
         .map(|entry| {
             let grad = flat::<B>(entry.grad.clone());
-            (grad.clone() * grad).sum()
+            // Along a dimension: Burn's sum over everything adds with atomics on wgpu, in no fixed order.
+            (grad.clone() * grad).sum_dim(0)
         })
         .collect();
     let norm = match squares.is_empty() {
         true => Tensor::<B, 1>::zeros([1], (&Device::<B>::default(), DType::F32)),
-        false => Tensor::cat(squares, 0).sum().sqrt().mul_scalar(config.grad_scale),
+        false => Tensor::cat(squares, 0).sum_dim(0).sqrt().mul_scalar(config.grad_scale),
     };
     let factor = match config.max_grad_norm > 0.0 {
         true => {
