@@ -28,6 +28,14 @@ impl ModelSize {
         self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
     }
 
+    /// The configuration of its vision tower: CLIP's, whatever the size.
+    pub fn vision(self) -> VitConfig {
+        match self {
+            Self::Tiny => VitConfig { num_hidden_layers: 2, ..VitConfig::default() },
+            _ => VitConfig::clip_vit_l_14_336(),
+        }
+    }
+
     /// The configuration of a LLaVA model of this size, with adapters of rank 128 (LLaVA-1.5's recipe; dropout 0.05).
     pub fn config(self, dtype: Dtype) -> LlavaConfig {
         let text = |d, layers, heads, kv, mlp| DecoderConfig {
@@ -39,6 +47,7 @@ impl ModelSize {
             ..DecoderConfig::vicuna_7b()
         };
         let base = LlavaConfig {
+            vision: self.vision().into(),
             lora: Some(LoraConfig::default()),
             max_length: None,
             dtype,
@@ -46,7 +55,6 @@ impl ModelSize {
         };
         match self {
             Self::Tiny => LlavaConfig {
-                vision: VitConfig { num_hidden_layers: 2, ..VitConfig::default() }.into(),
                 text: DecoderConfig { vocab_size: 512, ..text(64, 2, 4, 2, 96) },
                 lora: Some(LoraConfig { r: 4, ..LoraConfig::default() }),
                 pad_to_multiple: 8,

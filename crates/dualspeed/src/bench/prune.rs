@@ -71,7 +71,7 @@ impl PruneShapes {
             sizes: Vec::new(),
             shares: if tiny { Vec::new() } else { vec![0.25] },
             keep: None,
-            tower: ("tower".into(), config.vision.vit().cloned().unwrap_or_default()),
+            tower: ("tower".into(), size.vision()),
         }
     }
 

@@ -27,8 +27,7 @@ const TINY_TOKENS: [(usize, usize); 5] = [(4, 1), (8, 1), (12, 1), (12, 2), (12,
 pub(super) fn points(size: ModelSize, dtype: Dtype) -> Vec<GrowthPoint> {
     let tiny = size == ModelSize::Tiny;
     let base = size.config(dtype);
-    // All sizes have CLIP's tower.
-    let tower = base.vision.vit().cloned().unwrap_or_default();
+    let tower = size.vision();
     let mut points = Vec::new();
     let (batch, text) = if tiny { (2, 32) } else { (4, 64) };
     for &(side, tiles) in if tiny { &TINY_TOKENS[..] } else { &TOKENS[..] } {

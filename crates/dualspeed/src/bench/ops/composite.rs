@@ -2,7 +2,7 @@
 
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
-use dualspeed_model::{LlavaConfig, LoraTarget, Needs, VisionTower, VitConfig};
+use dualspeed_model::{Dtype, LoraTarget, Needs, VisionTower, VitConfig};
 use dualspeed_ops::{
     AdamWConfig, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext, BlockLinear,
     BlockParams, PerTarget,
@@ -164,9 +164,9 @@ pub(super) fn block<B: AutodiffBackend>(
 pub(super) fn tower<B: Backend>(
     timer: &mut OpTimer<'_, B>,
     shapes: &Shapes,
-    config: &LlavaConfig,
+    vision: &VitConfig,
+    dtype: Dtype,
 ) -> anyhow::Result<()> {
-    let Some(vision) = config.vision.vit() else { return Ok(()) };
     let (images, side) = (shapes.images, vision.image_size);
     let name = match *vision == VitConfig::clip_vit_l_14_336() {
         true => format!("clip vit-l/14-336 forward b{images}"),
@@ -175,7 +175,7 @@ pub(super) fn tower<B: Backend>(
             vision.hidden_size, vision.patch_size
         ),
     };
-    let vit = random_tower::<B>(vision, config.dtype, timer.device);
+    let vit = random_tower::<B>(vision, dtype, timer.device);
     let pixels = timer.random_as([images, 3, side, side], DType::F32);
     let pixels = Tensor::<B, 4>::from_primitive(TensorPrimitive::Float(pixels));
     let (n, d, mlp) = (vision.num_patches(), vision.hidden_size, vision.intermediate_size);

@@ -60,7 +60,7 @@ pub fn run<B: AutodiffBackend>(
     composite::block::<B>(&mut timer, &shapes)?;
     composite::divprune(&mut timer, &shapes)?;
     composite::adamw(&mut timer, &shapes)?;
-    composite::tower(&mut timer, &shapes, &config)?;
+    composite::tower(&mut timer, &shapes, &options.size.vision(), options.dtype)?;
     if options.plain {
         plain::run(&mut timer, &shapes)?;
     }

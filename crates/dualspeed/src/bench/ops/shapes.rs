@@ -44,8 +44,7 @@ impl Shapes {
     /// The rows of LLaVA-1.5's batches with the widths of `config`; few for the tiny size.
     pub(super) fn of(size: ModelSize, config: &LlavaConfig) -> Self {
         let tiny = size == ModelSize::Tiny;
-        // All sizes have CLIP's tower.
-        let (text, vision) = (&config.text, config.vision.vit().cloned().unwrap_or_default());
+        let (text, vision) = (&config.text, size.vision());
         let (d, mlp) = (text.hidden_size, text.intermediate_size);
         let rank = config.lora.as_ref().map_or(8, |lora| lora.r);
         let [square, rows, fewer] = if tiny { [64, 80, 24] } else { [8192, 16 * 704, 3024] };
