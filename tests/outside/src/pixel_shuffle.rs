@@ -34,6 +34,6 @@ impl<B: Backend> ProjectorFactory<B> for PixelShuffle {
             .reshape([images, side * side, m * m * d_v]);
         let weight = params.matrix("weight").expect("made by init");
         let bias = params.vector("bias").expect("made by init");
-        squares.matmul(weight.unsqueeze()) + bias.unsqueeze() // [images, n / merge^2, d]
+        squares.matmul(weight.unsqueeze::<3>()) + bias.unsqueeze::<3>() // [images, n / merge^2, d]
     }
 }

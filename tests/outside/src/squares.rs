@@ -37,7 +37,7 @@ fn example(
     tokenizer: &TextTokenizer,
 ) -> Result<Example, DataError> {
     let red: [bool; 4] = std::array::from_fn(|_| rng.uniform() < 0.5);
-    let colour = |x, y| Rgb([255 * u8::from(red[(y / 16 * 2 + x / 16) as usize]), 0, 0]);
+    let colour = |x: u32, y: u32| Rgb([255 * u8::from(red[(y / 16 * 2 + x / 16) as usize]), 0, 0]);
     let picture = RgbImage::from_fn(32, 32, colour);
     let answer = WORDS[red.iter().filter(|red| **red).count()];
     let conversation = Conversation::new([("<image>\nhow many are red", answer)]);

@@ -27,7 +27,7 @@ fn config(overrides: &[&str]) -> TrainConfig {
 
 fn run(config: TrainConfig, dir: &Path, resume: bool) -> anyhow::Result<TrainOutcome<Train>> {
     let device = Default::default();
-    let model = run_dir::initial_model(&config, &parts::<Train, Outside>(), &device)?;
+    let model = run_dir::initial_model::<Train>(&config, &parts::<Train, Outside>(), &device)?;
     let source = config.data.train.open(&config.model, config.seed, &sources::<Outside>())?;
     let doors = doors::<Train, Outside>(&device);
     Ok(train(TrainJob { doors, resume, ..TrainJob::new(config, model, source, dir) })?)
@@ -80,13 +80,12 @@ fn records_show_every_part() {
 
     // The modes are what the schedule makes of the recorded losses, two steps later.
     let mut schedule = Plateau::new(&config(&[]).schedule()).unwrap();
-    for (step, record) in (0..).zip(&records) {
-        if let Some(StepRecord { step, mode, loss, .. }) = records.get((step - 2).max(0) as usize)
-            && *step + 2 == record.step
-        {
-            schedule.observe(&PastStep { step: *step, mode: *mode, loss: *loss });
+    for (index, record) in records.iter().enumerate() {
+        if let Some(past) = index.checked_sub(2).map(|past| &records[past]) {
+            let (step, mode, loss) = (past.step, past.mode, past.loss);
+            schedule.observe(&PastStep { step, mode, loss });
         }
-        assert_eq!(schedule.mode(record.step, 8), record.mode, "step {step}");
+        assert_eq!(schedule.mode(record.step, 8), record.mode, "step {index}");
     }
     let slow = records.iter().filter(|record| record.mode == Mode::Slow).count();
     assert!((1..8).contains(&slow), "{slow} slow steps");
