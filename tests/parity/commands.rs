@@ -198,6 +198,11 @@ fn the_program_exports_and_reads_its_exports() {
     };
     let adapted = ask(&[&model, "--adapter", &adapter]);
     let plain = ask(&[&model]);
+    let none = dir.path().join("none");
+    let text = none.display().to_string();
+    let export = ["export", "--model", &model, "--format", "peft", "--out", &text];
+    let (success, _, stderr) = dualspeed(&export);
+    assert!(!success && stderr.contains("no adapters") && !none.exists(), "{stderr}");
     assert_ne!(adapted["log_probs"], plain["log_probs"]);
     for format in ["hf", "llava", "peft"] {
         let out = dir.path().join(format).display().to_string();

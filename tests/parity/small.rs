@@ -278,4 +278,7 @@ fn halves_that_do_not_fit_are_refused() {
     std::fs::write(&config, unknown).unwrap();
     let (success, _, stderr) = dualspeed(&["train", "--config", &config, "--out", &out]);
     assert!(!success && stderr.contains("resnet") && stderr.contains("clip_vit"), "{stderr}");
+    std::fs::write(&config, "[model.vision]\nkind = \"clip_vitt\"\npatch_size = 14\n").unwrap();
+    let (success, _, stderr) = dualspeed(&["train", "--config", &config, "--out", &out]);
+    assert!(!success && stderr.contains("clip_vitt") && stderr.contains("patch_size"), "{stderr}");
 }

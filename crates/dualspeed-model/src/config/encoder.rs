@@ -214,9 +214,19 @@ impl<'de> Deserialize<'de> for VisionConfig {
             Some(EFFICIENTNET_LITE0) => {
                 EfficientNetConfig::deserialize(Value::Object(fields)).map(Self::EfficientNet)
             }
-            Some(_) => {
-                fields.extend(kind.map(|kind| ("kind".to_owned(), kind)));
-                CustomVisionConfig::deserialize(Value::Object(fields)).map(Self::Custom)
+            Some(name) => {
+                let name = name.to_owned();
+                fields.insert("kind".to_owned(), Value::String(name.clone()));
+                CustomVisionConfig::deserialize(Value::Object(fields)).map(Self::Custom).map_err(
+                    |error| {
+                        // Most likely a misspelt name: what is wrong with the fields comes second.
+                        let problem = error.to_string().replace("unknown field", "there is no");
+                        serde_json::Error::custom(format!(
+                            "vision tower `{name}` is neither {CLIP_VIT} nor {EFFICIENTNET_LITE0}, and as a tower of \
+                             another crate it does not fit: {problem}"
+                        ))
+                    },
+                )
             }
             None => return Err(D::Error::custom("vision.kind must be a name")),
         };

@@ -70,6 +70,11 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     let GenerativeModel::Llava(model) = &pipeline.model else {
         anyhow::bail!("only models with vision are exported")
     };
+    // Before the base is written.
+    anyhow::ensure!(
+        args.format != ExportFormat::Peft || model.lora.is_some(),
+        "the model has no adapters to export; use --format hf or llava, which write all of it"
+    );
     let options = pipeline.export_options(dtype, (args.shard_size * 1e9) as usize);
     match args.format {
         ExportFormat::Hf => pipeline.save(model, &args.out, Layout::Transformers, &options)?,
