@@ -166,7 +166,8 @@ fn a_run_resumed_after_step_4_is_the_uninterrupted_run() {
 fn a_run_answers_in_the_words_of_its_data() {
     let dir = tempfile::tempdir().unwrap();
     let (run_dir, device) = (dir.path().join("run"), Default::default());
-    run(config(&[]), &run_dir, false).unwrap();
+    // Long enough to tell an answer from the end of one.
+    run(config(&["steps=40"]), &run_dir, false).unwrap();
     let image = dir.path().join("red.png");
     RgbImage::from_pixel(32, 32, Rgb([255, 0, 0])).save(&image).unwrap();
     let request =
