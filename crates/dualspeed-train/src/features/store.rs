@@ -138,6 +138,9 @@ impl FeatureStore {
         let shard = match there {
             Some(shard) => shard,
             None => {
+                // Made when the store was opened: of a disk that went away, nothing is written in its place.
+                let gone = |source| TrainError::FeatureWrite { path: path.clone(), source };
+                fs::metadata(&self.dir).map_err(gone)?;
                 let needs = asked(&self.needs);
                 shard::write(&path, &self.temporary(), &self.tower, &needs, rows)
                     .map_err(|error| refused(&path, error))?;
