@@ -214,9 +214,15 @@ impl<'de> Deserialize<'de> for VisionConfig {
             Some(EFFICIENTNET_LITE0) => {
                 EfficientNetConfig::deserialize(Value::Object(fields)).map(Self::EfficientNet)
             }
-            Some(_) => {
-                fields.extend(kind.map(|kind| ("kind".to_owned(), kind)));
-                CustomVisionConfig::deserialize(Value::Object(fields)).map(Self::Custom)
+            Some(name) => {
+                let name = name.to_owned();
+                fields.insert("kind".to_owned(), Value::String(name.clone()));
+                let read = CustomVisionConfig::deserialize(Value::Object(fields));
+                return read.map(Self::Custom).map_err(|error| {
+                    D::Error::custom(format!(
+                        "vision.kind `{name}` is none of {CLIP_VIT}, {EFFICIENTNET_LITE0}; as a tower of another crate: {error}"
+                    ))
+                });
             }
             None => return Err(D::Error::custom("vision.kind must be a name")),
         };
