@@ -11,16 +11,14 @@ pub struct KvCache<B: Backend> {
     seen: usize,
     /// Per block the rotary position of the next token; they differ where tokens were dropped on the
     /// way and the rest renumbered.
-    pub(super) next: Vec<usize>,
-    /// The position of the next token, where earlier ones were not counted without gaps.
-    pub(super) explicit: Option<Position>,
+    pub(super) next: Vec<Position>,
 }
 
 impl<B: Backend> KvCache<B> {
     /// An empty cache for a decoder of `layers` blocks.
     pub fn new(layers: usize) -> Self {
         let blocks = (0..layers).map(|_| BlockCache::new()).collect();
-        Self { blocks, seen: 0, next: vec![0; layers], explicit: None }
+        Self { blocks, seen: 0, next: vec![Position::default(); layers] }
     }
 
     /// Positions that went into the decoder.
@@ -28,9 +26,8 @@ impl<B: Backend> KvCache<B> {
         self.seen
     }
 
-    /// Counts the positions of a forward; `explicit` are theirs, where they were not counted without gaps.
-    pub(super) fn saw(&mut self, positions: usize, explicit: Option<&[Position]>) {
+    /// Counts the positions of a forward.
+    pub(super) fn saw(&mut self, positions: usize) {
         self.seen += positions;
-        self.explicit = explicit.and_then(Position::after);
     }
 }

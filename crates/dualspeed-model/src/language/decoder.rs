@@ -51,6 +51,8 @@ pub struct DecoderOptions<'a, B: Backend> {
     pub keep: Option<&'a [Keep]>,
     /// Rotary position of each of the `[b * s]` rows; counted on from the cache by default.
     pub positions: Option<&'a [Position]>,
+    /// Where `positions` are given, the one of the token after them, for the cache; by default one more than the largest.
+    pub next_position: Option<Position>,
     /// Visual tokens to drop on the way.
     pub drop: Option<DropPlan>,
 }
@@ -64,6 +66,7 @@ impl<B: Backend> Default for DecoderOptions<'_, B> {
             cache: None,
             keep: None,
             positions: None,
+            next_position: None,
             drop: None,
         }
     }
@@ -111,19 +114,27 @@ impl<B: Backend> Decoder<B> {
         inputs_embeds: Tensor<B, 3>,
         options: DecoderOptions<'_, B>,
     ) -> Tensor<B, 2> {
-        let DecoderOptions { wanted, lora, dropout, mut cache, keep, positions, mut drop } =
-            options;
+        let DecoderOptions {
+            wanted,
+            lora,
+            dropout,
+            mut cache,
+            keep,
+            positions,
+            next_position,
+            mut drop,
+        } = options;
         let ([batch, mut seq, d], layers) = (inputs_embeds.dims(), self.layers.len());
         let (device, entered) = (inputs_embeds.device(), seq);
-        let mut start = cache.as_ref().and_then(|cache| cache.next.first().copied()).unwrap_or(0);
-        // After a prompt whose positions were given, the next ones follow the largest of them.
-        let following = cache.as_ref().and_then(|cache| cache.explicit);
-        let following: Option<Vec<Position>> =
-            following.map(|next| (0..seq).map(|i| Position(next.0.map(|n| n + i))).collect());
-        let positions = positions.or(following.as_deref());
-        let mut rotary = match positions {
-            Some(positions) => self.config.rotary_tables::<B>(positions, batch, &device),
-            None => self.config.counted_tables(start, seq, &device),
+        let next = cache.as_ref().and_then(|cache| cache.next.first().copied());
+        let mut start = next.unwrap_or_default();
+        // Rotary tables, and the position of the token after these.
+        let (mut rotary, mut after) = match positions {
+            Some(positions) => {
+                let after = next_position.or(Position::after(positions)).unwrap_or_default();
+                (self.config.rotary_tables::<B>(positions, batch, &device), after)
+            }
+            None => (self.config.counted_tables(start, seq, &device), start.advanced(seq)),
         };
         let mut wanted = wanted.map(<[usize]>::to_vec);
         let mut states = dropout.cloned();
@@ -134,9 +145,9 @@ impl<B: Backend> Decoder<B> {
                 if positions.is_none() && cache.next[index] != start {
                     start = cache.next[index];
                     rotary = self.config.counted_tables(start, seq, &device);
+                    after = start.advanced(seq);
                 }
-                let original = drop.as_ref().is_none_or(DropPlan::keeps_positions);
-                cache.next[index] += if original { entered } else { seq };
+                cache.next[index] = after;
             }
             // Only the last block may leave rows out: every other one's are the next one's keys.
             let rows = wanted.as_deref().filter(|_| index + 1 == layers);
@@ -165,7 +176,10 @@ impl<B: Backend> Decoder<B> {
                     cos: dropped.select_each(rotary.cos),
                     sin: dropped.select_each(rotary.sin),
                 },
-                false => self.config.counted_tables(start, dropped.seq, &device),
+                false => {
+                    after = start.advanced(dropped.seq);
+                    self.config.counted_tables(start, dropped.seq, &device)
+                }
             };
             // A mask belongs to a sample and a place in it, whatever token stands there.
             states = states.map(|states| states.select(&dropped.leading_rows(seq)));
@@ -173,7 +187,7 @@ impl<B: Backend> Decoder<B> {
             (wanted, seq) = (dropped.wanted, dropped.seq);
         }
         if let Some(cache) = cache {
-            cache.saw(entered, positions);
+            cache.saw(entered);
         }
         self.norm.forward(x) // [wanted, d]
     }

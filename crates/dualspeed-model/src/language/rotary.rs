@@ -54,11 +54,11 @@ impl DecoderConfig {
     /// Rotary tables of `seq` positions counted from `start`, the same for every sequence of a batch.
     pub fn counted_tables<B: Backend>(
         &self,
-        start: usize,
+        start: Position,
         seq: usize,
         device: &B::Device,
     ) -> RotaryTables<B> {
-        let positions: Vec<Position> = (start..start + seq).map(Position::text).collect();
+        let positions: Vec<Position> = (0..seq).map(|at| start.advanced(at)).collect();
         self.rotary_tables(&positions, 1, device)
     }
 }

@@ -111,8 +111,7 @@ mod tests {
 
     /// Two tiles across, 2 x 2 patches each, of which the left column is canvas.
     fn tiling() -> Tiling {
-        let (canvas, fitted) = ([2, 4], [2, 3]);
-        Tiling { side: 2, grid: [1, 2], rows: 0..2, columns: 1..4, canvas, fitted }
+        Tiling { side: 2, grid: [1, 2], rows: 0..2, columns: 1..4 }
     }
 
     fn kept_of(slots: &ImageSlots, kept: &[usize]) -> Vec<Option<usize>> {

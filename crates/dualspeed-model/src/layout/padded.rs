@@ -21,6 +21,8 @@ pub struct PaddedBatch {
     pub lengths: Vec<usize>,
     /// Rotary position of each of `batch * seq` positions; `None` where every sequence counts from 0 without gaps.
     pub positions: Option<Vec<Position>>,
+    /// Rotary position of a token that would follow each sequence.
+    pub next_positions: Vec<Position>,
     /// Padded length.
     pub seq: usize,
     /// Supervised rows of the flattened `[batch * seq]`: position `i - 1` of every label at `i`.
@@ -58,9 +60,11 @@ impl PaddedBatch {
         let first_isolator = newline_row + usize::from(newline);
         let mut next_text = 0;
         let counted = sequences.iter().all(|sequence| {
-            let mut slots = sequence.slots.iter().enumerate();
-            slots.all(|(at, slot)| slot.position == Position::text(at))
+            let positions = sequence.slots.iter().map(|slot| slot.position);
+            let mut positions = positions.chain([sequence.next]).enumerate();
+            positions.all(|(at, position)| position == Position::text(at))
         });
+        batch.next_positions = sequences.iter().map(|sequence| sequence.next).collect();
         let mut positions = Vec::new();
         for (sample, sequence) in sequences.into_iter().enumerate() {
             let mut label_positions = Vec::new();

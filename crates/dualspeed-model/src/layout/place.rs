@@ -40,6 +40,11 @@ impl Position {
         Some(Self::text(largest + 1))
     }
 
+    /// The position `by` further on every axis.
+    pub fn advanced(self, by: usize) -> Self {
+        Self(self.0.map(|axis| axis + by))
+    }
+
     /// The position of a visual token of an image that begins at `start`.
     pub fn visual(start: usize, place: Place) -> Self {
         Self([start + place.time, start + place.row, start + place.column])

@@ -14,6 +14,9 @@ pub struct Sequence {
     pub slots: Vec<Slot>,
     /// The run of slots that each of its images makes, isolator not counted.
     pub images: Vec<std::ops::Range<usize>>,
+    /// The rotary position of a token that would follow; not always one more than the last slot's: pruned tokens at the end count
+    /// where they keep their positions.
+    pub next: Position,
 }
 
 /// Which rotary positions the tokens of an image get.
@@ -114,5 +117,6 @@ fn sequence(
             Positions::Grid => image.extent,
         };
     }
+    sequence.next = Position::text(next);
     sequence
 }

@@ -4,7 +4,7 @@
 //! checkpoints and optimisers. They live here, under the names their maker gives them.
 
 use burn::module::{
-    AutodiffModule, Content, Devices, EmptyRecord, HasAutodiffModule, Module, ModuleDisplay,
+    AutodiffModule, Content, Devices, HasAutodiffModule, Module, ModuleDisplay,
     ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param,
 };
 use burn::tensor::Tensor;
@@ -103,8 +103,8 @@ macro_rules! each {
 const CONTAINER: &str = "Struct:Linear";
 
 impl<B: Backend> Module<B> for ParamMap<B> {
-    // Checkpoints go by paths, not by Burn's records.
-    type Record = EmptyRecord;
+    // Vectors, matrices and kernels, each in the order in which they were added: a record knows no names.
+    type Record = (Vec<Param<Tensor<B, 1>>>, Vec<Param<Tensor<B, 2>>>, Vec<Param<Tensor<B, 4>>>);
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
         self.entries.iter().fold(devices, |devices, (_, param)| match param {
@@ -138,11 +138,34 @@ impl<B: Backend> Module<B> for ParamMap<B> {
             param
         })
     }
-    fn load_record(self, _record: Self::Record) -> Self {
-        self
+    fn load_record(self, (vectors, matrices, kernels): Self::Record) -> Self {
+        let (mut vectors, mut matrices, mut kernels) =
+            (vectors.into_iter(), matrices.into_iter(), kernels.into_iter());
+        fn load<B: Backend, const D: usize>(
+            param: Param<Tensor<B, D>>,
+            record: Option<Param<Tensor<B, D>>>,
+        ) -> Param<Tensor<B, D>> {
+            match record {
+                Some(record) => param.load_record(record),
+                None => param,
+            }
+        }
+        self.map_entries(|_, param| match param {
+            AnyParam::Vector(p) => AnyParam::Vector(load(p, vectors.next())),
+            AnyParam::Matrix(p) => AnyParam::Matrix(load(p, matrices.next())),
+            AnyParam::Kernel(p) => AnyParam::Kernel(load(p, kernels.next())),
+        })
     }
     fn into_record(self) -> Self::Record {
-        EmptyRecord::new()
+        let (mut vectors, mut matrices, mut kernels) = (Vec::new(), Vec::new(), Vec::new());
+        for (_, param) in self.entries {
+            match param {
+                AnyParam::Vector(p) => vectors.push(p.into_record()),
+                AnyParam::Matrix(p) => matrices.push(p.into_record()),
+                AnyParam::Kernel(p) => kernels.push(p.into_record()),
+            }
+        }
+        (vectors, matrices, kernels)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::nn::Init;
 
 /// A projector of any kind. Parameters go by the kind's own paths: the variant's name is in none of them.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // One per model.
 pub enum Projector<B: Backend> {
     /// One or two linear layers.
     Mlp(MlpProjector<B>),

@@ -92,7 +92,7 @@ fn order_on_host<B: Backend>(scores: Tensor<B, 2>) -> Vec<i64> {
 #[cfg(all(test, feature = "ndarray"))]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix;
+    use dualspeed_core::rng::SplitMix;
 
     type Nd = burn_ndarray::NdArray<f32>;
 

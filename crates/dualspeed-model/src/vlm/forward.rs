@@ -69,6 +69,8 @@ impl<B: Backend> Llava<B> {
             cache,
             keep: keep.as_deref(),
             positions: batch.positions.as_deref(),
+            // A cache continues one prompt.
+            next_position: batch.next_positions.first().copied(),
             drop: selection.and_then(|selection| selection.drop_plan(&batch)),
         };
         let hidden = self.language_model.forward(inputs_embeds, options); // [wanted, d]

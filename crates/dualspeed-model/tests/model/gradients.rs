@@ -2,52 +2,59 @@
 
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
+use dualspeed_model::memory::block_bytes;
+use dualspeed_model::objective::{CORRECT, CROSS_ENTROPY, DISTILLATION};
 use dualspeed_model::{
-    Llava, LlavaConfig, LossSums, PrunerSpec, Registry, StepContext, Trainable, View, VisualTokens,
-    fast_loss, slow_loss,
+    DecoderConfig, DualSpeedObjective, Forward, Llava, LlavaConfig, Losses, PrunerSpec, Recompute,
+    Registry, StepContext, Trainable, View, VisionFeatures,
 };
+use dualspeed_ops::Keep;
 
-use crate::support::{A, B, Batch, assert_close, config, encode, lora, model, values};
+use crate::support::{
+    A, B, Batch, assert_close, check_differences, config, encode, gradients, images, lora, losses,
+    model, scrambled, sum, values,
+};
 
 const FAST: View = View::Pruned { keep: 4, isolator: true };
 
-fn ctx(batch: &Batch) -> StepContext {
-    StepContext::training(1, 0, batch.ctx().sample_ids)
+fn ctx() -> StepContext {
+    StepContext::training(1, 0)
 }
 
-fn slow_sums(model: &Llava<A>, visual: &VisualTokens<A>, batch: &Batch) -> LossSums<A> {
+fn teacher(model: &Llava<A>, features: &VisionFeatures<A>, batch: &Batch) -> Forward<A> {
     let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
-    let ctx = ctx(batch);
-    let kept = model.prune(batch.text(), Some(visual), &FAST, Some(&*pruner), &ctx).unwrap();
-    let teacher = model.forward_teacher(batch.text(), kept.as_ref(), &FAST, &ctx).unwrap();
-    let student = model.forward(batch.text(), Some(visual), &View::Full, None, &ctx).unwrap();
-    slow_loss(model, &student, &teacher, 1.0).unwrap()
+    model.forward_teacher(&batch.inputs(Some(features)), &FAST, &*pruner, &ctx()).unwrap()
 }
 
-fn fast_sums(model: &Llava<A>, visual: &VisualTokens<A>, batch: &Batch) -> LossSums<A> {
+/// A slow step; a batch without an image has no teacher.
+fn slow(model: &Llava<A>, features: Option<&VisionFeatures<A>>, batch: &Batch) -> Losses<A> {
+    let teacher = features.map(|features| teacher(model, features, batch));
+    let student = model.forward(&batch.inputs(features), &View::Full, None, &ctx()).unwrap();
+    losses(model, &student, teacher.as_ref(), DualSpeedObjective::default()).unwrap()
+}
+
+fn fast(model: &Llava<A>, features: &VisionFeatures<A>, batch: &Batch) -> Losses<A> {
     let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
-    let forward =
-        model.forward(batch.text(), Some(visual), &FAST, Some(&*pruner), &ctx(batch)).unwrap();
-    fast_loss(model, &forward)
+    let inputs = batch.inputs(Some(features));
+    let forward = model.forward(&inputs, &FAST, Some(&*pruner), &ctx()).unwrap();
+    losses(model, &forward, None, DualSpeedObjective::default()).unwrap()
 }
 
 #[test]
 fn the_isolator_learns_in_fast_steps_only_and_the_projector_in_both() {
     let model = model::<A>(&config()).with_trainable(Trainable::pretrain()).unwrap();
     let batch = Batch::mixed();
-    let visual = encode(&model, 3);
     let isolator = (*model.mode_isolator).as_ref().unwrap().val();
-    let projector = model.mm_projector.linear_1.weight.val();
+    let projector = model.mm_projector.mlp().unwrap().linear_1.weight.val();
     let size = |x: Option<Tensor<B, 2>>| x.map(|x| values(&x.abs().sum())[0]);
 
-    let sums = fast_sums(&model, &visual, &batch);
-    let grads = sums.loss(sums.tokens, 0, 0.0).backward();
+    let losses = fast(&model, &encode(&model, 3), &batch);
+    let grads = losses.loss(losses.tokens).unwrap().backward();
     assert!(size(isolator.grad(&grads)).unwrap() > 1e-4);
     assert!(size(projector.grad(&grads)).unwrap() > 1e-4);
 
-    let visual = encode(&model, 3);
-    let sums = slow_sums(&model, &visual, &batch);
-    let grads = sums.loss(sums.tokens, sums.kl_tokens, 1.0).backward();
+    let losses = slow(&model, Some(&encode(&model, 3)), &batch);
+    let grads = losses.loss(losses.tokens).unwrap().backward();
     assert!(isolator.grad(&grads).is_none());
     assert!(size(projector.grad(&grads)).unwrap() > 1e-4);
 }
@@ -57,54 +64,53 @@ fn the_teacher_is_the_same_function_without_a_gradient() {
     let model = model::<A>(&config());
     let batch = Batch::mixed();
     let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
-    let visual = encode(&model, 3);
-    let run =
-        model.forward(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
-    let kept =
-        model.prune(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
-    let teacher = model.forward_teacher(batch.text(), kept.as_ref(), &FAST, &ctx(&batch)).unwrap();
+    let features = encode(&model, 3);
+    let inputs = batch.inputs(Some(&features));
+    let run = model.forward(&inputs, &FAST, Some(&*pruner), &ctx()).unwrap();
+    let teacher = teacher(&model, &features, &batch);
     assert_close(&values(&teacher.hidden), &values(&run.hidden), 1e-5);
     assert!(!teacher.hidden.is_require_grad());
+    assert!(gradients(&model, &teacher.hidden.clone().sum()).is_empty());
+    assert_eq!(
+        teacher.picks.unwrap().into_data().to_vec::<i64>().unwrap(),
+        run.picks.unwrap().into_data().to_vec::<i64>().unwrap()
+    );
 }
 
-/// The slow loss as a function of one projector weight, by central differences.
+/// The slow loss as a function of projector weights, by central differences.
 #[test]
 fn the_slow_gradient_equals_finite_differences() {
     let model = model::<A>(&config());
     let batch = Batch::mixed();
-    let visual = encode(&model, 3);
-    let sums = slow_sums(&model, &visual, &batch);
-    let grads = sums.loss(sums.tokens, sums.kl_tokens, 1.0).backward();
-    let weight = model.mm_projector.linear_1.weight.val();
-    let grad = values(&weight.grad(&grads).unwrap());
+    let features = encode(&model, 3);
+    let losses = slow(&model, Some(&features), &batch);
+    let found = gradients(&model, &losses.loss(losses.tokens).unwrap());
     // The teacher is a constant, so it is computed once; the student moves.
-    let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
-    let kept =
-        model.prune(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx(&batch)).unwrap();
     let inner = model.valid();
-    let kept = kept.unwrap().inner();
-    let teacher = inner.forward_kept(batch.text(), Some(&kept), &FAST, &ctx(&batch)).unwrap();
-    let loss = |model: &Llava<B>| {
-        let visual = encode(model, 3);
-        let student =
-            model.forward(batch.text(), Some(&visual), &View::Full, None, &ctx(&batch)).unwrap();
-        let sums = slow_loss(&inner, &student, &teacher, 1.0).unwrap();
-        values(&sums.loss(sums.tokens, sums.kl_tokens, 1.0))[0]
+    let inner_features = encode(&inner, 3);
+    let pruner = Registry::<B>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+    let inputs = batch.inputs(Some(&inner_features));
+    let teacher = inner.forward(&inputs, &FAST, Some(&*pruner), &ctx()).unwrap();
+    let loss = |moved: &Llava<B>| {
+        let student = moved.forward(&inputs, &View::Full, None, &ctx()).unwrap();
+        let objective = DualSpeedObjective::default();
+        let losses = crate::support::losses(&inner, &student, Some(&teacher), objective).unwrap();
+        values(&losses.loss(losses.tokens).unwrap())[0]
     };
-    let step = 1e-2;
+    let projector = |path: &str| path.starts_with("mm_projector.");
+    assert!(check_differences(&inner, &found, projector, 1e-2, loss) >= 2);
+    let inner = model.valid();
+    let weight = &found["mm_projector.linear_1.weight"];
     for (row, column) in [(0, 0), (3, 7), (15, 2)] {
         let moved = |by: f32| {
-            let mut model = inner.clone();
-            let mut projector = model.mm_projector.clone().into_inner();
-            projector.linear_1.weight = projector.linear_1.weight.map(|weight| {
-                let cell = weight.clone().slice([row..row + 1, column..column + 1]) + by;
-                weight.slice_assign([row..row + 1, column..column + 1], cell)
-            });
-            model.mm_projector = dualspeed_model::Freezable::new(projector);
-            loss(&model)
+            loss(&crate::support::map_params(inner.clone(), |path, numbers| {
+                if path == "mm_projector.linear_1.weight" {
+                    numbers[row * 16 + column] += by;
+                }
+            }))
         };
-        let numeric = (moved(step) - moved(-step)) / (2.0 * step);
-        let analytic = grad[row * 16 + column];
+        let numeric = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+        let analytic = weight[row * 16 + column];
         assert!((numeric - analytic).abs() < 2e-3 + 0.03 * analytic.abs(), "{numeric} {analytic}");
     }
 }
@@ -113,74 +119,118 @@ fn the_slow_gradient_equals_finite_differences() {
 fn micro_batches_add_up_to_the_whole_batch() {
     let model = model::<A>(&config()).with_trainable(Trainable::full()).unwrap();
     let batch = Batch::mixed();
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let weight = model.language_model.layers[0].self_attn.q_proj.weight.val();
-    let whole = slow_sums(&model, &visual, &batch);
+    let whole = slow(&model, Some(&features), &batch);
     let tokens = whole.tokens;
-    let whole = values(&weight.grad(&whole.loss(tokens, tokens, 1.0).backward()).unwrap());
-    let mut sum = vec![0.0; whole.len()];
-    for (samples, images) in [(0..2, 0..1), (2..3, 1..3)] {
-        let part = Batch {
-            input_ids: batch.input_ids[samples.clone()].to_vec(),
-            labels: batch.labels[samples].to_vec(),
-        };
-        let visual = encode(&model, 3);
-        let hidden = visual.features.hidden.narrow(0, images.start, images.len());
-        let visual = VisualTokens::new(
-            visual.projected.narrow(0, images.start, images.len()),
-            dualspeed_model::VisionFeatures::from_hidden(hidden),
-        );
-        let loss = slow_sums(&model, &visual, &part).loss(tokens, tokens, 1.0);
-        for (sum, grad) in sum.iter_mut().zip(values(&weight.grad(&loss.backward()).unwrap())) {
+    let whole = values(&weight.grad(&whole.loss(tokens).unwrap().backward()).unwrap());
+    let mut total = vec![0.0; whole.len()];
+    for (samples, range) in [(0..2, 0..1), (2..3, 1..3)] {
+        let features = images(&encode(&model, 3), range);
+        let loss = slow(&model, Some(&features), &batch.samples(samples)).loss(tokens).unwrap();
+        for (sum, grad) in total.iter_mut().zip(values(&weight.grad(&loss.backward()).unwrap())) {
             *sum += grad;
         }
     }
-    assert_close(&sum, &whole, 1e-5);
+    assert_close(&total, &whole, 1e-5);
 }
 
-/// Recomputation changes what is held, not what is computed: loss and every gradient of a LoRA step with dropout, and
-/// of a step that trains the decoder.
+/// A slow window of a micro-batch with images and one without: the text-only sample has no teacher whether it stands beside
+/// images or alone, and its tokens count in the one divisor either way.
+#[test]
+fn a_text_only_micro_batch_adds_up_with_those_with_images() {
+    let adapted = LlavaConfig { lora: Some(lora()), ..config() };
+    let with_tower = Trainable { vision_tower: true, ..Trainable::full() };
+    for (config, trainable) in [(adapted, Trainable::finetune_lora()), (config(), with_tower)] {
+        let model = scrambled(model::<A>(&config), "lora.", 0.3);
+        let model = model.with_trainable(trainable).unwrap();
+        let mixed = Batch::mixed();
+        let pick = |order: &[usize]| Batch {
+            input_ids: order.iter().map(|i| mixed.input_ids[*i].clone()).collect(),
+            labels: order.iter().map(|i| mixed.labels[*i].clone()).collect(),
+            sample_ids: order.iter().map(|i| mixed.sample_ids[*i].clone()).collect(),
+        };
+        let (whole, pictures, text) = (pick(&[0, 2, 1]), pick(&[0, 2]), pick(&[1]));
+        let one = slow(&model, Some(&encode(&model, 3)), &whole);
+        let parts = [slow(&model, Some(&encode(&model, 3)), &pictures), slow(&model, None, &text)];
+        let tokens = one.tokens;
+        assert_eq!((tokens, parts[0].tokens, parts[1].tokens), (7, 5, 2));
+        assert!(parts[1].part(DISTILLATION).is_none(), "a text-only batch has no teacher");
+        assert_eq!(one.part(DISTILLATION).unwrap().tokens, 5);
+        assert!(sum(&one, DISTILLATION) > 1e-3, "the views are too alike to test anything");
+        assert_close(&[sum(&parts[0], DISTILLATION)], &[sum(&one, DISTILLATION)], 1e-5);
+        for name in [CROSS_ENTROPY, CORRECT] {
+            let added = parts.iter().map(|part| sum(part, name)).sum();
+            assert_close(&[added], &[sum(&one, name)], 1e-4);
+        }
+        let loss = |losses: &Losses<A>| losses.loss(tokens).unwrap();
+        let added: f32 = parts.iter().map(|part| values(&loss(part))[0]).sum();
+        assert_close(&[added], &values(&loss(&one)), 1e-5);
+
+        let expected = gradients(&model, &loss(&one));
+        let mut added = gradients(&model, &loss(&parts[0]));
+        for (path, more) in gradients(&model, &loss(&parts[1])) {
+            // The text-only micro-batch may reach only a part of what the images reach.
+            let gradient = added.get_mut(&path).unwrap_or_else(|| panic!("{path}"));
+            gradient.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        }
+        assert_eq!(added.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (path, expected) in &expected {
+            let added = &added[path];
+            let apart = added.iter().zip(expected).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            assert!(apart <= 1e-5, "{path}: {apart}");
+        }
+        let learns = |path: &str| expected[path].iter().any(|x| x.abs() > 1e-4);
+        match config.lora {
+            Some(_) => assert!(learns("lora.layers.0.q_proj.lora_a")),
+            None => assert!(learns("vision_tower.encoder.layers.0.mlp.fc1.weight")),
+        }
+        // A teacher for the text alone changes nothing: its two views are one.
+        let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
+        let inputs = text.inputs::<A>(None);
+        let teacher = model.forward_teacher(&inputs, &FAST, &*pruner, &ctx()).unwrap();
+        let student = model.forward(&inputs, &View::Full, None, &ctx()).unwrap();
+        let objective = DualSpeedObjective::default();
+        let asked = losses(&model, &student, Some(&teacher), objective).unwrap();
+        assert_eq!(asked.part(DISTILLATION).unwrap().tokens, 0);
+        assert_eq!(sum(&asked, DISTILLATION), 0.0);
+        assert_eq!(sum(&asked, CROSS_ENTROPY), sum(&parts[1], CROSS_ENTROPY));
+    }
+}
+
+/// Recomputation changes what is held, not what is computed: loss and every gradient of a LoRA step with dropout, of a step that
+/// trains the decoder, and of one whose decoder has every flag set.
 #[test]
 fn recomputed_blocks_give_the_same_gradients() {
-    use dualspeed_model::Recompute;
-    use dualspeed_model::memory::block_bytes;
-    use dualspeed_ops::Keep;
-
     let adapted = LlavaConfig { lora: Some(lora()), ..config() };
+    let flags = DecoderConfig { qkv_bias: true, qk_norm: true, head_dim: Some(6), ..config().text };
+    let flagged = LlavaConfig { text: flags, lora: Some(lora()), ..config() };
+    let all = Trainable { lora: true, ..Trainable::full() };
     for (config, trainable) in
-        [(adapted, Trainable::finetune_lora()), (config(), Trainable::full())]
+        [(adapted, Trainable::finetune_lora()), (config(), Trainable::full()), (flagged, all)]
     {
-        let model = model::<A>(&config).with_trainable(trainable).unwrap();
-        let batch = Batch::mixed();
-        let gradients = |recompute: Option<Recompute>| {
-            let ctx = StepContext { recompute, ..ctx(&batch) };
-            let visual = encode(&model, 3);
-            let forward =
-                model.forward(batch.text(), Some(&visual), &View::Full, None, &ctx).unwrap();
-            let sums = fast_loss(&model, &forward);
-            let loss = sums.loss(sums.tokens, 0, 0.0);
-            let grads = loss.backward();
-            let mut found = vec![("loss".to_string(), values(&loss))];
-            let weight = model.mm_projector.linear_1.weight.val();
-            found.push(("projector".into(), values(&weight.grad(&grads).unwrap())));
-            for (index, layer) in model.language_model.layers.iter().enumerate() {
-                let pair = model.lora.as_ref().map(|lora| &lora.layers[index]);
-                let tensors = match pair {
-                    Some(layer) => vec![
-                        layer.k_proj.as_ref().unwrap().lora_a.val(),
-                        layer.down_proj.as_ref().unwrap().lora_b.val(),
-                    ],
-                    None => {
-                        vec![layer.self_attn.k_proj.weight.val(), layer.mlp.up_proj.weight.val()]
-                    }
-                };
-                for tensor in tensors {
-                    found.push((format!("block {index}"), values(&tensor.grad(&grads).unwrap())));
-                }
-            }
+        let model = scrambled(model::<A>(&config), "lora.", 0.3);
+        let model = model.with_trainable(trainable).unwrap();
+        let (batch, features) = (Batch::mixed(), encode(&model, 3));
+        let inputs = batch.inputs(Some(&features));
+        let run = |recompute: Option<Recompute>| {
+            let ctx = StepContext { recompute, ..ctx() };
+            let forward = model.forward(&inputs, &View::Full, None, &ctx).unwrap();
+            let losses = losses(&model, &forward, None, DualSpeedObjective::default()).unwrap();
+            let loss = losses.loss(losses.tokens).unwrap();
+            let mut found = gradients(&model, &loss);
+            found.insert("loss".into(), values(&loss));
             found
         };
-        let whole = gradients(None);
+        let whole = run(None);
+        let decoder = if config.lora.is_some() { "lora.layers" } else { "language_model.layers" };
+        assert!(whole.contains_key(&format!(
+            "{decoder}.1.{}",
+            match config.lora {
+                Some(_) => "down_proj.lora_b",
+                None => "mlp.up_proj.weight",
+            }
+        )));
         let bytes = |keep| block_bytes(&config.text, config.lora.as_ref(), keep, 64, 4);
         let budget = 2 * bytes(Keep::All) + bytes(Keep::Products) + bytes(Keep::Input);
         for recompute in [Keep::Input, Keep::Attention, Keep::Products, Keep::All]
@@ -188,53 +238,17 @@ fn recomputed_blocks_give_the_same_gradients() {
             .into_iter()
             .chain([Recompute::Within(budget)])
         {
-            for ((name, whole), (_, again)) in whole.iter().zip(gradients(Some(recompute))) {
+            let again = run(Some(recompute));
+            assert_eq!(again.len(), whole.len());
+            for (name, whole) in &whole {
                 let largest = whole.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
                 let difference =
-                    whole.iter().zip(&again).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                    whole.iter().zip(&again[name]).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
                 assert!(
                     difference <= 2e-6 * largest.max(1.0),
                     "{recompute:?} {name}: {difference}"
                 );
             }
         }
-    }
-}
-
-/// Projecting selected tokens by themselves changes what the backward pass runs over, not what comes out: flat images, and
-/// images of several tiles with padding.
-#[test]
-fn selected_tokens_are_projected_by_themselves() {
-    use dualspeed_model::{AnyresConfig, TileLayout};
-
-    let layout = |grid, rows, columns| TileLayout { side: 4, grid, rows, columns };
-    let layouts =
-        vec![layout([1, 2], 0..4, 1..7), layout([2, 1], 0..8, 0..4), layout([1, 1], 1..3, 0..4)];
-    let tiled = LlavaConfig { anyres: Some(AnyresConfig::default()), ..config() };
-    for (config, layouts) in [(config(), Vec::new()), (tiled, layouts)] {
-        let model = model::<A>(&config).with_trainable(Trainable::pretrain()).unwrap();
-        let batch = Batch::mixed();
-        let rows = if layouts.is_empty() { 3 } else { 8 };
-        let visual = encode(&model, rows);
-        let gradients = |project_kept: bool| {
-            let ctx = StepContext { project_kept, layouts: layouts.clone(), ..ctx(&batch) };
-            let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("divprune")).unwrap();
-            let forward =
-                model.forward(batch.text(), Some(&visual), &FAST, Some(&*pruner), &ctx).unwrap();
-            let sums = fast_loss(&model, &forward);
-            let loss = sums.loss(sums.tokens, 0, 0.0);
-            let grads = loss.backward();
-            let layers =
-                [&model.mm_projector.linear_1, model.mm_projector.linear_2.as_ref().unwrap()];
-            let mut found = values(&loss);
-            for layer in layers {
-                found.extend(values(&layer.weight.val().grad(&grads).unwrap()));
-                found.extend(values(&layer.bias.as_ref().unwrap().val().grad(&grads).unwrap()));
-            }
-            found
-        };
-        let (all, kept) = (gradients(false), gradients(true));
-        assert!(all.iter().any(|x| x.abs() > 1e-3), "the projector learns something");
-        assert_close(&kept, &all, 1e-5);
     }
 }

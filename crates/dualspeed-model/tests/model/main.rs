@@ -1,12 +1,18 @@
 //! Behaviour of the model crate on the ndarray backend.
 #![cfg(feature = "ndarray")]
 
+mod custom_parts;
 mod decoder;
+mod decoder_flags;
 mod freezing;
 mod gradients;
+mod layout;
+mod parts;
+mod positions;
+mod projection;
 mod pruners;
-mod splice;
 mod support;
 mod tower;
 mod towers;
+mod trained_tower;
 mod views;

@@ -3,13 +3,22 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
-use dualspeed_model::layers::{LayerNorm, Linear};
-use dualspeed_model::{
-    ModelError, Needs, Precision, SelectFeature, TowerConfig, TowerLossWeights, TowerModel,
-    TowerTargets, VisionTower, Vit, store,
+use dualspeed_model::config::SelectFeature;
+use dualspeed_model::nn::{LayerNorm, Linear};
+use dualspeed_model::vision::features::{
+    CLS_ATTENTION, CLS_HIDDEN, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, PATCH_TEXT,
 };
+use dualspeed_model::vision::pretraining::{
+    TowerConfig, TowerLossWeights, TowerModel, TowerTargets,
+};
+use dualspeed_model::{ClipVit, ModelError, Needs, Precision, VisionFeatures, VisionTower, store};
 
 use crate::support::{A, B, assert_close, config, device, random, values};
+
+/// A feature that was asked for.
+fn named(features: &VisionFeatures<B>, name: &str) -> Tensor<B, 3> {
+    features.get(name).unwrap_or_else(|| panic!("no {name}"))
+}
 
 fn linear(layer: &Linear<B>, x: &Tensor<B, 2>) -> Tensor<B, 2> {
     let y = x.clone().matmul(layer.weight.val());
@@ -29,7 +38,7 @@ fn norm(layer: &LayerNorm<B>, x: &Tensor<B, 2>) -> Tensor<B, 2> {
 /// One image through the first `layers` blocks with whole attention maps, and the last block's
 /// maps `[heads, s, s]` and keys `[heads, s, d]`.
 fn naive(
-    vit: &Vit<B>,
+    vit: &ClipVit<B>,
     image: Tensor<B, 3>,
     layers: usize,
 ) -> (Tensor<B, 2>, Tensor<B, 3>, Tensor<B, 3>) {
@@ -67,7 +76,7 @@ fn naive(
 
 #[test]
 fn features_equal_a_naive_tower_with_whole_attention_maps() {
-    let needs = Needs { cls_attention: true, keys: true, patch_text: true, ..Needs::default() };
+    let needs = Needs::of([CLS_ATTENTION, KEYS, PATCH_TEXT]);
     for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
         for feature in [SelectFeature::Patch, SelectFeature::ClsPatch] {
             let mut config = config().vision.vit().unwrap().clone();
@@ -79,33 +88,35 @@ fn features_equal_a_naive_tower_with_whole_attention_maps() {
                     .unwrap();
             let vit = &model.vision;
             let pixels = random::<B, 4>([2, 3, 16, 16], 8);
-            let features = vit.features(pixels.clone(), needs);
+            let features = vit.features(pixels.clone(), &needs);
             let first = usize::from(feature == SelectFeature::Patch);
             let n = 17 - first;
-            assert_eq!(features.hidden.dims(), [2, n, 16]);
+            assert_eq!(features.hidden().dims(), [2, n, 16]);
+            assert_eq!(named(&features, CLS_ATTENTION).dims(), [2, n, 2]);
             for image in 0..2 {
                 let one = pixels.clone().narrow(0, image, 1).squeeze_dim(0);
                 let (hidden, maps, keys) = naive(vit, one, layers);
                 let own = |x: Tensor<B, 3>| values(&x.narrow(0, image, 1));
                 let hidden = hidden.narrow(0, first, n);
-                assert_close(&own(features.hidden.clone()), &values(&hidden), 1e-4);
-                let row = maps.narrow(1, 0, 1).narrow(2, first, n);
-                assert_close(&own(features.cls_attention.clone().unwrap()), &values(&row), 1e-5);
+                assert_close(&own(features.hidden()), &values(&hidden), 1e-4);
+                let row = maps.narrow(1, 0, 1).narrow(2, first, n); // [heads, 1, n]
+                let row = row.permute([1, 2, 0]); // [1, n, heads]
+                assert_close(&own(named(&features, CLS_ATTENTION)), &values(&row), 1e-5);
                 let mean = keys.mean_dim(0).narrow(1, first, n);
-                assert_close(&own(features.keys.clone().unwrap()), &values(&mean), 1e-4);
+                assert_close(&own(named(&features, KEYS)), &values(&mean), 1e-4);
                 let projected = linear(
                     vit.visual_projection.as_ref().unwrap(),
                     &norm(&vit.post_layernorm, &hidden),
                 );
                 let length = projected.clone().powf_scalar(2.0).sum_dim(1).sqrt();
                 let unit = projected / length;
-                assert_close(&own(features.patch_text.clone().unwrap()), &values(&unit), 1e-4);
+                assert_close(&own(named(&features, PATCH_TEXT)), &values(&unit), 1e-4);
             }
-            let plain = vit.features(pixels.clone(), Needs::default());
-            assert!(
-                plain.cls_attention.is_none() && plain.keys.is_none() && plain.patch_text.is_none()
-            );
-            assert_eq!(values(&plain.hidden), values(&features.hidden));
+            let plain = vit.features(pixels.clone(), &Needs::none());
+            assert_eq!(plain.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["hidden"]);
+            assert_eq!(plain.missing(&needs), Some(CLS_ATTENTION.into()));
+            assert_eq!(features.missing(&needs), None);
+            assert_eq!(values(&plain.hidden()), values(&features.hidden()));
         }
     }
 }
@@ -150,7 +161,7 @@ fn weights_survive_the_disk_in_both_precisions() {
     let other = || -> TowerModel<B> { tower_config().init(&device::<B>(), 4).unwrap() };
     let pixels = random::<B, 4>([1, 3, 16, 16], 8);
     let hidden = |model: &TowerModel<B>| {
-        values(&model.vision.features(pixels.clone(), Needs::default()).hidden)
+        values(&model.vision.features(pixels.clone(), &Needs::none()).hidden())
     };
     let bytes = store::to_bytes::<B, _>(&model, Precision::Full).unwrap();
     let loaded = store::from_bytes::<B, _>(other(), &bytes, "test").unwrap();
@@ -177,7 +188,7 @@ fn weights_survive_the_disk_in_both_precisions() {
 /// heads not split; and the class token where it is asked for. Whatever layer is selected.
 #[test]
 fn the_last_layer_is_shown_whatever_is_selected() {
-    let needs = Needs { cls_hidden: true, last_layer: true, ..Needs::default() };
+    let needs = Needs::of([CLS_HIDDEN, LAST_CLS_ATTENTION, LAST_KEYS]);
     for (select, layers) in [(-2, 2), (-1, 3), (1, 1)] {
         let mut config = config().vision.vit().unwrap().clone();
         config.mm_vision_select_layer = select;
@@ -186,17 +197,17 @@ fn the_last_layer_is_shown_whatever_is_selected() {
             .unwrap();
         let vit = &model.vision;
         let pixels = random::<B, 4>([1, 3, 16, 16], 8);
-        let features = vit.features(pixels.clone(), needs);
+        let features = vit.features(pixels.clone(), &needs);
         let one: Tensor<B, 3> = pixels.squeeze_dim(0);
         let class = naive(vit, one.clone(), layers).0.narrow(0, 0, 1);
-        assert_close(&values(&features.cls_hidden.unwrap()), &values(&class), 1e-4);
+        assert_close(&values(&named(&features, CLS_HIDDEN)), &values(&class), 1e-4);
 
         let last = &vit.encoder.layers[2];
         let normed = norm(&last.layer_norm1, &naive(vit, one, 2).0);
         let q = linear(&last.self_attn.q_proj, &normed).narrow(0, 0, 1);
         let k = linear(&last.self_attn.k_proj, &normed); // [17, 16]
         let row = softmax(q.matmul(k.clone().transpose()) / 4.0, 1).narrow(1, 1, 16);
-        assert_close(&values(&features.last_cls_attention.unwrap()), &values(&row), 1e-5);
-        assert_close(&values(&features.last_keys.unwrap()), &values(&k.narrow(0, 1, 16)), 1e-4);
+        assert_close(&values(&named(&features, LAST_CLS_ATTENTION)), &values(&row), 1e-5);
+        assert_close(&values(&named(&features, LAST_KEYS)), &values(&k.narrow(0, 1, 16)), 1e-4);
     }
 }

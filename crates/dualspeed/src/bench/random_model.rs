@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::{Distribution, FloatDType, Tensor};
-use dualspeed_model::nn::params::trainable_parameters;
-use dualspeed_model::{ClipVit, Dtype, Init, Llava, VitConfig};
+use dualspeed_model::{ClipVit, Dtype, Init, Llava, ParamGroup, VitConfig};
 use dualspeed_ops::{AutodiffBackend, Backend};
 use dualspeed_train::TrainConfig;
 
@@ -20,9 +19,11 @@ pub fn random_model<B: AutodiffBackend>(
     B::seed(device, config.seed);
     let config = &config.effective();
     let model = config.model.init::<B>(device, config.seed)?;
-    let model = model.with_trainable(config.trainable())?;
+    let trainable = config.trainable();
+    let model = model.with_trainable(trainable)?;
     // Asking a parameter itself would draw its initial values, on the host.
-    let trained = trainable_parameters::<B, _>(&model, "").into_iter();
+    let is_trained = |path: &str| ParamGroup::of(path).is_some_and(|group| trainable.has(group));
+    let trained = model.parameters().into_iter().filter(|param| is_trained(&param.path));
     let trained = trained.map(|param| param.id).collect();
     Ok(model.map(&mut RandomWeights { dtype: config.model.dtype, trained }))
 }

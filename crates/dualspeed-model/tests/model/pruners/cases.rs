@@ -1,16 +1,19 @@
 //! Every method against its restatement: random cases, half of them tiles with padding.
 
 use burn::tensor::{Tensor, TensorData};
+use dualspeed_core::rng::SplitMix;
 use dualspeed_model::pruner::PruneSid;
-use dualspeed_model::rng::SplitMix;
+use dualspeed_model::vision::features::{
+    CLS_ATTENTION, CLS_HIDDEN, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, PATCH_TEXT,
+};
 use dualspeed_model::{
-    KeptTokens, PruneContext, PrunerSpec, QuestionTokens, Registry, TextFeatures, Tiles,
-    VisionFeatures, VisualTokens, select,
+    PruneContext, PrunerSpec, QuestionTokens, Registry, TextFeatures, Tiles, VisionFeatures,
+    VisualTokens,
 };
 
 use super::reference::{self, Image, Rows, mean_heads, relevance};
 use super::reference_merges as merges;
-use crate::support::{B, values};
+use crate::support::{B, KeptTokens, prune, values};
 
 const CASES: u64 = 200;
 const D: usize = 12;
@@ -114,15 +117,14 @@ impl Case {
             let lists: Vec<Rows> = made.iter().map(pick).collect();
             tensor(lists.iter())
         };
-        let features = VisionFeatures {
-            hidden: of(|i| i.hidden.clone()),
-            cls_attention: Some(of(|i| i.attention.clone())),
-            keys: Some(of(|i| i.keys.clone())),
-            patch_text: Some(of(|i| i.patch_text.clone())),
-            cls_hidden: Some(of(|i| vec![i.class.clone()])),
-            last_cls_attention: Some(of(|i| vec![i.last_attention.clone()])),
-            last_keys: Some(of(|i| i.last_keys.clone())),
-        };
+        // Attention is kept head by head here, token by token there.
+        let features = VisionFeatures::new(of(|i| i.hidden.clone()))
+            .with(CLS_ATTENTION, of(|i| i.attention.clone()).swap_dims(1, 2))
+            .with(KEYS, of(|i| i.keys.clone()))
+            .with(PATCH_TEXT, of(|i| i.patch_text.clone()))
+            .with(CLS_HIDDEN, of(|i| vec![i.class.clone()]))
+            .with(LAST_CLS_ATTENTION, of(|i| vec![i.last_attention.clone()]).swap_dims(1, 2))
+            .with(LAST_KEYS, of(|i| i.last_keys.clone()));
         let per_image = images.iter().map(Vec::len).collect();
         let mask = valid.clone();
         let visual = VisualTokens {
@@ -201,7 +203,7 @@ fn check(spec: &str, restated: impl Fn(&Case, &Image, usize) -> Option<Outcome>)
             verify: true,
             ..PruneContext::default()
         };
-        let kept = select(&*pruner, &case.visual, case.keep, &ctx).unwrap();
+        let kept = prune(&*pruner, &case.visual, case.keep, &ctx).unwrap();
         let expected: Option<Vec<Vec<(Outcome, Vec<usize>)>>> = (0..case.images.len())
             .map(|image| {
                 let parts = case.parts(image, joined).into_iter();
@@ -220,7 +222,7 @@ fn check(spec: &str, restated: impl Fn(&Case, &Image, usize) -> Option<Outcome>)
 }
 
 fn compare(what: &str, kept: &KeptTokens<B>, image: usize, parts: Vec<(Outcome, Vec<usize>)>) {
-    let (most, length) = (kept.keep(), kept.lengths[image]);
+    let (most, length) = (kept.selection.longest(), kept.lengths[image]);
     let mut indices = Vec::new();
     let mut tokens = Vec::new();
     for (outcome, origins) in parts {

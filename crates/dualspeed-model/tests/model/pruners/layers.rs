@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use dualspeed_model::pruner::{DropPositions, DropScore};
+use dualspeed_model::vision::features::HIDDEN;
 use dualspeed_model::{
-    GenerateOptions, Kept, LayerDrop, Llava, LlavaConfig, PruneContext, PruneError, Pruner,
-    PrunerSpec, Registry, StepContext, View, VisualTokens, fast_loss,
+    DecoderConfig, DualSpeedObjective, GenerateOptions, Kept, LayerDrop, Llava, LlavaConfig,
+    PruneContext, PruneError, Pruner, PrunerSpec, Registry, StepContext, View, VisualTokens,
 };
 use dualspeed_ops::Backend;
 
-use crate::support::{A, B, Batch, assert_close, config, encode, lora, model, values};
+use crate::support::{
+    A, B, Batch, assert_close, config, encode, generate, images, inference, lora, losses, model,
+    scrambled, values,
+};
 
 /// Drops to `keep` after every block, by evenly spaced places, positions as said.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +68,10 @@ fn deep() -> LlavaConfig {
 }
 
 fn hidden(model: &Llava<B>, batch: &Batch, pruner: &dyn Pruner<B>, ctx: &StepContext) -> Vec<f32> {
-    let visual = encode(model, 3);
+    let features = encode(model, 3);
     let view = View::Pruned { keep: 4, isolator: true };
-    let forward = model.forward(batch.text(), Some(&visual), &view, Some(pruner), ctx).unwrap();
+    let inputs = batch.inputs(Some(&features));
+    let forward = model.forward(&inputs, &view, Some(pruner), ctx).unwrap();
     assert_eq!(forward.visual_tokens, 48, "all tokens enter the decoder");
     values(&forward.hidden)
 }
@@ -75,12 +80,13 @@ fn hidden(model: &Llava<B>, batch: &Batch, pruner: &dyn Pruner<B>, ctx: &StepCon
 #[test]
 fn keeping_everything_changes_nothing() {
     let (model, batch) = (model::<B>(&deep()), Batch::mixed());
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
+    let inputs = batch.inputs(Some(&features));
     let view = View::Pruned { keep: 4, isolator: true };
     let none = Registry::<B>::builtin().build(&PrunerSpec::new("none")).unwrap();
     let full = View::Pruned { keep: 16, isolator: true };
-    let plain = model.forward(batch.text(), Some(&visual), &full, Some(&*none), &batch.ctx());
-    let kept = model.forward(batch.text(), Some(&visual), &view, Some(&each(16)), &batch.ctx());
+    let plain = model.forward(&inputs, &full, Some(&*none), &inference());
+    let kept = model.forward(&inputs, &view, Some(&each(16)), &inference());
     let (plain, kept) = (plain.unwrap(), kept.unwrap());
     assert_eq!(plain.targets, kept.targets);
     assert_close(&values(&plain.hidden), &values(&kept.hidden), 1e-6);
@@ -95,30 +101,20 @@ fn blocks_after_a_drop_see_the_kept_tokens_at_their_positions() {
     let model = model::<B>(&two);
     let batch = Batch::mixed();
     let drop = Each { score: DropScore::Uniform, ..each(4) };
-    let dropped = hidden(&model, &batch, &drop, &batch.ctx());
+    let dropped = hidden(&model, &batch, &drop, &inference());
 
     // The first block of every sample alone, unpadded; then every second half by hand.
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let mut expected = Vec::new();
     let mut image = 0;
     for sample in 0..3 {
-        let one = Batch {
-            input_ids: vec![batch.input_ids[sample].clone()],
-            labels: vec![batch.labels[sample].clone()],
-        };
-        let images = one.input_ids[0].iter().filter(|id| **id == -200).count();
-        let own =
-            VisualTokens::<B>::new(
-                visual.projected.clone().narrow(0, image, images.max(1)),
-                dualspeed_model::VisionFeatures::from_hidden(
-                    visual.features.hidden.clone().narrow(0, image, images.max(1)),
-                ),
-            );
-        image += images;
-        let ctx = StepContext::inference(1, vec![format!("sample-{sample}")]);
+        let one = batch.samples(sample..sample + 1);
+        let count = one.input_ids[0].iter().filter(|id| **id == -200).count();
+        let own = (count > 0).then(|| images(&features, image..image + count));
+        image += count;
         let view = View::Pruned { keep: 4, isolator: true };
-        let own = (images > 0).then_some(&own);
-        let forward = model.forward(one.text(), own, &view, Some(&drop), &ctx).unwrap();
+        let inputs = one.inputs(own.as_ref());
+        let forward = model.forward(&inputs, &view, Some(&drop), &inference()).unwrap();
         expected.extend(values(&forward.hidden));
     }
     assert_close(&dropped, &expected, 1e-5);
@@ -140,13 +136,14 @@ fn a_drop_after_an_idle_block_is_pruning_before_the_decoder() {
     model.language_model = dualspeed_model::Freezable::new(language_model.clone());
     let batch = Batch::mixed();
     let drop = Each { positions: DropPositions::Renumbered, score: DropScore::Uniform, keep: 4 };
-    let dropped = hidden(&model, &batch, &drop, &batch.ctx());
+    let dropped = hidden(&model, &batch, &drop, &inference());
     language_model.layers.remove(0);
     model.language_model = dualspeed_model::Freezable::new(language_model);
     let uniform = Registry::<B>::builtin().build(&PrunerSpec::new("uniform")).unwrap();
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let view = View::Pruned { keep: 4, isolator: true };
-    let pruned = model.forward(batch.text(), Some(&visual), &view, Some(&*uniform), &batch.ctx());
+    let inputs = batch.inputs(Some(&features));
+    let pruned = model.forward(&inputs, &view, Some(&*uniform), &inference());
     let pruned = pruned.unwrap();
     assert_eq!(pruned.visual_tokens, 12);
     assert_close(&dropped, &values(&pruned.hidden), 1e-5);
@@ -156,25 +153,39 @@ fn a_drop_after_an_idle_block_is_pruning_before_the_decoder() {
 /// of the blocks hold, and at which positions.
 #[test]
 fn generation_after_a_drop_equals_the_whole_forward() {
-    let model = model::<B>(&deep());
-    for spec in ["pyramiddrop", "pyramiddrop:compat=official", "pyramiddrop:score=uniform"] {
-        let spec: PrunerSpec = spec.parse().unwrap();
-        let pruner = Registry::<B>::builtin().build(&spec).unwrap();
-        let visual = encode(&model, 1);
-        let view = View::Pruned { keep: 3, isolator: true };
-        let prompt = vec![1, -200, 7, 8];
-        let options = GenerateOptions { max_new_tokens: 4, ..GenerateOptions::default() };
-        let text = model.generate(&prompt, Some(&visual), &view, Some(&*pruner), &options).unwrap();
-        // Teacher-forced: the same tokens supervised; the instruction ends with the prompt.
-        let ids = [prompt.clone(), text.clone()].concat();
-        let labels = [vec![-100; prompt.len()], text.clone()].concat();
-        let batch = Batch { input_ids: vec![ids], labels: vec![labels] };
-        let ctx = StepContext::inference(0, vec!["prompt".into()]);
-        let forward =
-            model.forward(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap();
-        let logits = forward.hidden.matmul(model.lm_head_weight());
-        let best: Vec<i64> = logits.argmax(1).into_data().iter::<i64>().collect();
-        assert_eq!(best, text, "{spec}");
+    let flags = DecoderConfig { qkv_bias: true, qk_norm: true, head_dim: Some(6), ..deep().text };
+    let axes = DecoderConfig {
+        head_dim: Some(8),
+        mrope_section: Some([1, 1, 2]),
+        rope_theta: 100.0,
+        ..deep().text
+    };
+    for text in [deep().text, flags, axes] {
+        let model = model::<B>(&LlavaConfig { text, ..deep() });
+        let model = scrambled(model, "language_model.layers", 0.1);
+        for spec in ["pyramiddrop", "pyramiddrop:compat=official", "pyramiddrop:score=uniform"] {
+            let spec: PrunerSpec = spec.parse().unwrap();
+            let pruner = Registry::<B>::builtin().build(&spec).unwrap();
+            let features = encode(&model, 1);
+            let view = View::Pruned { keep: 3, isolator: true };
+            let prompt = vec![1, -200, 7, 8];
+            let options = GenerateOptions { max_new_tokens: 4, ..GenerateOptions::default() };
+            let batch = Batch::prompt(&prompt);
+            let inputs = batch.inputs(Some(&features));
+            let text = generate(&model, &inputs, &view, Some(&*pruner), &options).unwrap();
+            // Teacher-forced: the same tokens supervised; the instruction ends with the prompt.
+            let mut batch = Batch::prompt(&[prompt.clone(), text.ids.clone()].concat());
+            batch.labels[0][prompt.len()..].copy_from_slice(&text.ids);
+            let inputs = batch.inputs(Some(&features));
+            let ctx = StepContext::inference(0);
+            let forward = model.forward(&inputs, &view, Some(&*pruner), &ctx).unwrap();
+            let logits = forward.hidden.matmul(model.lm_head_weight());
+            let best: Vec<i64> = logits.clone().argmax(1).into_data().iter::<i64>().collect();
+            assert_eq!(best, text.ids, "{spec}");
+            let log_probs = values(&burn::tensor::activation::log_softmax(logits, 1).max_dim(1));
+            let found: Vec<f32> = text.log_probs.iter().map(|x| *x as f32).collect();
+            assert_close(&found, &log_probs, 1e-5);
+        }
     }
 }
 
@@ -184,21 +195,19 @@ fn training_through_drops_has_gradients_and_dropout() {
     let model = model::<A>(&config);
     let batch = Batch::mixed();
     let pruner = Registry::<A>::builtin().build(&PrunerSpec::new("pyramiddrop")).unwrap();
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let view = View::Pruned { keep: 4, isolator: true };
-    let ids = (0..3).map(|i| format!("sample-{i}")).collect();
-    let ctx = StepContext::training(1, 5, ids);
-    let run = || model.forward(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap();
+    let (ctx, inputs) = (StepContext::training(1, 5), batch.inputs(Some(&features)));
+    let run = || model.forward(&inputs, &view, Some(&*pruner), &ctx).unwrap();
     assert_eq!(values(&run().hidden), values(&run().hidden));
-    let losses = fast_loss(&model, &run());
-    let grads = losses.ce.backward();
+    let losses = losses(&model, &run(), None, DualSpeedObjective::default()).unwrap();
+    let grads = losses.weighted_sum().unwrap().backward();
     let layers = &model.language_model.layers;
     for layer in [0, 3] {
         let grad = layers[layer].self_attn.v_proj.weight.val().grad(&grads).unwrap();
         assert!(values(&grad).iter().any(|x| x.abs() > 0.0), "layer {layer}");
     }
-    let teacher = model.prune(batch.text(), Some(&visual), &view, Some(&*pruner), &ctx).unwrap();
-    let teacher = model.forward_teacher(batch.text(), teacher.as_ref(), &view, &ctx).unwrap();
+    let teacher = model.forward_teacher(&inputs, &view, &*pruner, &ctx).unwrap();
     assert_close(&values(&teacher.hidden), &values(&run().hidden), 1e-5);
 }
 
@@ -212,11 +221,10 @@ fn pyramids_halve_as_published_and_shallow_decoders_are_refused() {
     let mut config = config();
     config.text.num_hidden_layers = 1;
     let (model, batch) = (model::<B>(&config), Batch::mixed());
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let view = View::Pruned { keep: 4, isolator: true };
-    let error = model
-        .forward(batch.text(), Some(&visual), &view, Some(&*pruner), &batch.ctx())
-        .unwrap_err();
+    let inputs = batch.inputs(Some(&features));
+    let error = model.forward(&inputs, &view, Some(&*pruner), &inference()).unwrap_err();
     assert!(error.to_string().contains("drops nothing"), "{error}");
 }
 
@@ -224,21 +232,19 @@ fn pyramids_halve_as_published_and_shallow_decoders_are_refused() {
 #[test]
 fn what_the_instruction_attends_to_stays() {
     let (model, batch) = (model::<B>(&deep()), Batch::mixed());
-    let by_attention = hidden(&model, &batch, &each(4), &batch.ctx());
+    let by_attention = hidden(&model, &batch, &each(4), &inference());
     let uniform = Each { score: DropScore::Uniform, ..each(4) };
-    assert_ne!(by_attention, hidden(&model, &batch, &uniform, &batch.ctx()));
+    assert_ne!(by_attention, hidden(&model, &batch, &uniform, &inference()));
     // Ranked by attention, a token that no query finds goes first: its change is not seen later.
-    let visual = encode(&model, 3);
+    let features = encode(&model, 3);
     let shift = |at: usize| {
-        let mut moved = visual.clone();
-        let row = moved.projected.clone().narrow(0, 0, 1).narrow(1, at, 1);
+        let row = features.hidden().narrow(0, 0, 1).narrow(1, at, 1);
         let row: Tensor<B, 3> = row * 1.0001;
-        moved.projected = moved.projected.slice_assign([0..1, at..at + 1], row);
+        let moved = features.hidden().slice_assign([0..1, at..at + 1], row);
+        let moved = features.clone().with(HIDDEN, moved);
         let view = View::Pruned { keep: 4, isolator: true };
-        let ctx = batch.ctx();
-        values(
-            &model.forward(batch.text(), Some(&moved), &view, Some(&each(4)), &ctx).unwrap().hidden,
-        )
+        let inputs = batch.inputs(Some(&moved));
+        values(&model.forward(&inputs, &view, Some(&each(4)), &inference()).unwrap().hidden)
     };
     let base = by_attention;
     let change =

@@ -1,14 +1,15 @@
 //! What holds for all pruners over random and degenerate inputs.
 
 use burn::tensor::Tensor;
-use dualspeed_model::rng::SplitMix;
+use dualspeed_core::rng::SplitMix;
+use dualspeed_model::vision::features::{PATCH_TEXT, TEXT};
 use dualspeed_model::{
-    KeptTokens, NameTower, PruneContext, PruneError, Pruner, PrunerSpec, Registry, TextTower,
+    NameTower, PruneContext, PruneError, Pruner, PrunerSpec, Registry, TextTower, VisionFeatures,
     VisualTokens, select,
 };
 
 use super::base::{ctx, ints, visual};
-use crate::support::{B, random, values};
+use crate::support::{B, KeptTokens, prune, random, values};
 
 fn build(spec: &str) -> Box<dyn Pruner<B>> {
     Registry::builtin().build(&spec.parse::<PrunerSpec>().unwrap()).unwrap()
@@ -37,14 +38,14 @@ fn all() -> Vec<String> {
 }
 
 fn run(spec: &str, tokens: &VisualTokens<B>, keep: usize) -> KeptTokens<B> {
-    let ctx = PruneContext { verify: true, ..ctx(tokens.images()) };
-    let kept = select(&*build(spec), tokens, keep, &ctx);
+    let ctx = PruneContext { verify: true, ..ctx(tokens.num_images()) };
+    let kept = prune(&*build(spec), tokens, keep, &ctx);
     kept.unwrap_or_else(|error| panic!("{spec}, keep {keep}: {error}"))
 }
 
 /// Promised counts and indices; features are numbers.
 fn sound(spec: &str, kept: &KeptTokens<B>, n: usize, keep: usize) {
-    kept.verify(spec, n).unwrap();
+    kept.selection.verify(spec, n).unwrap();
     let adaptive = spec.contains("adaptive") || spec.contains("prumerge:c") || spec.contains("+:c");
     if adaptive {
         assert!(kept.lengths.iter().all(|length| (1..=n + 1).contains(length)), "{spec}");
@@ -96,11 +97,11 @@ fn degenerate_inputs_are_defined() {
         for keep in [1, 4, 8] {
             let mut tokens = visual(2, 16, 5, 1);
             tokens.projected = flat(&tokens.projected).add_scalar(0.5);
-            tokens.features = tokens.features.map(|x| flat(&x).add_scalar(0.25));
+            tokens.features = tokens.features.map(|_, x| flat(&x).add_scalar(0.25));
             sound(&spec, &run(&spec, &tokens, keep), 16, keep);
             let mut tokens = visual(2, 16, 5, 1);
             tokens.projected = flat(&tokens.projected);
-            tokens.features = tokens.features.map(|x| flat(&x));
+            tokens.features = tokens.features.map(|_, x| flat(&x));
             tokens.question = tokens.question.map(|mut question| {
                 (question.embeds, question.lengths) = (flat(&question.embeds), vec![0, 3]);
                 question
@@ -121,7 +122,7 @@ fn composition_of_the_batch_does_not_matter() {
         let tokens = visual::<B>(3, 16, 5, 21);
         let together = run(&spec, &tokens, 4);
         for image in 0..3 {
-            let alone = select(
+            let alone = prune(
                 &*build(&spec),
                 &one(&tokens, image),
                 4,
@@ -149,7 +150,7 @@ fn one(tokens: &VisualTokens<B>, image: usize) -> VisualTokens<B> {
     let own = |x: Tensor<B, 3>| x.narrow(0, image, 1);
     let mut tokens = tokens.clone();
     tokens.projected = own(tokens.projected);
-    tokens.features = tokens.features.map(own);
+    tokens.features = tokens.features.map(|_, x| own(x));
     tokens.text = tokens.text.map(|text| text.select(&[image]));
     tokens.question = tokens.question.map(|mut question| {
         (question.embeds, question.lengths) = (own(question.embeds), vec![5]);
@@ -169,10 +170,10 @@ fn order_free_methods_follow_a_permutation() {
         let index = Tensor::<B, 1, burn::tensor::Int>::from_ints(&order[..], &Default::default());
         let mut shuffled = tokens.clone();
         shuffled.projected = shuffled.projected.select(1, index.clone());
-        let features = &mut shuffled.features;
-        features.hidden = features.hidden.clone().select(1, index.clone());
-        features.cls_attention = features.cls_attention.take().map(|x| x.select(2, index.clone()));
-        features.patch_text = features.patch_text.take().map(|x| x.select(1, index.clone()));
+        shuffled.features = shuffled.features.map(|_, x| match x.dims()[1] {
+            16 => x.select(1, index.clone()),
+            _ => x,
+        });
         let picks = ints(&run(spec, &tokens, 5).indices.unwrap());
         let moved = ints(&run(spec, &shuffled, 5).indices.unwrap());
         let mut back: Vec<i64> = moved.iter().map(|i| order[*i as usize]).collect();
@@ -191,12 +192,12 @@ fn features_that_are_no_numbers_name_the_image() {
             let check = PruneContext { verify: true, ..ctx(3) };
             match select(&*build(&spec), &tokens, 4, &check) {
                 Err(PruneError::NotFinite { sample, feature, .. }) => {
-                    assert_eq!((sample.as_str(), feature), ("s1", "projected"), "{spec}");
+                    assert_eq!((&*sample, &*feature), ("s1", "projected"), "{spec}");
                 }
                 other => panic!("{spec}: {other:?}"),
             }
             // Unchecked, the other images are not spoilt.
-            let Ok(kept) = select(&*build(&spec), &tokens, 4, &ctx(3)) else { continue };
+            let Ok(kept) = prune(&*build(&spec), &tokens, 4, &ctx(3)) else { continue };
             if let (Some(found), "divprune" | "cdpruner" | "dart") = (kept.indices, spec.as_str()) {
                 let clean = run(&spec, &visual(3, 16, 5, 2), 4).indices.unwrap();
                 for image in [0, 2] {
@@ -246,20 +247,23 @@ fn text_guided_pruners_ask_the_registrys_tower() {
     let mut tokens = visual::<B>(1, 4, 3, 1);
     tokens.text = None;
     let patches = [[[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.6, 0.0, 0.8]]];
-    tokens.features.patch_text = Some(Tensor::from_floats(patches, &Default::default()));
     let hidden = [[[1.0], [2.0], [4.0], [10.0]]];
-    tokens.features.hidden = Tensor::from_floats(hidden, &Default::default());
+    tokens.features = VisionFeatures::new(Tensor::from_floats(hidden, &Default::default()))
+        .with(PATCH_TEXT, Tensor::from_floats(patches, &Default::default()));
     let trim = registry.build(&PrunerSpec::new("trim")).unwrap();
     let ask = |prompt: &str| {
         let ctx = PruneContext { prompts: vec![prompt.into()], ..ctx(1) };
-        values(&select(&*trim, &tokens, 2, &ctx).unwrap().tokens)
+        values(&prune(&*trim, &tokens, 2, &ctx).unwrap().tokens)
     };
     assert_eq!(ask("is there a cat"), [4.0, 13.0 / 3.0]);
     assert_eq!(ask("is there a hot dog"), [2.0, 5.0]);
     // Without a tower and without given vectors: an error that says what is missing.
     let bare = Registry::<B>::builtin().build(&PrunerSpec::new("trim")).unwrap();
     let error = select(&*bare, &tokens, 2, &ctx(1)).unwrap_err();
-    assert!(matches!(error, PruneError::MissingFeature { feature: "text", .. }), "{error}");
+    assert!(
+        matches!(&error, PruneError::MissingFeature { feature, .. } if feature == TEXT),
+        "{error}"
+    );
 }
 
 #[test]
