@@ -217,7 +217,6 @@ impl<'de> Deserialize<'de> for VisionConfig {
             Some(name) => {
                 let name = name.to_owned();
                 fields.insert("kind".to_owned(), Value::String(name.clone()));
-<<<<<<< HEAD
                 CustomVisionConfig::deserialize(Value::Object(fields)).map(Self::Custom).map_err(
                     |error| {
                         // Most likely a misspelt name: what is wrong with the fields comes second.
@@ -228,14 +227,6 @@ impl<'de> Deserialize<'de> for VisionConfig {
                         ))
                     },
                 )
-=======
-                let read = CustomVisionConfig::deserialize(Value::Object(fields));
-                return read.map(Self::Custom).map_err(|error| {
-                    D::Error::custom(format!(
-                        "vision.kind `{name}` is none of {CLIP_VIT}, {EFFICIENTNET_LITE0}; as a tower of another crate: {error}"
-                    ))
-                });
->>>>>>> h-mtests
             }
             None => return Err(D::Error::custom("vision.kind must be a name")),
         };
