@@ -2,9 +2,11 @@
 #![cfg(feature = "ndarray")]
 
 mod decoder;
+mod fixtures;
 mod freezing;
 mod gradients;
 mod pruners;
+mod qwen2;
 mod splice;
 mod support;
 mod tower;

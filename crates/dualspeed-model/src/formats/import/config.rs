@@ -21,7 +21,7 @@ use crate::vision::clip_text::ClipTextConfig;
 pub enum Architecture {
     /// `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`, or LLaVA's own `llava_llama` and its like.
     Llava(Box<LlavaConfig>),
-    /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2.
+    /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2, Qwen2.
     Decoder(DecoderConfig),
     /// CLIP, or its vision half.
     Clip(VitConfig),

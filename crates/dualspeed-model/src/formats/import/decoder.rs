@@ -6,7 +6,7 @@ use super::error::ImportError;
 use super::json::Json;
 use crate::config::{DecoderConfig, RopeScaling};
 
-/// A family of decoders: what its configuration's class in transformers defaults to.
+/// A family of decoders: what its configuration's class in transformers defaults to, and the flags its name stands for.
 pub(super) struct Family {
     /// `model_type` of the decoder.
     model_type: &'static str,
@@ -17,12 +17,20 @@ pub(super) struct Family {
     /// `None`: as many as query heads.
     num_key_value_heads: Option<usize>,
     max_position_embeddings: i64,
-    /// Whether attention reaches back `sliding_window` positions only, 4096 unless the file has another number.
-    slides: bool,
+    sliding_window: SlidingWindow,
+    qkv_bias: bool,
 }
 
-/// `LlamaConfig`, `MistralConfig`.
-const FAMILIES: [Family; 2] = [
+/// Whether attention reaches back `sliding_window` positions only, 4096 unless the file has another number.
+enum SlidingWindow {
+    Never,
+    Always,
+    /// Where the file has `use_sliding_window`.
+    IfAsked,
+}
+
+/// `LlamaConfig`, `MistralConfig`, `Qwen2Config`.
+const FAMILIES: [Family; 3] = [
     Family {
         model_type: "llama",
         llava: &["llava", "llava_llama"],
@@ -30,7 +38,8 @@ const FAMILIES: [Family; 2] = [
         vocab_size: 32_000,
         num_key_value_heads: None,
         max_position_embeddings: 2048,
-        slides: false,
+        sliding_window: SlidingWindow::Never,
+        qkv_bias: false,
     },
     Family {
         model_type: "mistral",
@@ -39,7 +48,18 @@ const FAMILIES: [Family; 2] = [
         vocab_size: 32_000,
         num_key_value_heads: Some(8),
         max_position_embeddings: 131_072,
-        slides: true,
+        sliding_window: SlidingWindow::Always,
+        qkv_bias: false,
+    },
+    Family {
+        model_type: "qwen2",
+        llava: &["llava_qwen", "llava_qwen2"],
+        intermediate_size: 22_016,
+        vocab_size: 151_936,
+        num_key_value_heads: Some(32),
+        max_position_embeddings: 32_768,
+        sliding_window: SlidingWindow::IfAsked,
+        qkv_bias: true,
     },
 ];
 
@@ -66,8 +86,13 @@ impl Family {
 
     /// Refuses attention over fewer positions than there are.
     fn check_attention(&self, json: &Json<'_>) -> Result<(), ImportError> {
+        let slides = match self.sliding_window {
+            SlidingWindow::Never => false,
+            SlidingWindow::Always => true,
+            SlidingWindow::IfAsked => json.bool("use_sliding_window")? == Some(true),
+        };
         let window = match json.get("sliding_window") {
-            _ if !self.slides => None,
+            _ if !slides => None,
             None => Some(4096),
             _ => json.int("sliding_window")?,
         };
@@ -78,7 +103,21 @@ impl Family {
                            max_position_embeddings would give other results";
             return Err(json.refuse("sliding_window", &window.to_string(), problem));
         }
-        Ok(())
+        let Some(Value::Array(kinds)) = json.get("layer_types") else { return Ok(()) };
+        let full = |kind: &Value| match kind.as_str() {
+            Some("full_attention") => true,
+            // A window that is no shorter than the positions hides nothing.
+            Some("sliding_attention") => window.is_some(),
+            _ => false,
+        };
+        match kinds.iter().find(|kind| !full(kind)) {
+            Some(kind) => Err(json.refuse(
+                "layer_types",
+                &kind.to_string(),
+                "attention is over all positions here, full_attention",
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -87,7 +126,8 @@ pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig,
     json.require("hidden_act", "silu", "the decoder's activation is SiLU")?;
     for field in ["attention_bias", "mlp_bias"] {
         if json.bool(field)? == Some(true) {
-            return Err(json.refuse(field, "true", "decoders have no biases here"));
+            let problem = "decoders have no biases here but Qwen2's of q, k and v";
+            return Err(json.refuse(field, "true", problem));
         }
     }
     family.check_attention(json)?;
@@ -108,7 +148,7 @@ pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig,
         head_dim: json.optional_size("head_dim")?,
         intermediate_size: json.size("intermediate_size", family.intermediate_size)?,
         vocab_size: json.size("vocab_size", family.vocab_size)?,
-        qkv_bias: false,
+        qkv_bias: family.qkv_bias,
         qk_norm: false,
         mrope_section: None,
         rope_theta: theta,
