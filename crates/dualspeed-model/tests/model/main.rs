@@ -4,6 +4,7 @@
 mod custom_parts;
 mod decoder;
 mod decoder_flags;
+mod fixtures;
 mod freezing;
 mod gradients;
 mod layout;
@@ -11,6 +12,7 @@ mod parts;
 mod positions;
 mod projection;
 mod pruners;
+mod qwen2;
 mod support;
 mod tower;
 mod towers;

@@ -45,7 +45,7 @@ pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatTy
         "image_seq_length": config.vision.geometry().num_tokens,
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "torch_dtype": torch(dtype),
-        "text_config": llama(&config.text, tokens),
+        "text_config": decoder(&config.text, tokens),
         "vision_config": vision(&config.vision),
     });
     if let Some(vit) = config.vision.vit() {
@@ -69,7 +69,7 @@ pub(super) fn original(
     dtype: FloatType,
     tower: &str,
 ) -> Value {
-    let mut json = llama(&config.text, tokens);
+    let mut json = decoder(&config.text, tokens);
     let projector = match &config.mm_projector_type {
         ProjectorType::Mlp2xGelu => "mlp2x_gelu",
         ProjectorType::Linear => "linear",
@@ -79,9 +79,13 @@ pub(super) fn original(
         SelectFeature::Patch => "patch",
         SelectFeature::ClsPatch => "cls_patch",
     };
+    let (class, model_type) = match config.text.qkv_bias {
+        true => ("LlavaQwenForCausalLM", "llava_qwen"),
+        false => ("LlavaLlamaForCausalLM", "llava_llama"),
+    };
     let own = json!({
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
+        "architectures": [class],
+        "model_type": model_type,
         "torch_dtype": torch(dtype),
         "mm_vision_tower": tower,
         "mm_hidden_size": config.vision.geometry().hidden_size,
@@ -113,7 +117,8 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn llama(config: &DecoderConfig, tokens: &Tokens) -> Value {
+/// `Qwen2Config` of transformers where q, k and v have biases, else `LlamaConfig`.
+fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
     // Both ways of saying it: `rope_theta` and `rope_scaling` up to 4.x, `rope_parameters` from 5.0.
     let (scaling, mut parameters) = match config.rope_scaling {
         None => (Value::Null, json!({ "rope_type": "default" })),
@@ -139,9 +144,7 @@ fn llama(config: &DecoderConfig, tokens: &Tokens) -> Value {
         }
     };
     parameters["rope_theta"] = json!(config.rope_theta);
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    let mut json = json!({
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -155,13 +158,26 @@ fn llama(config: &DecoderConfig, tokens: &Tokens) -> Value {
         "rope_parameters": parameters,
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
-        "attention_bias": false,
-        "mlp_bias": false,
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos,
         "pad_token_id": tokens.pad,
-    })
+    });
+    let own = match config.qkv_bias {
+        true => json!({
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "use_sliding_window": false,
+        }),
+        false => json!({
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": false,
+            "mlp_bias": false,
+        }),
+    };
+    merge(&mut json, own);
+    json
 }
 
 /// The tower's configuration; of a kind that transformers' LLaVA knows or of one that only this reads back.

@@ -7,20 +7,21 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::decoder::{Family, decoder};
 use super::error::ImportError;
 use super::json::Json;
 use crate::config::{
     AnyresConfig, DecoderConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, LlavaConfig,
-    ProjectorType, RopeScaling, SelectFeature, VisionConfig, VitConfig,
+    ProjectorType, SelectFeature, VisionConfig, VitConfig,
 };
 use crate::vision::clip_text::ClipTextConfig;
 
 /// What kind of model a `config.json` describes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Architecture {
-    /// `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`, or LLaVA's own `llava_llama`.
+    /// `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration`, or LLaVA's own `llava_llama` and its like.
     Llava(Box<LlavaConfig>),
-    /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2.
+    /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2, Qwen2.
     Decoder(DecoderConfig),
     /// CLIP, or its vision half.
     Clip(VitConfig),
@@ -64,18 +65,20 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
             tied = text.bool("tie_word_embeddings")?.or(tied);
             Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
         }
-        "llava" | "llava_llama" | "llava_mistral" => {
-            Architecture::Llava(Box::new(original(&json)?))
-        }
-        "llama" | "mistral" => Architecture::Decoder(llama(&json, model_type)?),
         "clip_vision_model" => Architecture::Clip(vit(&json)?),
         "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
         other => {
-            return Err(json.refuse(
-                "model_type",
-                other,
-                "known are llava, llava_next, llava_llama, llama, mistral, clip and clip_vision_model",
-            ));
+            let (alone, beneath) = (Family::of_decoder(other), Family::of_llava(other));
+            match (alone, beneath) {
+                (Some(family), _) => Architecture::Decoder(decoder(&json, family)?),
+                (None, Some(family)) => Architecture::Llava(Box::new(original(&json, family)?)),
+                (None, None) => {
+                    let known = [Family::known_llava(), Family::known()].join(", ");
+                    let problem =
+                        format!("known are llava_next, {known}, clip and clip_vision_model");
+                    return Err(json.refuse("model_type", other, &problem));
+                }
+            }
         }
     };
     Ok(HfConfig {
@@ -142,13 +145,14 @@ fn llava(json: &Json<'_>, next: bool) -> Result<LlavaConfig, ImportError> {
     }
     let text = json.object("text_config")?;
     let text_type = text.str("model_type")?.unwrap_or("llama");
-    if !matches!(text_type, "llama" | "mistral") {
-        return Err(text.refuse("model_type", text_type, "decoders are llama or mistral"));
-    }
+    let family = Family::of_decoder(text_type).ok_or_else(|| {
+        let problem = format!("known decoders are {}", Family::known());
+        text.refuse("model_type", text_type, &problem)
+    })?;
     let vision = vision(json)?;
     let anyres = if next { Some(anyres(json, &vision)?) } else { None };
     Ok(LlavaConfig {
-        text: llama(&text, text_type)?,
+        text: decoder(&text, family)?,
         vision,
         mm_projector_type: ProjectorType::Mlp2xGelu,
         anyres,
@@ -178,9 +182,9 @@ fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
     Ok(vision.into())
 }
 
-/// `config.json` of LLaVA's own code: a Llama configuration with `mm_*` fields beside it. The vision tower's sizes are
+/// `config.json` of LLaVA's own code: a decoder's configuration with `mm_*` fields beside it. The vision tower's sizes are
 /// not in it; those of CLIP ViT-L/14-336 are assumed until its own `config.json` is read.
-fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
+fn original(json: &Json<'_>, family: &Family) -> Result<LlavaConfig, ImportError> {
     let mut vision = VitConfig { projection_dim: None, ..VitConfig::clip_vit_l_14_336() };
     vision.mm_vision_select_layer = select_layer(json, "mm_vision_select_layer")?;
     vision.mm_vision_select_feature = match json.str("mm_vision_select_feature")? {
@@ -204,10 +208,8 @@ fn original(json: &Json<'_>) -> Result<LlavaConfig, ImportError> {
         Some("spatial_unpad") => Some(anyres(json, &vision)?),
         _ => None,
     };
-    let model_type = json.str("model_type")?.unwrap_or_default();
-    let decoder = if model_type == "llava_mistral" { "mistral" } else { "llama" };
     Ok(LlavaConfig {
-        text: llama(json, decoder)?,
+        text: decoder(json, family)?,
         vision,
         mm_projector_type,
         anyres,
@@ -240,75 +242,6 @@ fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
         )),
         _ => Ok(json.int(field)?.unwrap_or(-2)),
     }
-}
-
-/// `DecoderConfig` and `MistralConfig`.
-fn llama(json: &Json<'_>, model_type: &str) -> Result<DecoderConfig, ImportError> {
-    json.require("hidden_act", "silu", "the decoder's activation is SiLU")?;
-    for field in ["attention_bias", "mlp_bias"] {
-        if json.bool(field)? == Some(true) {
-            return Err(json.refuse(field, "true", "decoders have no biases here"));
-        }
-    }
-    let mistral = model_type == "mistral";
-    let window = match json.get("sliding_window") {
-        None if mistral => Some(4096),
-        _ => json.int("sliding_window")?,
-    };
-    let positions = json.int("max_position_embeddings")?;
-    if mistral && window.is_some_and(|window| positions.is_none_or(|n| n > window)) {
-        let value = window.unwrap_or_default().to_string();
-        let problem = "attention is over all positions here; a model with a sliding window shorter than its \
-                       max_position_embeddings would give other results";
-        return Err(json.refuse("sliding_window", &value, problem));
-    }
-    let rope = match json.get("rope_parameters") {
-        Some(Value::Object(_)) => json.object("rope_parameters")?,
-        _ => json.object("rope_scaling")?,
-    };
-    let theta = rope.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
-    let kv_default = if mistral { Some(8) } else { None };
-    let config = DecoderConfig {
-        hidden_size: json.size("hidden_size", 4096)?,
-        num_hidden_layers: json.size("num_hidden_layers", 32)?,
-        num_attention_heads: json.size("num_attention_heads", 32)?,
-        num_key_value_heads: json.optional_size("num_key_value_heads")?.or(kv_default),
-        head_dim: json.optional_size("head_dim")?,
-        intermediate_size: json.size("intermediate_size", if mistral { 14_336 } else { 11_008 })?,
-        vocab_size: json.size("vocab_size", 32_000)?,
-        qkv_bias: false,
-        qk_norm: false,
-        mrope_section: None,
-        rope_theta: theta,
-        rope_scaling: rope_scaling(&rope)?,
-        rms_norm_eps: json.float("rms_norm_eps")?.unwrap_or(1e-6),
-        tie_word_embeddings: json.bool("tie_word_embeddings")?.unwrap_or(false),
-        initializer_range: Some(json.float("initializer_range")?.unwrap_or(0.02)),
-    };
-    config.validate().map_err(|source| json.invalid(source))?;
-    Ok(config)
-}
-
-fn rope_scaling(rope: &Json<'_>) -> Result<Option<RopeScaling>, ImportError> {
-    let kind = rope.str("rope_type")?.or(rope.str("type")?).unwrap_or("default");
-    let factor = || {
-        let missing = || rope.refuse("factor", "absent", "this kind of rope_scaling needs it");
-        rope.float("factor")?.ok_or_else(missing)
-    };
-    Ok(match kind {
-        "default" => None,
-        "linear" => Some(RopeScaling::Linear { factor: factor()? }),
-        "llama3" => Some(RopeScaling::Llama3 {
-            factor: factor()?,
-            low_freq_factor: rope.float("low_freq_factor")?.unwrap_or(1.0),
-            high_freq_factor: rope.float("high_freq_factor")?.unwrap_or(4.0),
-            original_max_position_embeddings: rope
-                .size("original_max_position_embeddings", 8192)?,
-        }),
-        other => {
-            return Err(rope.refuse("rope_type", other, "known are default, linear and llama3"));
-        }
-    })
 }
 
 /// `CLIPVisionConfig`.

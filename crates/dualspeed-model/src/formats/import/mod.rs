@@ -14,6 +14,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod clip_text;
 pub mod config;
+mod decoder;
 pub mod efficientnet;
 pub mod error;
 mod fill;

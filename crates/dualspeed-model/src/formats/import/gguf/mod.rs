@@ -7,7 +7,8 @@
 //! | `blk.N.ffn_norm`, `ffn_gate/up/down` | `post_attention_layernorm`, `mlp.gate/up/down_proj` |
 //! | `output_norm`, `output` | `norm`, `lm_head` |
 //!
-//! llama.cpp turns neighbouring pairs of a head, Hugging Face the two halves: rows of Q and K are put back in order.
+//! Of Llama's files llama.cpp turns neighbouring pairs of a head, Hugging Face the two halves: rows of Q and K are put back in
+//! order. Qwen2's have them in Hugging Face's order, and biases of Q, K and V.
 
 mod meta;
 mod quants;
@@ -28,6 +29,9 @@ use super::tensor::{HostTensor, Values};
 use crate::config::DecoderConfig;
 
 pub use self::meta::MetaValue;
+
+/// The architecture of Qwen2 and Qwen2.5.
+const QWEN2: &str = "qwen2";
 
 /// An opened GGUF file.
 #[derive(Clone, Debug)]
@@ -102,7 +106,7 @@ impl Gguf {
     }
 
     fn required(&self, key: &str) -> Result<usize, ImportError> {
-        self.size(key)?.ok_or_else(|| self.refuse(key, "absent", "a Llama file must have it"))
+        self.size(key)?.ok_or_else(|| self.refuse(key, "absent", "a decoder's file must have it"))
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -130,36 +134,46 @@ impl Gguf {
         }
     }
 
+    fn architecture(&self) -> &str {
+        self.text("general.architecture").unwrap_or("absent")
+    }
+
+    /// The key of a value that is the architecture's own.
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture())
+    }
+
     /// The decoder's configuration.
     ///
     /// # Errors
-    /// [`ImportError::Config`] if the architecture is not Llama's or a size is missing.
+    /// [`ImportError::Config`] if the architecture is neither Llama's nor Qwen2's, or a size is missing.
     pub fn config(&self) -> Result<DecoderConfig, ImportError> {
-        let architecture = self.text("general.architecture").unwrap_or("absent");
-        if architecture != "llama" {
-            let problem = "only files of Llama's architecture are read";
+        let architecture = self.architecture();
+        if !matches!(architecture, "llama" | QWEN2) {
+            let problem = "only files of the architectures llama and qwen2 are read";
             return Err(self.refuse("general.architecture", architecture, problem));
         }
-        let heads = self.required("llama.attention.head_count")?;
-        let hidden_size = self.required("llama.embedding_length")?;
-        let vocab_size = match self.size("llama.vocab_size")? {
+        let heads = self.required(&self.key("attention.head_count"))?;
+        let hidden_size = self.required(&self.key("embedding_length"))?;
+        let epsilon = self.number(&self.key("attention.layer_norm_rms_epsilon"))?;
+        let vocab_size = match self.size(&self.key("vocab_size"))? {
             Some(size) => size,
             None => self.texts("tokenizer.ggml.tokens").len(),
         };
         let mut config = DecoderConfig {
             hidden_size,
-            num_hidden_layers: self.required("llama.block_count")?,
+            num_hidden_layers: self.required(&self.key("block_count"))?,
             num_attention_heads: heads,
-            num_key_value_heads: self.size("llama.attention.head_count_kv")?,
-            head_dim: self.size("llama.attention.key_length")?,
-            intermediate_size: self.required("llama.feed_forward_length")?,
+            num_key_value_heads: self.size(&self.key("attention.head_count_kv"))?,
+            head_dim: self.size(&self.key("attention.key_length"))?,
+            intermediate_size: self.required(&self.key("feed_forward_length"))?,
             vocab_size,
-            qkv_bias: false,
+            qkv_bias: architecture == QWEN2,
             qk_norm: false,
             mrope_section: None,
-            rope_theta: self.number("llama.rope.freq_base")?.unwrap_or(10_000.0),
+            rope_theta: self.number(&self.key("rope.freq_base"))?.unwrap_or(10_000.0),
             rope_scaling: None,
-            rms_norm_eps: self.number("llama.attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
+            rms_norm_eps: epsilon.unwrap_or(1e-5),
             tie_word_embeddings: !self.header.tensors.iter().any(|t| t.name == "output.weight"),
             initializer_range: Some(0.02),
         };
@@ -238,18 +252,18 @@ impl Gguf {
     /// The file as a checkpoint.
     ///
     /// # Errors
-    /// [`ImportError`] if it is no Llama file, or a tensor's name or place makes no sense.
+    /// [`ImportError`] if it is no decoder's file, or a tensor's name or place makes no sense.
     pub fn into_checkpoint(self) -> Result<Checkpoint, ImportError> {
-        let llama = self.config()?;
+        let decoder = self.config()?;
         let config = HfConfig {
-            tied: Some(llama.tie_word_embeddings),
-            architecture: Architecture::Decoder(llama.clone()),
+            tied: Some(decoder.tie_word_embeddings),
+            architecture: Architecture::Decoder(decoder.clone()),
             image_token_id: None,
             mm_vision_tower: None,
             dtype: None,
         };
         let path = self.path.clone();
-        let weights = GgufWeights::new(self, llama)?;
+        let weights = GgufWeights::new(self, decoder)?;
         Checkpoint::from_parts(&path, config, Box::new(weights))
     }
 }
@@ -302,6 +316,7 @@ impl WeightSource for GgufWeights {
             ImportError::tensor(&self.gguf.path, &self.gguf.header.tensors[at].name, problem)
         })?;
         let heads = match () {
+            () if self.gguf.architecture() == QWEN2 => return Ok(tensor),
             () if path.ends_with(".q_proj.weight") => self.config.num_attention_heads,
             () if path.ends_with(".k_proj.weight") => self.config.kv_heads(),
             () => return Ok(tensor),

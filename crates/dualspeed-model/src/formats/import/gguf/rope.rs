@@ -18,18 +18,17 @@ impl Gguf {
         &self,
         config: &DecoderConfig,
     ) -> Result<Option<RopeScaling>, ImportError> {
-        const KIND: &str = "llama.rope.scaling.type";
-        const FACTOR: &str = "llama.rope.scaling.factor";
-        let stated = match self.text(KIND) {
-            None => self.number("llama.rope.scale_linear")?, // Files before 2024.
+        let (kind, factor) = (self.key("rope.scaling.type"), self.key("rope.scaling.factor"));
+        let stated = match self.text(&kind) {
+            None => self.number(&self.key("rope.scale_linear"))?, // Files before 2024.
             Some("none") => None,
-            Some("linear") => match self.number(FACTOR)? {
+            Some("linear") => match self.number(&factor)? {
                 Some(factor) => Some(factor),
-                None => return Err(self.refuse(FACTOR, "absent", "linear scaling needs it")),
+                None => return Err(self.refuse(&factor, "absent", "linear scaling needs it")),
             },
             Some(other) => {
                 let problem = "known are none and linear, and Llama 3's as the tensor rope_freqs";
-                return Err(self.refuse(KIND, other, problem));
+                return Err(self.refuse(&kind, other, problem));
             }
         };
         let linear = stated.filter(|factor| *factor != 1.0);
@@ -51,7 +50,7 @@ impl Gguf {
         if factors.iter().all(|factor| (factor - 1.0).abs() < TOLERANCE) {
             return Ok(linear);
         }
-        let context = match self.get("llama.rope.scaling.original_context_length") {
+        let context = match self.get(&self.key("rope.scaling.original_context_length")) {
             Some(MetaValue::Int(context)) => usize::try_from(*context).unwrap_or(8192),
             _ => 8192,
         };
