@@ -6,6 +6,7 @@ mod fixtures;
 mod freezing;
 mod gradients;
 mod pruners;
+mod published;
 mod qwen2;
 mod splice;
 mod support;
