@@ -230,6 +230,14 @@ fn an_adapter_on_a_decoder_gives_pefts_logits_and_gradients() {
     assert_close("adapter", &logits(&adapted), &reference, LOGITS);
     assert_close("merged", &logits(&adapted.clone().merge_lora()), &reference, LOGITS);
 
+    // A decoder needs no LLaVA around it; but one that sees is not folded into one that does not.
+    let decoder: Decoder<B> = load_decoder(&parity("qwen2_untied"));
+    let folded = adapter.merge_into(decoder, &Default::default()).unwrap();
+    assert_close("folded", &values(&folded.logits(&input_ids).unwrap()), &reference, LOGITS);
+    let sees = Adapter::open(&parity("llava_qwen2_peft")).unwrap();
+    let error = sees.merge_into(folded, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("multi_modal_projector"), "{error}");
+
     let batch = supervised("qwen2_peft", &base["input_ids"]);
     let model = trainable(load_decoder::<A>(&parity("qwen2_untied")));
     let model = adapter.apply(model, &Default::default()).unwrap();
@@ -370,6 +378,23 @@ fn what_is_exported_comes_back_the_same() {
     }
 }
 
+/// Norms of queries and keys would be lost in Qwen2's configuration.
+#[test]
+fn a_decoder_that_no_layout_has_is_not_exported() {
+    let base = load_llava::<B>(&parity("llava_qwen2"), &LoadOptions::default());
+    let text = DecoderConfig { qk_norm: true, ..base.config.text.clone() };
+    let config = LlavaConfig { text, ..base.config.clone() };
+    let model: Llava<B> = config.init(&Default::default(), 3).unwrap();
+    let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
+    let options = ExportOptions { dtype: None, shard: 1 << 20, tokens };
+    let dir = tempfile::tempdir().unwrap();
+    for layout in [Layout::Transformers, Layout::Original] {
+        let error = export_merged(&model, dir.path(), layout, &options).unwrap_err().to_string();
+        assert!(error.contains("norms of queries and keys"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing half-written stays");
+}
+
 fn parsed(config: &Value) -> Result<Architecture, String> {
     let text = serde_json::to_vec(config).unwrap();
     let parsed = parse_config(Path::new("config.json"), &text);
@@ -444,6 +469,7 @@ fn what_its_configuration_asks_for_and_is_not_there_is_refused_by_name() {
         ("layer_types", json!({ "layer_types": ["full_attention", "sliding_attention"] })),
         ("layer_types", json!({ "layer_types": ["linear_attention", "full_attention"] })),
         ("rope_type", json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } })),
+        ("partial_rotary_factor", json!({ "partial_rotary_factor": 0.5 })),
         ("hidden_act", json!({ "hidden_act": "gelu" })),
         ("attention_bias", json!({ "attention_bias": true })),
         ("model_type", json!({ "model_type": "qwen2_moe" })),
