@@ -8,6 +8,7 @@ mod gradients;
 mod pruners;
 mod published;
 mod qwen2;
+mod qwen2_files;
 mod splice;
 mod support;
 mod tower;
