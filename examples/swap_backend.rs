@@ -58,7 +58,8 @@ fn train_and_answer<B: AutodiffBackend>(device: &B::Device) -> anyhow::Result<Ou
     let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
     let each = &mut |_| ControlFlow::Continue(());
     let answer = model.generate(&inputs, &view, Some(&*pruner), &options, each)?;
-    Ok((records, source.tokenizer().decode(&answer.ids)?))
+    let tokenizer = source.tokenizer().context("scenes have no tokenizer")?;
+    Ok((records, tokenizer.decode(&answer.ids)?))
 }
 
 /// Hands the generic function to a backend chosen at run time.
@@ -90,7 +91,9 @@ fn main() -> anyhow::Result<()> {
     };
     println!("{:<22} {:>8} {:>8} {:>8} answer", format!("against {reference}"), "ce", "kl", "norm");
     for (name, records, answer) in &runs {
-        let [ce, kl, norm] = [|r| r.ce, |r| r.kl, |r| r.grad_norm].map(|f| largest(records, f));
+        let ce = largest(records, |record| record.ce);
+        let kl = largest(records, |record| record.kl);
+        let norm = largest(records, |record| record.grad_norm);
         let same = if answer == expected_answer { "the same" } else { "another" };
         println!("{name:<22} {ce:>8.1e} {kl:>8.1e} {norm:>8.1e} {same}");
     }

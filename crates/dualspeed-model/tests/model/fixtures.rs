@@ -19,6 +19,9 @@ use serde_json::Value;
 pub type B = NdArray<f32>;
 pub type A = Autodiff<B>;
 
+/// How far 32-bit logits may lie apart.
+pub const LOGITS: f32 = 1e-4;
+
 /// A file or directory of the repository's tests.
 pub fn tests(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests").join(path)
@@ -29,7 +32,13 @@ pub fn parity(name: &str) -> PathBuf {
     tests("parity/fixtures").join(name)
 }
 
-/// A model of a kind of its own.
+/// What was computed from a fixture: tensors, and the rest.
+pub fn expected(name: &str) -> (Floats, Value) {
+    let dir = parity(name);
+    (Floats::open(&dir.join("expected.safetensors")), json(&dir.join("expected.json")))
+}
+
+/// A model of any kind.
 pub fn load<T: Backend>(dir: &Path, options: &LoadOptions) -> AnyModel<T> {
     let checkpoint = Checkpoint::open(dir, options).unwrap();
     checkpoint.load(options, &Default::default()).unwrap().0

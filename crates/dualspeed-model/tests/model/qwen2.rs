@@ -1,4 +1,4 @@
-//! Qwen2 alone and in a LLaVA, against transformers and peft: logits, text, gradients, files there and back.
+//! Qwen2 alone and in a LLaVA, against transformers and peft: logits, text, gradients, adapters.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -6,25 +6,23 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData};
-use dualspeed_model::config::{LlavaConfig, ProjectorType, RopeScaling, VitConfig};
-use dualspeed_model::export::names::{Layout, peft_key};
-use dualspeed_model::export::{ExportOptions, Tokens, export_adapter, export_merged};
+use dualspeed_model::config::{ProjectorType, VitConfig};
+use dualspeed_model::export::export_adapter;
+use dualspeed_model::export::names::peft_key;
 use dualspeed_model::import::names::path_of;
-use dualspeed_model::import::{Adapter, AnyModel, Architecture, Gguf, LoadOptions, parse_config};
+use dualspeed_model::import::{Adapter, LoadOptions};
 use dualspeed_model::{
-    Decoder, DecoderConfig, DualSpeedObjective, Forward, GenerateOptions, IMAGE_TOKEN_INDEX, Init,
-    Llava, Losses, Objective, ObjectiveInputs, ParamPath, StepContext, Trainable, View, assemble,
+    Decoder, DualSpeedObjective, Forward, GenerateOptions, IMAGE_TOKEN_INDEX, Init, Llava, Losses,
+    Objective, ObjectiveInputs, ParamPath, StepContext, Trainable, View, assemble,
 };
 use dualspeed_ops::Backend;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::fixtures::{
-    A, B, Batch, Floats, assert_close, gradients, ids, json, load_decoder, load_llava, parity,
-    pixels, relative_difference, values,
+    A, B, Batch, Floats, LOGITS, assert_close, expected, gradients, ids, load_decoder, load_llava,
+    parity, relative_difference, values,
 };
 
-/// How far 32-bit logits may lie apart.
-const LOGITS: f32 = 1e-4;
 /// How far 32-bit gradients may lie from 64-bit ones, in their norm.
 const GRADIENTS: f64 = 5e-6;
 
@@ -37,11 +35,6 @@ fn as_published(name: &str) -> tempfile::TempDir {
     copy("config.published.json", "config.json");
     copy("model.safetensors", "model.safetensors");
     dir
-}
-
-fn expected(name: &str) -> (Floats, Value) {
-    let dir = parity(name);
-    (Floats::open(&dir.join("expected.safetensors")), json(&dir.join("expected.json")))
 }
 
 /// A decoder as the language model of a LLaVA that sees nothing: what trains it.
@@ -230,6 +223,14 @@ fn an_adapter_on_a_decoder_gives_pefts_logits_and_gradients() {
     assert_close("adapter", &logits(&adapted), &reference, LOGITS);
     assert_close("merged", &logits(&adapted.clone().merge_lora()), &reference, LOGITS);
 
+    // A decoder needs no LLaVA around it; but one that sees is not folded into one that does not.
+    let decoder: Decoder<B> = load_decoder(&parity("qwen2_untied"));
+    let folded = adapter.merge_into(decoder, &Default::default()).unwrap();
+    assert_close("folded", &values(&folded.logits(&input_ids).unwrap()), &reference, LOGITS);
+    let sees = Adapter::open(&parity("llava_qwen2_peft")).unwrap();
+    let error = sees.merge_into(folded, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("multi_modal_projector"), "{error}");
+
     let batch = supervised("qwen2_peft", &base["input_ids"]);
     let model = trainable(load_decoder::<A>(&parity("qwen2_untied")));
     let model = adapter.apply(model, &Default::default()).unwrap();
@@ -277,13 +278,6 @@ fn check_llava(name: &str, model: &Llava<B>) {
     }
 }
 
-/// Logits of a question about a picture made of ramps.
-fn logits(model: &Llava<B>) -> Vec<f32> {
-    let batch = Batch::prompt(&[1, 7, IMAGE_TOKEN_INDEX, 11, 12, 5]);
-    let inputs = batch.inputs(model, Some(pixels(model, 1)));
-    values(&model.logits(&inputs, &View::Full, None).unwrap())
-}
-
 #[test]
 fn a_llava_over_it_gives_transformers_logits_and_text() {
     let model = load_llava(&parity("llava_qwen2"), &LoadOptions::default());
@@ -327,163 +321,4 @@ fn an_adapter_on_a_llava_gives_pefts_logits_and_goes_there_and_back() {
         file.keys().filter(|key| key.contains("lora_")).map(str::to_owned).collect()
     };
     assert_eq!(factors(dir.path()), factors(&parity("llava_qwen2_peft")));
-}
-
-#[test]
-fn what_is_exported_comes_back_the_same() {
-    let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
-    let options = ExportOptions { dtype: None, shard: 60_000, tokens };
-    let base = load_llava::<B>(&parity("llava_qwen2"), &LoadOptions::default());
-    // Untied, with a head of its own size: a model that transformers' defaults would not guess.
-    let config = LlavaConfig {
-        text: DecoderConfig {
-            head_dim: Some(10),
-            num_key_value_heads: Some(1),
-            tie_word_embeddings: false,
-            rope_theta: 5e5,
-            rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
-            ..base.config.text.clone()
-        },
-        ..base.config.clone()
-    };
-    let other: Llava<B> = config.init(&Default::default(), 3).unwrap();
-    let layouts = [
-        (Layout::Transformers, "llava", "qwen2", "Qwen2ForCausalLM"),
-        (Layout::Original, "llava_qwen", "llava_qwen", "LlavaQwenForCausalLM"),
-    ];
-    for model in [base, other] {
-        for (layout, model_type, text_type, class) in layouts {
-            let dir = tempfile::tempdir().unwrap();
-            export_merged(&model, dir.path(), layout, &options).unwrap();
-            let config = json(&dir.path().join("config.json"));
-            let text = config.get("text_config").unwrap_or(&config);
-            assert_eq!(config["model_type"], model_type);
-            assert_eq!(
-                (&text["model_type"], &text["architectures"]),
-                (&json!(text_type), &json!([class]))
-            );
-            let again: Llava<B> = load_llava(dir.path(), &LoadOptions::default());
-            assert!(again.config.text.qkv_bias);
-            assert_eq!(again.config.text.head_size(), model.config.text.head_size());
-            assert_eq!(logits(&again), logits(&model), "{layout:?}");
-        }
-    }
-}
-
-fn parsed(config: &Value) -> Result<Architecture, String> {
-    let text = serde_json::to_vec(config).unwrap();
-    let parsed = parse_config(Path::new("config.json"), &text);
-    parsed.map(|config| config.architecture).map_err(|error| error.to_string())
-}
-
-fn decoder(config: &Value) -> DecoderConfig {
-    match parsed(config).unwrap() {
-        Architecture::Decoder(config) => config,
-        other => panic!("a {other:?}"),
-    }
-}
-
-/// As `Qwen2Config` of transformers has them.
-#[test]
-fn what_a_file_leaves_out_is_the_class_default() {
-    let config = decoder(&json!({ "model_type": "qwen2" }));
-    let expected = DecoderConfig {
-        hidden_size: 4096,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: Some(32),
-        intermediate_size: 22_016,
-        vocab_size: 151_936,
-        qkv_bias: true,
-        rope_theta: 10_000.0,
-        rms_norm_eps: 1e-6,
-        tie_word_embeddings: false,
-        initializer_range: Some(0.02),
-        ..DecoderConfig::default()
-    };
-    assert_eq!(config, expected);
-    // `null` is "as many as query heads", not the default.
-    let config = decoder(
-        &json!({ "model_type": "qwen2", "num_attention_heads": 16, "num_key_value_heads": null }),
-    );
-    assert_eq!(config.kv_heads(), 16);
-    // The families that were there before keep theirs.
-    let mistral = decoder(&json!({ "model_type": "mistral", "sliding_window": null }));
-    assert_eq!(
-        (mistral.kv_heads(), mistral.intermediate_size, mistral.qkv_bias),
-        (8, 14_336, false)
-    );
-    let llama = decoder(&json!({ "model_type": "llama" }));
-    assert_eq!((llama.kv_heads(), llama.intermediate_size, llama.vocab_size), (32, 11_008, 32_000));
-}
-
-#[test]
-fn what_its_configuration_asks_for_and_is_not_there_is_refused_by_name() {
-    let with = |changes: Value| {
-        let mut config = json(&parity("qwen2_tied/config.published.json"));
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        parsed(&config)
-    };
-    // Switched off, a window of any length means nothing; switched on, one that covers all positions hides nothing.
-    for harmless in [
-        json!({ "use_sliding_window": false, "sliding_window": 8 }),
-        json!({ "use_sliding_window": true, "sliding_window": 512 }),
-        json!({ "use_sliding_window": true, "sliding_window": null }),
-        json!({ "layer_types": ["full_attention", "full_attention"] }),
-        json!({ "use_sliding_window": true, "layer_types": ["full_attention", "sliding_attention"] }),
-    ] {
-        assert!(with(harmless.clone()).is_ok(), "{harmless}");
-    }
-    for (field, changes) in [
-        ("sliding_window` = 511", json!({ "use_sliding_window": true, "sliding_window": 511 })),
-        (
-            "sliding_window` = 4096",
-            json!({ "model_type": "qwen2", "use_sliding_window": true,
-            "max_position_embeddings": 8192, "sliding_window": 4096 }),
-        ),
-        ("layer_types", json!({ "layer_types": ["full_attention", "sliding_attention"] })),
-        ("layer_types", json!({ "layer_types": ["linear_attention", "full_attention"] })),
-        ("rope_type", json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } })),
-        ("hidden_act", json!({ "hidden_act": "gelu" })),
-        ("attention_bias", json!({ "attention_bias": true })),
-        ("model_type", json!({ "model_type": "qwen2_moe" })),
-    ] {
-        let error = with(changes).unwrap_err();
-        assert!(error.contains(field) && error.contains("config.json"), "{field}: {error}");
-    }
-    let mut config = json(&parity("llava_qwen2/config.published.json"));
-    config["text_config"]["model_type"] = json!("qwen3");
-    let error = parsed(&config).unwrap_err();
-    assert!(error.contains("text_config.model_type") && error.contains("qwen2"), "{error}");
-}
-
-/// Biases of Q, K and V; rows of Q and K in transformers' order already.
-#[test]
-fn gguf_gives_transformers_logits() {
-    let (floats, ints) = expected("qwen2_gguf");
-    let gguf = Gguf::open(&parity("qwen2.gguf")).unwrap();
-    let checkpoint = gguf.into_checkpoint().unwrap();
-    let model = checkpoint.load::<B>(&LoadOptions::default(), &Default::default()).unwrap().0;
-    let AnyModel::Decoder(model) = model else { panic!("a {model:?}") };
-    assert_eq!((model.config.rope_theta, model.config.kv_heads()), (1e6, 2));
-    let input_ids: Vec<i64> = ids(&ints["input_ids"]);
-    let logits = values(&model.logits(&input_ids).unwrap());
-    assert_close("gguf", &logits, &floats.values("logits"), LOGITS);
-    // Under another architecture's name the same file is not silently another model.
-    let bytes = std::fs::read(parity("qwen2.gguf")).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let renamed = |name: &str| {
-        let mut bytes = bytes.clone();
-        let places: Vec<usize> =
-            (0..bytes.len() - 5).filter(|at| &bytes[*at..*at + 5] == b"qwen2").collect();
-        places.into_iter().for_each(|at| bytes[at..at + 5].copy_from_slice(name.as_bytes()));
-        let path = dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        let checkpoint = Gguf::open(&path).unwrap().into_checkpoint()?;
-        checkpoint.load::<B>(&LoadOptions::default(), &Default::default()).map(drop)
-    };
-    let error = renamed("llama").unwrap_err().to_string();
-    assert!(error.contains("blk.0.attn_q.bias"), "{error}");
-    let error = renamed("qwen3").unwrap_err().to_string();
-    assert!(error.contains("general.architecture") && error.contains("qwen3"), "{error}");
 }

@@ -61,6 +61,11 @@ pub fn export_merged<B: Backend>(
         let problem = "no published format has a place for a projector of another crate";
         return Err(ModelError::Export { problem });
     }
+    let text = &model.config.text;
+    if text.qk_norm || text.mrope_section.is_some() {
+        let problem = "no layout written here has a decoder with norms of queries and keys or positions of three axes";
+        return Err(ModelError::Export { problem });
+    }
     let vit = model.config.vision.vit();
     if layout == Layout::Original && vit.is_none() {
         let problem = "LLaVA's own layout knows vision towers of CLIP only; use the hf format";

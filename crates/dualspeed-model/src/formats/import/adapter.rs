@@ -21,7 +21,9 @@ use super::safetensors::SafetensorsWeights;
 use super::source::{MemoryWeights, WeightSource};
 use super::tensor::FloatType;
 use crate::config::{LoraConfig, LoraTarget};
-use crate::nn::Freezable;
+use crate::language::Decoder;
+use crate::nn::lora::Lora;
+use crate::nn::{Freezable, Init};
 use crate::vlm::Llava;
 use dualspeed_ops::Backend;
 
@@ -129,6 +131,25 @@ impl Adapter {
             model = apply_extra(model, &**extra, device)?;
         }
         Ok(model)
+    }
+
+    /// Folds the adapter into a decoder on its own.
+    ///
+    /// # Errors
+    /// As [`Adapter::apply`]; also if parts of a model with vision are saved with the adapter.
+    pub fn merge_into<B: Backend>(
+        &self,
+        decoder: Decoder<B>,
+        device: &B::Device,
+    ) -> Result<Decoder<B>, ImportError> {
+        if let Some(info) = self.extras.iter().find_map(|extra| extra.tensors().values().next()) {
+            let problem =
+                "it is a part of a model with vision, which a decoder on its own has no place for";
+            return Err(ImportError::tensor(&info.path, &info.key, problem));
+        }
+        let lora = Lora::init(&Init::new(0, device).at("lora"), &self.config, &decoder.config);
+        let lora = fill_part(lora, "lora", &*self.factors, Some(FloatType::F32))?;
+        Ok(decoder.merge_lora(&lora))
     }
 
     /// The directory.

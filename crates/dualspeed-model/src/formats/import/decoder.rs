@@ -135,6 +135,13 @@ pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig,
         Some(Value::Object(_)) => json.object("rope_parameters")?,
         _ => json.object("rope_scaling")?,
     };
+    for place in [&rope, json] {
+        if let Some(factor) = place.float("partial_rotary_factor")?.filter(|factor| *factor != 1.0)
+        {
+            let problem = "heads turn as a whole here";
+            return Err(place.refuse("partial_rotary_factor", &factor.to_string(), problem));
+        }
+    }
     let theta = rope.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
     let kv_heads = match json.get("num_key_value_heads") {
         None => family.num_key_value_heads,
