@@ -3,9 +3,7 @@
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Int, Tensor};
 use dualspeed_core::RegistryError;
-use dualspeed_model::config::{
-    ConfigError, CustomProjectorConfig, CustomVisionConfig, ProjectorType,
-};
+use dualspeed_model::config::{CustomProjectorConfig, CustomVisionConfig, ProjectorType};
 use dualspeed_model::vision::features::{CLS_ATTENTION, HIDDEN, KEYS};
 use dualspeed_model::{
     DualSpeedObjective, Llava, LlavaConfig, ModelError, Needs, ParamGroup, Precision, PruneError,
@@ -235,7 +233,7 @@ fn names_that_nobody_registered_are_errors_with_the_nearest() {
         config.init_with::<A>(&parts(), &device::<A>(), 5).map(drop).unwrap_err()
     };
     let refused = |error: ModelError| match error {
-        ModelError::Config(ConfigError::Unknown(error)) => error,
+        ModelError::Config(ModelConfigError::Unknown(error)) => error,
         other => panic!("{other}"),
     };
     let kind = "pathces".to_owned();
@@ -268,7 +266,7 @@ fn names_that_nobody_registered_are_errors_with_the_nearest() {
     // A grid that the projector cannot divide.
     assert!(matches!(
         build(projector("pixel_merge", 3)),
-        ModelError::Config(ConfigError::NotDivisible { value: 8, divisor: 3, .. })
+        ModelError::Config(ModelConfigError::NotDivisible { value: 8, divisor: 3, .. })
     ));
     // Without any parts at all.
     let error = custom().init::<A>(&device::<A>(), 5).map(drop).unwrap_err();
