@@ -90,7 +90,9 @@ fn main() -> anyhow::Result<()> {
     };
     println!("{:<22} {:>8} {:>8} {:>8} answer", format!("against {reference}"), "ce", "kl", "norm");
     for (name, records, answer) in &runs {
-        let [ce, kl, norm] = [|r| r.ce, |r| r.kl, |r| r.grad_norm].map(|f| largest(records, f));
+        let ce = largest(records, |record| record.ce);
+        let kl = largest(records, |record| record.kl);
+        let norm = largest(records, |record| record.grad_norm);
         let same = if answer == expected_answer { "the same" } else { "another" };
         println!("{name:<22} {ce:>8.1e} {kl:>8.1e} {norm:>8.1e} {same}");
     }
