@@ -43,7 +43,7 @@ fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::R
             features: Some(features.clone()),
             tilings: &[],
             sample_ids: &["question".to_owned()],
-            prompts: &[question.clone()],
+            prompts: std::slice::from_ref(&question),
         };
         let go_on = &mut |_| ControlFlow::Continue(());
         let generated = model.generate(&inputs, &View::Full, None, &options, go_on)?;

@@ -3,7 +3,9 @@
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Int, Tensor};
 use dualspeed_core::RegistryError;
-use dualspeed_model::config::{CustomProjectorConfig, CustomVisionConfig, ProjectorType};
+use dualspeed_model::config::{
+    CustomProjectorConfig, CustomVisionConfig, ModelConfigError, ProjectorType,
+};
 use dualspeed_model::vision::features::{CLS_ATTENTION, HIDDEN, KEYS};
 use dualspeed_model::{
     DualSpeedObjective, Llava, LlavaConfig, ModelError, Needs, ParamGroup, Precision, PruneError,

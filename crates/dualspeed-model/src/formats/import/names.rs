@@ -66,7 +66,7 @@ const BUFFERS: &[&str] = &["embeddings.position_ids", "rotary_emb.inv_freq"];
 const CLIP_TEXT: &[&str] = &["text_model.", "text_projection.", "logit_scale"];
 
 /// The path in our model of a checkpoint's key; `None` for buffers and for CLIP's text half, which
-/// [`ClipText`](crate::clip_text::ClipText) reads.
+/// [`read_clip_text`](super::read_clip_text) reads.
 pub fn path_of(key: &str) -> Option<String> {
     if BUFFERS.iter().any(|buffer| key.ends_with(buffer))
         || CLIP_TEXT.iter().any(|prefix| key.starts_with(prefix))
