@@ -46,7 +46,7 @@ fn every_kind_survives_being_written_and_read() {
     assert_eq!(text, r#"{"kind":"efficientnet_lite0","image_size":32}"#);
     for (text, parts) in [
         (r#"{ "kind": "resnet" }"#, ["resnet", "efficientnet_lite0"]),
-        (r#"{ "kind": "clip_vitt", "patch_size": 3 }"#, ["clip_vitt", "clip_vit,"]),
+        (r#"{ "kind": "clip_vitt", "patch_size": 3 }"#, ["clip_vitt", "clip_vit nor"]),
         (r#"{ "kind": "efficientnet_lite0", "hidden_size": 3 }"#, ["hidden_size", "image_size"]),
         (r#"{ "imagesize": 3 }"#, ["imagesize", "image_size"]),
     ] {
