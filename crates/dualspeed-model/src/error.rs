@@ -50,14 +50,6 @@ pub enum ModelError {
         /// Width of the features.
         hidden: usize,
     },
-    /// A batch mentions images but no visual tokens were passed, or the other way round.
-    #[error("the batch has {placeholders} image placeholder(s) but {images} image(s) were passed")]
-    ImageCount {
-        /// `<image>` placeholders in the batch.
-        placeholders: usize,
-        /// Images whose features were passed.
-        images: usize,
-    },
     /// Images of several tiles that do not fit the model.
     #[error(
         "{tiles} tiles of {tokens} tokens were passed where the images' layouts have {expected}; a model of this kind \

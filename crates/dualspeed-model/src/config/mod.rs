@@ -78,7 +78,7 @@ pub struct LlavaConfig {
     pub isolator_length: usize,
     /// Low-rank adapters on the language model.
     pub lora: Option<LoraConfig>,
-    /// Longest sequence after the splice; longer ones are cut, never inside an image.
+    /// Longest sequence with its visual tokens in place; longer ones are cut, never inside an image.
     pub max_length: Option<usize>,
     /// Sequence lengths are padded to a multiple of this; 0 or 1 means no padding beyond the batch.
     pub pad_to_multiple: usize,
