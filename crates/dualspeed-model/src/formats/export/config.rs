@@ -79,9 +79,10 @@ pub(super) fn original(
         SelectFeature::Patch => "patch",
         SelectFeature::ClsPatch => "cls_patch",
     };
-    let (class, model_type) = match config.text.qkv_bias {
-        true => ("LlavaQwenForCausalLM", "llava_qwen"),
-        false => ("LlavaLlamaForCausalLM", "llava_llama"),
+    let (class, model_type) = match (config.text.qkv_bias, config.text.qk_norm) {
+        (true, _) => ("LlavaQwenForCausalLM", "llava_qwen"),
+        (false, true) => ("LlavaQwen3ForCausalLM", "llava_qwen3"),
+        (false, false) => ("LlavaLlamaForCausalLM", "llava_llama"),
     };
     let own = json!({
         "architectures": [class],
@@ -117,7 +118,7 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// `Qwen2Config` of transformers where q, k and v have biases, else `LlamaConfig`.
+/// `Qwen2Config` of transformers where q, k and v have biases, `Qwen3Config` where q and k have norms, else `LlamaConfig`.
 fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
     // Both ways of saying it: `rope_theta` and `rope_scaling` up to 4.x, `rope_parameters` from 5.0.
     let (scaling, mut parameters) = match config.rope_scaling {
@@ -163,13 +164,19 @@ fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
         "eos_token_id": tokens.eos,
         "pad_token_id": tokens.pad,
     });
-    let own = match config.qkv_bias {
-        true => json!({
+    let own = match (config.qkv_bias, config.qk_norm) {
+        (true, _) => json!({
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
             "use_sliding_window": false,
         }),
-        false => json!({
+        (false, true) => json!({
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": false,
+            "use_sliding_window": false,
+        }),
+        (false, false) => json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "attention_bias": false,

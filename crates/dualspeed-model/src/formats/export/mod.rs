@@ -62,8 +62,9 @@ pub fn export_merged<B: Backend>(
         return Err(ModelError::Export { problem });
     }
     let text = &model.config.text;
-    if text.qk_norm || text.mrope_section.is_some() {
-        let problem = "no layout written here has a decoder with norms of queries and keys or positions of three axes";
+    if text.mrope_section.is_some() || text.qkv_bias && text.qk_norm {
+        let problem = "no layout written here has a decoder with positions of three axes, or with both biases and norms of \
+                       queries and keys";
         return Err(ModelError::Export { problem });
     }
     let vit = model.config.vision.vit();

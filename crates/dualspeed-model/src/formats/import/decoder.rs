@@ -16,9 +16,12 @@ pub(super) struct Family {
     vocab_size: usize,
     /// `None`: as many as query heads.
     num_key_value_heads: Option<usize>,
+    /// `None`: `hidden_size / num_attention_heads`.
+    head_dim: Option<usize>,
     max_position_embeddings: i64,
     sliding_window: SlidingWindow,
     qkv_bias: bool,
+    qk_norm: bool,
 }
 
 /// Whether attention reaches back `sliding_window` positions only, 4096 unless the file has another number.
@@ -29,17 +32,19 @@ enum SlidingWindow {
     IfAsked,
 }
 
-/// `LlamaConfig`, `MistralConfig`, `Qwen2Config`.
-const FAMILIES: [Family; 3] = [
+/// `LlamaConfig`, `MistralConfig`, `Qwen2Config`, `Qwen3Config`.
+const FAMILIES: [Family; 4] = [
     Family {
         model_type: "llama",
         llava: &["llava", "llava_llama"],
         intermediate_size: 11_008,
         vocab_size: 32_000,
         num_key_value_heads: None,
+        head_dim: None,
         max_position_embeddings: 2048,
         sliding_window: SlidingWindow::Never,
         qkv_bias: false,
+        qk_norm: false,
     },
     Family {
         model_type: "mistral",
@@ -47,9 +52,11 @@ const FAMILIES: [Family; 3] = [
         intermediate_size: 14_336,
         vocab_size: 32_000,
         num_key_value_heads: Some(8),
+        head_dim: None,
         max_position_embeddings: 131_072,
         sliding_window: SlidingWindow::Always,
         qkv_bias: false,
+        qk_norm: false,
     },
     Family {
         model_type: "qwen2",
@@ -57,9 +64,23 @@ const FAMILIES: [Family; 3] = [
         intermediate_size: 22_016,
         vocab_size: 151_936,
         num_key_value_heads: Some(32),
+        head_dim: None,
         max_position_embeddings: 32_768,
         sliding_window: SlidingWindow::IfAsked,
         qkv_bias: true,
+        qk_norm: false,
+    },
+    Family {
+        model_type: "qwen3",
+        llava: &["llava_qwen3"],
+        intermediate_size: 22_016,
+        vocab_size: 151_936,
+        num_key_value_heads: Some(32),
+        head_dim: Some(128),
+        max_position_embeddings: 32_768,
+        sliding_window: SlidingWindow::IfAsked,
+        qkv_bias: false,
+        qk_norm: true,
     },
 ];
 
@@ -152,11 +173,11 @@ pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig,
         num_hidden_layers: json.size("num_hidden_layers", 32)?,
         num_attention_heads: json.size("num_attention_heads", 32)?,
         num_key_value_heads: kv_heads,
-        head_dim: json.optional_size("head_dim")?,
+        head_dim: json.optional_size("head_dim")?.or(family.head_dim),
         intermediate_size: json.size("intermediate_size", family.intermediate_size)?,
         vocab_size: json.size("vocab_size", family.vocab_size)?,
         qkv_bias: family.qkv_bias,
-        qk_norm: false,
+        qk_norm: family.qk_norm,
         mrope_section: None,
         rope_theta: theta,
         rope_scaling: rope_scaling(&rope)?,
