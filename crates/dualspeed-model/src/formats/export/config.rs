@@ -118,7 +118,8 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// `Qwen2Config` of transformers where q, k and v have biases, `Qwen3Config` where q and k have norms, else `LlamaConfig`.
+/// `Qwen2Config` of transformers where q, k and v have biases, `Qwen3Config` where q and k have norms,
+/// `SmolLM3Config` where layers do not rotate, else `LlamaConfig`.
 fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
     // Both ways of saying it: `rope_theta` and `rope_scaling` up to 4.x, `rope_parameters` from 5.0.
     let (scaling, mut parameters) = match config.rope_scaling {
@@ -165,6 +166,17 @@ fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
         "pad_token_id": tokens.pad,
     });
     let own = match (config.qkv_bias, config.qk_norm) {
+        _ if !config.nope_layers.is_empty() => json!({
+            "architectures": ["SmolLM3ForCausalLM"],
+            "model_type": "smollm3",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "use_sliding_window": false,
+            // A 1 for each layer that does rotate, whatever the name says.
+            "no_rope_layers": (0..config.num_hidden_layers)
+                .map(|layer| u8::from(!config.nope_layers.contains(&layer)))
+                .collect::<Vec<_>>(),
+        }),
         (true, _) => json!({
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",

@@ -174,6 +174,7 @@ impl Gguf {
             qkv_bias: architecture == QWEN2,
             qk_norm: architecture == QWEN3,
             mrope_section: None,
+            nope_layers: Vec::new(),
             rope_theta: self.number(&self.key("rope.freq_base"))?.unwrap_or(10_000.0),
             rope_scaling: None,
             rms_norm_eps: epsilon.unwrap_or(1e-5),

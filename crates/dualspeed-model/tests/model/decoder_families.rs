@@ -1,4 +1,4 @@
-//! Qwen2 alone and in a LLaVA, against transformers and peft: logits, text, gradients, adapters.
+//! Families of decoders beside Llama's, and Qwen2 in a LLaVA, against transformers and peft: logits, text, gradients, adapters.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -26,7 +26,7 @@ use crate::fixtures::{
 /// How far 32-bit gradients may lie from 64-bit ones, in their norm.
 const GRADIENTS: f64 = 5e-6;
 
-/// A fixture with its configuration as Qwen2.5's files are published.
+/// A fixture with its configuration as the family's files are published.
 fn as_published(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let copy = |from: &str, to: &str| {
@@ -141,17 +141,29 @@ fn supervised(name: &str, input_ids: &Value) -> Batch {
     Batch::new(vec![ids(input_ids)], vec![ids(&expected(name).1["labels"])])
 }
 
+/// Decoders of Qwen2 and Qwen3, and one of SmolLM3.
+const DECODERS: [&str; 5] =
+    ["qwen2_tied", "qwen2_untied", "qwen3_tied", "qwen3_untied", "smollm3_tied"];
+
 #[test]
 fn decoders_give_transformers_logits_and_text() {
-    for name in ["qwen2_tied", "qwen2_untied"] {
+    for name in DECODERS {
         let model: Decoder<B> = load_decoder(&parity(name));
-        let tied = name == "qwen2_tied";
-        assert_eq!((model.config.qkv_bias, model.lm_head.is_none()), (true, tied));
-        let biased = &model.layers[0].self_attn;
-        assert!(biased.k_proj.bias.is_some() && biased.o_proj.bias.is_none());
-        if tied {
+        let config = &model.config;
+        let family = name.split('_').next().unwrap();
+        assert_eq!(model.lm_head.is_none(), name.ends_with("_tied"));
+        assert_eq!((config.qkv_bias, config.qk_norm), (family == "qwen2", family == "qwen3"));
+        let attention = &model.layers[0].self_attn;
+        assert_eq!(attention.k_proj.bias.is_some(), family == "qwen2");
+        assert_eq!(attention.k_norm.is_some(), family == "qwen3");
+        assert!(attention.o_proj.bias.is_none());
+        match name {
             // Heads of 12 where d / heads is 8.
-            assert_eq!((model.config.head_size(), model.config.kv_heads()), (12, 2));
+            "qwen2_tied" | "qwen3_tied" => {
+                assert_eq!((config.head_size(), config.kv_heads()), (12, 2))
+            }
+            "smollm3_tied" => assert_eq!(config.nope_layers, [1]),
+            _ => assert!(config.nope_layers.is_empty()),
         }
         let (floats, ints) = expected(name);
         let input_ids: Vec<i64> = ids(&ints["input_ids"]);
@@ -172,7 +184,7 @@ fn decoders_give_transformers_logits_and_text() {
 
 #[test]
 fn full_tuning_has_transformers_gradients() {
-    for (name, count) in [("qwen2_tied", 14), ("qwen2_untied", 15)] {
+    for (name, count) in DECODERS.into_iter().zip([14, 15, 13, 14, 11]) {
         let (floats, ints) = expected(name);
         let batch = supervised(name, &ints["input_ids"]);
         let model = trainable(load_decoder::<A>(&parity(name)));
@@ -187,18 +199,21 @@ fn full_tuning_has_transformers_gradients() {
         assert_eq!(compared, count, "{name}");
         assert!(found.keys().all(|path| path.starts_with("language_model.")), "{:?}", found.keys());
 
-        let paths = [
-            "language_model.layers.0.self_attn.q_proj.bias",
-            "language_model.layers.0.self_attn.k_proj.bias",
-            "language_model.layers.1.self_attn.v_proj.bias",
-            "language_model.layers.1.input_layernorm.weight",
-        ];
+        let own: &[&str] = match name.split('_').next().unwrap() {
+            "qwen2" => {
+                &["0.self_attn.q_proj.bias", "0.self_attn.k_proj.bias", "1.self_attn.v_proj.bias"]
+            }
+            "qwen3" => &["0.self_attn.q_norm.weight", "1.self_attn.k_norm.weight"],
+            _ => &["2.input_layernorm.weight"],
+        };
+        let paths = own.iter().chain(&["1.input_layernorm.weight"]);
         let inner = trainable(load_decoder::<B>(&parity(name)));
         for path in paths {
             // Vectors: their order is the same in both layouts.
-            let gradient = &found[path];
+            let path = format!("language_model.layers.{path}");
+            let gradient = &found[&path];
             for at in [0, steepest(gradient)] {
-                assert_slope(&inner, &batch, path, at, gradient[at]);
+                assert_slope(&inner, &batch, &path, at, gradient[at]);
             }
         }
     }
@@ -206,12 +221,18 @@ fn full_tuning_has_transformers_gradients() {
 
 #[test]
 fn an_adapter_on_a_decoder_gives_pefts_logits_and_gradients() {
-    let (floats, ints) = expected("qwen2_peft");
-    let base = expected("qwen2_untied").1;
+    for family in ["qwen2", "qwen3"] {
+        check_adapter(&format!("{family}_peft"), &format!("{family}_untied"));
+    }
+}
+
+fn check_adapter(name: &str, base_name: &str) {
+    let (floats, ints) = expected(name);
+    let base = expected(base_name).1;
     let input_ids: Vec<i64> = ids(&base["input_ids"]);
-    let adapter = Adapter::open(&parity("qwen2_peft")).unwrap();
+    let adapter = Adapter::open(&parity(name)).unwrap();
     assert_eq!((adapter.config.r, adapter.config.alpha, adapter.config.targets.len()), (4, 8.0, 7));
-    let plain = trainable(load_decoder::<B>(&parity("qwen2_untied")));
+    let plain = trainable(load_decoder::<B>(&parity(base_name)));
     let adapted = adapter.apply(plain.clone(), &Default::default()).unwrap();
     let logits = |model: &Llava<B>| {
         let batch = Batch::prompt(&input_ids);
@@ -224,15 +245,15 @@ fn an_adapter_on_a_decoder_gives_pefts_logits_and_gradients() {
     assert_close("merged", &logits(&adapted.clone().merge_lora()), &reference, LOGITS);
 
     // A decoder needs no LLaVA around it; but one that sees is not folded into one that does not.
-    let decoder: Decoder<B> = load_decoder(&parity("qwen2_untied"));
+    let decoder: Decoder<B> = load_decoder(&parity(base_name));
     let folded = adapter.merge_into(decoder, &Default::default()).unwrap();
     assert_close("folded", &values(&folded.logits(&input_ids).unwrap()), &reference, LOGITS);
     let sees = Adapter::open(&parity("llava_qwen2_peft")).unwrap();
     let error = sees.merge_into(folded, &Default::default()).unwrap_err().to_string();
     assert!(error.contains("multi_modal_projector"), "{error}");
 
-    let batch = supervised("qwen2_peft", &base["input_ids"]);
-    let model = trainable(load_decoder::<A>(&parity("qwen2_untied")));
+    let batch = supervised(name, &base["input_ids"]);
+    let model = trainable(load_decoder::<A>(&parity(base_name)));
     let model = adapter.apply(model, &Default::default()).unwrap();
     let model = model.with_trainable(Trainable::finetune_lora()).unwrap();
     let loss = loss(&model, &batch);
