@@ -276,7 +276,7 @@ fn check_adapter(name: &str, base_name: &str) {
 }
 
 /// Logits of a fixture's sample, and the text that follows.
-fn check_llava(name: &str, model: &Llava<B>) {
+pub fn check_llava(name: &str, model: &Llava<B>) {
     let (floats, ints) = expected(name);
     let pixel_values = floats.tensor::<B, 4>("pixel_values");
     let mut first = 0;

@@ -15,6 +15,7 @@ mod positions;
 mod projection;
 mod pruners;
 mod published;
+mod siglip;
 mod support;
 mod tower;
 mod towers;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::config::{
     DecoderConfig, HiddenAct, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
-    VisionConfig, VitConfig,
+    VisionConfig, VitConfig, VitFamily,
 };
 use crate::formats::import::tensor::FloatType;
 
@@ -51,8 +51,8 @@ pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatTy
     if let Some(vit) = config.vision.vit() {
         json["vision_feature_layer"] = json!(vit.mm_vision_select_layer);
         json["vision_feature_select_strategy"] = json!(match vit.mm_vision_select_feature {
-            SelectFeature::Patch => "default",
-            SelectFeature::ClsPatch => "full",
+            SelectFeature::Patch if vit.family == VitFamily::Clip => "default",
+            SelectFeature::Patch | SelectFeature::ClsPatch => "full",
         });
     }
     if let Some(anyres) = &config.anyres {
@@ -214,15 +214,14 @@ fn vision(config: &VisionConfig) -> Value {
     }
 }
 
-/// `CLIPVisionConfig` of transformers.
+/// `CLIPVisionConfig` or `SiglipVisionConfig` of transformers.
 pub(super) fn vit(config: &VitConfig) -> Value {
     let act = match config.hidden_act {
         HiddenAct::QuickGelu => "quick_gelu",
         HiddenAct::Gelu => "gelu",
+        HiddenAct::GeluPytorchTanh => "gelu_pytorch_tanh",
     };
-    json!({
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip_vision_model",
+    let mut json = json!({
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -232,8 +231,22 @@ pub(super) fn vit(config: &VitConfig) -> Value {
         "num_channels": 3,
         "layer_norm_eps": config.layer_norm_eps,
         "hidden_act": act,
-        "projection_dim": config.projection_dim.unwrap_or(512),
-    })
+    });
+    let own = match config.family {
+        VitFamily::Clip => json!({
+            "architectures": ["CLIPVisionModel"],
+            "model_type": "clip_vision_model",
+            "projection_dim": config.projection_dim.unwrap_or(512),
+        }),
+        VitFamily::Siglip => json!({
+            "architectures": ["SiglipVisionModel"],
+            "model_type": "siglip_vision_model",
+            // The pooling head is no part of what a language model reads.
+            "vision_use_head": false,
+        }),
+    };
+    merge(&mut json, own);
+    json
 }
 
 /// `adapter_config.json` of peft.
