@@ -66,7 +66,7 @@ const BUFFERS: &[&str] = &["embeddings.position_ids", "rotary_emb.inv_freq"];
 const CLIP_TEXT: &[&str] = &["text_model.", "text_projection.", "logit_scale", "logit_bias"];
 
 /// SigLIP's pooling, whose output is no token.
-const SIGLIP_HEAD: &str = "vision_tower.head.";
+const SIGLIP_HEAD: &[&str] = &["head.attention.", "head.layernorm.", "head.mlp.", "head.probe"];
 
 /// The path in our model of a checkpoint's key; `None` for buffers, for SigLIP's pooling and for CLIP's text half, which
 /// [`read_clip_text`](super::read_clip_text) reads.
@@ -81,7 +81,9 @@ pub fn path_of(key: &str) -> Option<String> {
         Some(format!("{to}{rest}"))
     });
     let path = renamed.unwrap_or_else(|| key.to_owned());
-    (!path.starts_with(SIGLIP_HEAD)).then_some(path)
+    let of_tower = path.strip_prefix("vision_tower.").unwrap_or(&path);
+    let pooling = SIGLIP_HEAD.iter().any(|part| of_tower.starts_with(part));
+    (!pooling).then_some(path)
 }
 
 /// A source whose tensors go by their path in our model.
