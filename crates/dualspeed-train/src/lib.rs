@@ -21,6 +21,7 @@
 pub mod checkpoint;
 pub mod config;
 mod dataloader;
+mod disk;
 pub mod doors;
 pub mod error;
 mod error_slot;
@@ -33,6 +34,7 @@ pub mod memory;
 pub mod metrics;
 pub mod mode;
 pub mod optim;
+mod patience;
 mod run_dir;
 mod state;
 pub mod step;
@@ -43,12 +45,13 @@ pub mod train;
 pub use checkpoint::check_format;
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
-pub use error::{ConfigError, TrainError};
+pub use error::{ConfigError, Kept, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::{FeatureCache, FeatureStore};
 pub use memory::MemoryPlan;
 pub use metrics::{
-    MetricRegistry, Progress, RecordMetric, StepRecord, TimeSplit, Totals, read_metrics,
+    MetricRegistry, Progress, RecordMetric, SkippedStep, StepRecord, TimeSplit, Totals,
+    read_metrics,
 };
 pub use mode::{
     AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, PastStep, Periodic, ScheduleRegistry,

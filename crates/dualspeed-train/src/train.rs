@@ -16,6 +16,7 @@ use dualspeed_ops::{AutodiffBackend, Backend};
 use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
 use crate::config::{TrainConfig, invalid};
 use crate::dataloader::{TrainLoader, ValidLoader};
+use crate::disk;
 use crate::doors::Doors;
 use crate::error::TrainError;
 use crate::error_slot::ErrorSlot;
@@ -57,7 +58,8 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub progress: Progress,
     /// Whether checkpoints are written; a benchmark needs none.
     pub save: bool,
-    /// Set it to end the run after the current step, with a checkpoint.
+    /// Set it to end the run after the current micro-batch or step, with a checkpoint of the steps that are whole; reads that
+    /// hang, validation and the computation of features are given up.
     pub interrupt: Arc<AtomicBool>,
     /// What the config may name.
     pub doors: Doors<B>,
@@ -110,8 +112,9 @@ pub struct TrainOutcome<B: AutodiffBackend> {
 /// Trains.
 ///
 /// # Errors
-/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss
-/// that is not a number, a disk that is full. The newest checkpoint survives all of them.
+/// Bad config, a run directory in use or without room, a foreign or damaged checkpoint: nothing is written then, and an earlier
+/// run in the directory is as it was. [`TrainError::Ended`] once a step is done: unreadable samples, too many steps in a row
+/// that are skipped, a device that fails, a disk that is full. What was done is saved first where it can be, and says where.
 pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
     job.config.validate()?;
     // What is left to the stage is decided here, once: the run uses, records and compares what it wrote down.
@@ -151,6 +154,10 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             advice: "every parameter of the model is frozen; use stage single, or a model that is not wrapped".into(),
         });
     }
+    // A parameter and its two moments, in f32.
+    let checkpoint = params.iter().map(|param| 12 * param.shape.iter().product::<usize>() as u64);
+    let checkpoint = if job.save { checkpoint.sum() } else { 0 };
+    let _space = disk::probe(&job.run_dir, checkpoint, config.checkpoint.keep)?;
     let rates = config.group_rates();
     let optim = GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
     let mut start = Reached::default();
@@ -191,10 +198,6 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             }
         }
     }
-    // What can take hours and fail has succeeded.
-    if !job.resume {
-        run_dir::create(&job.run_dir, job.overwrite, &config)?;
-    }
     // Examples without pixels are free to read; the cache has them when it was computed from this
     // data.
     let source = match &features {
@@ -234,12 +237,14 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         plan: WindowPlan { source, sampler: Arc::new(sampler), micro_batch: config.batch.size },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
+        stop: job.interrupt.clone(),
         runtime,
     };
     let valid_loader = ValidLoader {
         source: valid,
         range: 0..samples,
         batch: config.batch.size,
+        stop: job.interrupt.clone(),
         runtime: valid_runtime,
     };
     let lr_schedule = config.lr_schedule(total_steps).starting_at(start.step);
@@ -256,6 +261,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         metrics: run_metrics.clone(),
         checkpoints,
         run_dir: job.run_dir.clone(),
+        resume: job.resume,
+        overwrite: job.overwrite,
         device: strategy_device,
         save: job.save,
         start,

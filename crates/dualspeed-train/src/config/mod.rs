@@ -75,8 +75,8 @@ pub struct TrainConfig {
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 5] =
-    ["checkpoint", "data.features", "memory", "metrics", "validation"];
+const FREE_ON_RESUME: [&str; 6] =
+    ["checkpoint", "data.features", "memory", "metrics", "optim.max_skipped", "validation"];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.

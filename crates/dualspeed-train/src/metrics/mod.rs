@@ -12,4 +12,4 @@ pub(crate) use jsonl::JsonlLog;
 pub use jsonl::read_metrics;
 pub(crate) use progress::progress_bar;
 pub use progress::{Progress, ProgressBarRenderer};
-pub use record::{StepRecord, StepTime, TimeSplit, Totals};
+pub use record::{SkippedStep, StepRecord, StepTime, TimeSplit, Totals};
