@@ -16,6 +16,9 @@
 //! | [`rng`] | random streams, pure functions of (seed, split, index, purpose) |
 //! | [`error`] | what can be wrong with files, records, images and configurations |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod batch;
 pub mod chance;
 pub mod error;

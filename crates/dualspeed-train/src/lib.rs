@@ -18,6 +18,9 @@
 //! | [`mod@evaluate`] | accuracy by kind of question and view |
 //! | [`tower_training`] | training a vision tower to name patches |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod config;
 mod dataloader;

@@ -10,7 +10,8 @@ use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, doors, parts, sources};
-use crate::interrupt::{Interrupted, ctrl_c_flag};
+use crate::interrupt::{Interrupted, Training, interrupt_flag};
+use crate::output::{note, say};
 use crate::run_dir;
 
 /// Arguments of `train`.
@@ -75,34 +76,39 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     }
     let n = config.model.num_visual_tokens();
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
             config.stage.name(),
             source.len(),
             config.keep_count(n),
             config.pruner().name
-        );
+        ));
         let cached = config.data.features.is_cached();
-        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, cached, device)?);
+        let memory = MemoryPlan::new::<B>(&config, &*source, cached, device)?;
+        note(format_args!("memory: {memory}"));
     }
+    let interrupt = interrupt_flag()?;
+    let training = Training::begin();
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
         overwrite: args.overwrite,
         progress: progress(args, global),
-        interrupt: ctrl_c_flag()?,
+        interrupt,
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
-    })?;
+    });
+    drop(training);
+    let outcome = outcome?;
     if outcome.interrupted {
         return Err(Interrupted { step: outcome.steps, run: dir.display().to_string() }.into());
     }
-    println!(
+    say(format_args!(
         "{} steps, {:.1} s of training, written to {}",
         outcome.steps,
         outcome.train_seconds,
         dir.display()
-    );
+    ));
     Ok(())
 }
 
@@ -111,7 +117,7 @@ fn verify(what: &str, source: &dyn ExampleSource) -> anyhow::Result<()> {
     const SHOWN: usize = 20;
     let problems = source.verify();
     for problem in problems.iter().take(SHOWN) {
-        eprintln!("{problem}");
+        note(format_args!("{problem}"));
     }
     let (bad, all) = (problems.len(), source.len());
     anyhow::ensure!(
