@@ -32,9 +32,12 @@ use crate::error::TrainError;
 use crate::error_slot::ErrorSlot;
 use crate::lr_schedule::WarmupSchedule;
 use crate::metrics::RunMetrics;
-use crate::metrics::{JsonlLog, StepRecord, StepTime, TimeSplit, Totals};
+use crate::metrics::{
+    JsonlLog, StepRecord, StepTime, TimeSplit, Totals, ValidationLog, ValidationRecord,
+};
 use crate::mode::{LaggedSchedule, Mode, PastStep};
 use crate::optim::{GradNorm, GroupRates, GroupedAdamW};
+use crate::run_dir::{METRICS_FILE, VALIDATION_FILE};
 use crate::state::export_trainables;
 use crate::step::{DualSpeedModel, MicroOutput, TrainInput, ValidOutput};
 
@@ -137,7 +140,14 @@ type Batches<'a, B> = dyn DataLoaderIterator<TrainInput<B>> + 'a;
 impl<B: AutodiffBackend> Run<'_, B> {
     fn steps(&mut self, batches: &mut Batches<'_, B>) -> Result<(), TrainError> {
         let this = self.strategy;
-        let mut log = JsonlLog::open(&this.run_dir.join("metrics.jsonl"), this.start.step)?;
+        let start = this.start.step;
+        let mut log = JsonlLog::open_steps(&this.run_dir.join(METRICS_FILE), start)?;
+        let mut validations = ValidationLog::open(&this.run_dir.join(VALIDATION_FILE), start)?;
+        // What the interrupted run left undone at its last step.
+        let every = this.config.validation.every;
+        if start > 0 && every > 0 && start.is_multiple_of(every) && !validations.has(start) {
+            self.validate(start, &mut validations)?;
+        }
         let mut saved = this.start.step;
         // A device that works by itself gets the next step before this one is read back.
         let ahead = !B::computes_on_host();
@@ -164,12 +174,15 @@ impl<B: AutodiffBackend> Run<'_, B> {
                 self.finish(last, &mut log)?;
             }
             if this.save && save {
-                self.save(done)?;
+                // Records of a checkpoint's steps are on disk when it is.
+                log.sync()?;
+                validations.sync()?;
+                self.save(done, &validations)?;
                 saved = done;
             }
             self.reach(done, interrupted && done < this.total_steps);
             if validate {
-                self.validate(done)?;
+                self.validate(done, &mut validations)?;
             }
             if interrupted {
                 break;
@@ -349,7 +362,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
         *reached = Reached { step, totals: self.totals, interrupted };
     }
 
-    fn save(&self, step: u64) -> Result<(), TrainError> {
+    fn save(&self, step: u64, validations: &ValidationLog) -> Result<(), TrainError> {
         let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&self.model.llava);
         let mut updates = BTreeMap::new();
         let state = self.strategy.optim.state();
@@ -371,6 +384,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let this = self.strategy;
         let state = CheckpointState {
             step,
+            total_steps: this.total_steps,
             config: this.config.fingerprint()?,
             data: this.data_fingerprint.clone(),
             totals: self.totals,
@@ -378,14 +392,15 @@ impl<B: AutodiffBackend> Run<'_, B> {
             schedule: self.modes.state(),
             ..CheckpointState::default()
         };
-        let path = this.checkpoints.save(&state, &tensors)?;
+        let best = validations.best(&this.checkpoints.steps()?, this.config.checkpoint.keep_best);
+        let path = this.checkpoints.save(&state, &tensors, &best)?;
         tracing::debug!(path = %path.display(), "checkpoint written");
         Ok(())
     }
 
     /// Runs the validation set in full view through `InferenceStep`, and appends the means to
     /// `validation.jsonl`.
-    fn validate(&mut self, step: u64) -> Result<(), TrainError> {
+    fn validate(&mut self, step: u64, log: &mut ValidationLog) -> Result<(), TrainError> {
         let model = AutodiffModule::valid(&self.model);
         let mut sum = ValidOutput::default();
         let mut batches = self.valid.iter();
@@ -403,18 +418,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
         if sum.tokens == 0 {
             return Ok(());
         }
-        let line = serde_json::json!({
-            "step": step, "ce": sum.mean_ce(), "accuracy": sum.accuracy(), "tokens": sum.tokens,
-        });
-        append_line(&self.strategy.run_dir.join("validation.jsonl"), &line.to_string())
+        let (ce, accuracy, tokens) = (sum.mean_ce(), sum.accuracy(), sum.tokens);
+        log.write(ValidationRecord { step, ce, accuracy, tokens })
     }
-}
-
-fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
-    use std::io::Write;
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    let mut file = file.map_err(TrainError::io("open", path))?;
-    writeln!(file, "{line}").map_err(TrainError::io("write", path))
 }
 
 /// Asks for the numbers of a step: sums of the loss's parts, and the gradient norm where it is on the device.
