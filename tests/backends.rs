@@ -113,7 +113,8 @@ fn train_in<B: AutodiffBackend>(
 fn results(dir: &Path) -> (Vec<StepRecord>, BTreeMap<String, HostTensor>) {
     let mut records = read_metrics(&dir.join(METRICS_FILE)).unwrap();
     records.iter_mut().for_each(|record| record.time = Default::default());
-    let (state, tensors) = checkpoint::load(&dir.join("checkpoints/step-00000007"), Contents::All).unwrap();
+    let (state, tensors) =
+        checkpoint::load(&dir.join("checkpoints/step-00000007"), Contents::All).unwrap();
     assert_eq!(state.step, 7);
     (records, tensors)
 }

@@ -131,9 +131,9 @@ fn remember(memory: &Path, entry: Remembered) {
     let path = place(memory, &entry.file.path);
     // Two processes may remember the same file at once.
     let own = path.with_extension(format!("{}.partial", std::process::id()));
-    let written = serde_json::to_vec(&entry).map_err(io::Error::from).and_then(|bytes| {
-        files::write_whole_at(&path, &own, |partial| fs::write(partial, &bytes))
-    });
+    let written = serde_json::to_vec(&entry)
+        .map_err(io::Error::from)
+        .and_then(|bytes| files::write_whole_at(&path, &own, |partial| fs::write(partial, &bytes)));
     if let Err(error) = written {
         tracing::debug!("the hash of {} is not remembered: {error}", entry.file.path.display());
     }

@@ -97,7 +97,8 @@ pub enum TrainError {
     },
     /// A run directory without any checkpoint.
     #[error(
-        "{path} holds no complete checkpoint, so there is nothing to continue from; begin the run anew: {}", anew(run)
+        "{path} holds no complete checkpoint, so there is nothing to continue from; begin the run anew: {}",
+        anew(run)
     )]
     NoCheckpoint {
         /// The directory of checkpoints.

@@ -88,7 +88,9 @@ impl Drop for RunLock {
     fn drop(&mut self) {
         // Best effort: a lock that stays is found to be nobody's.
         let _ = fs::remove_file(&self.path);
-        if self.made && let Some(dir) = self.path.parent() {
+        if self.made
+            && let Some(dir) = self.path.parent()
+        {
             // Nothing was written: the directory goes as it came. One that is not empty stays.
             let _ = fs::remove_dir(dir);
         }

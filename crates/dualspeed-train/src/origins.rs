@@ -62,7 +62,11 @@ impl Origin {
             .map(|file| {
                 let hash = file_sha256(file).map_err(TrainError::io("read", file))?;
                 let name = file.strip_prefix(path).unwrap_or(file);
-                let name = if name.as_os_str().is_empty() { file.file_name().unwrap_or_default() } else { name.as_os_str() };
+                let name = if name.as_os_str().is_empty() {
+                    file.file_name().unwrap_or_default()
+                } else {
+                    name.as_os_str()
+                };
                 Ok((name.to_string_lossy().into_owned(), hash))
             })
             .collect::<Result<_, TrainError>>()?;
@@ -77,7 +81,8 @@ impl Origin {
             names.insert(path.to_owned());
         }
         let known = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"];
-        let whole = path.is_dir() || path.file_name().is_some_and(|name| known.iter().any(|known| name == *known));
+        let whole = path.is_dir()
+            || path.file_name().is_some_and(|name| known.iter().any(|known| name == *known));
         let beside = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
         let in_dir = if path.is_dir() { &known[..] } else { &[] };
         for name in beside.iter().chain(in_dir).filter(|_| whole) {
@@ -116,7 +121,12 @@ impl Origin {
         }
         let step = |origin: &Self| origin.step.map(|step| format!(", at step {step}"));
         let (before, after) = (step(self).unwrap_or_default(), step(now).unwrap_or_default());
-        Some(format!("{}{before} -> now{}{after}: {}", self.place(), now.place(), changed.join(", ")))
+        Some(format!(
+            "{}{before} -> now{}{after}: {}",
+            self.place(),
+            now.place(),
+            changed.join(", ")
+        ))
     }
 }
 
@@ -136,7 +146,8 @@ impl Origins {
     /// # Errors
     /// `TrainError::Io` names the file that cannot be read.
     pub fn with_tokenizers(mut self, config: &TrainConfig) -> Result<Self, TrainError> {
-        let sources = [(TRAIN_DATA, Some(&config.data.train)), (VALID_DATA, config.data.valid.as_ref())];
+        let sources =
+            [(TRAIN_DATA, Some(&config.data.train)), (VALID_DATA, config.data.valid.as_ref())];
         for (name, source) in sources {
             let Some(source) = source else { continue };
             let of_file = source.llava_json.as_ref().map(|section| &section.tokenizer);
@@ -238,7 +249,8 @@ mod tests {
         let recorded = origins(&first);
         recorded.write(dir.path()).unwrap();
         assert_eq!(Origins::read(dir.path()).unwrap().as_ref(), Some(&recorded));
-        let check = |now: &Origins| recorded.check(now, dir.path()).map_err(|error| error.to_string());
+        let check =
+            |now: &Origins| recorded.check(now, dir.path()).map_err(|error| error.to_string());
         check(&origins(&write("b/copied.json", "one"))).unwrap();
         let error = check(&origins(&write("a/tokenizer.json", "two"))).unwrap_err();
         for words in ["a/tokenizer.json", "tokenizer is another", ORIGINS_FILE] {

@@ -65,7 +65,8 @@ impl Records {
         let path = run_dir.join(RECORDS_FILE);
         let mut lines = String::new();
         for (RecordKey { id, digest }, (modality, length)) in self.keys.iter().zip(&self.shapes) {
-            let line = (id, format!("{digest:016x}"), u8::from(*modality == Modality::Image), length);
+            let line =
+                (id, format!("{digest:016x}"), u8::from(*modality == Modality::Image), length);
             lines += &json(&path, &line)?;
             lines.push('\n');
         }
@@ -168,8 +169,7 @@ impl Moved {
             ));
         }
         let changed = || self.removed.iter().chain(&self.corrected);
-        let unlisted: Vec<String> =
-            changed().filter(|id| !revised.contains(id)).cloned().collect();
+        let unlisted: Vec<String> = changed().filter(|id| !revised.contains(id)).cloned().collect();
         if unlisted.is_empty() {
             return None;
         }
@@ -248,7 +248,8 @@ mod tests {
 
     fn records() -> Records {
         let source = Words(vec![("a", "one"), ("b", "two"), ("c", "three"), ("d", "two")]);
-        let shapes = [(Modality::Image, 3), (Modality::Text, 3), (Modality::Text, 5), (Modality::Image, 1)];
+        let shapes =
+            [(Modality::Image, 3), (Modality::Text, 3), (Modality::Text, 5), (Modality::Image, 1)];
         Records::of(&source, &shapes).unwrap()
     }
 
@@ -266,7 +267,8 @@ mod tests {
 
     #[test]
     fn every_change_is_told_by_id() {
-        let moved = |now: &[(&'static str, &'static str)]| records().moved(&Words(now.to_vec())).unwrap();
+        let moved =
+            |now: &[(&'static str, &'static str)]| records().moved(&Words(now.to_vec())).unwrap();
         let whole = [("a", "one"), ("b", "two"), ("c", "three"), ("d", "two")];
         assert!(moved(&whole).is_nothing());
 
@@ -277,12 +279,17 @@ mod tests {
         let removed = moved(&[whole[0], whole[2], whole[3]]);
         assert_eq!(removed.places, [Some(0), None, Some(1), Some(2)]);
         let refusal = removed.refusal(&[]).unwrap();
-        assert!(refusal.contains("1 record (b) removed") && refusal.contains("data.revised=[\"b\"]"));
+        assert!(
+            refusal.contains("1 record (b) removed") && refusal.contains("data.revised=[\"b\"]")
+        );
         assert_eq!(removed.refusal(&["b".into(), "x".into()]), None);
 
         let corrected = moved(&[whole[0], whole[1], ("c", "drei"), whole[3]]);
         assert_eq!(corrected.places, [Some(0), Some(1), Some(2), Some(3)]);
-        assert_eq!((&corrected.corrected[..], &corrected.removed[..]), (&["c".to_owned()][..], &[][..]));
+        assert_eq!(
+            (&corrected.corrected[..], &corrected.removed[..]),
+            (&["c".to_owned()][..], &[][..])
+        );
         assert!(corrected.refusal(&["b".into()]).unwrap().contains("corrected"));
 
         let added = moved(&[whole[0], whole[1], whole[2], whole[3], ("e", "five")]);

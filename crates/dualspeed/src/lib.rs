@@ -47,6 +47,7 @@ pub mod experiment;
 pub mod extensions;
 pub mod files;
 pub mod interrupt;
+mod origins;
 mod patch_contributions;
 pub mod pipeline;
 pub mod quickstart;

@@ -64,8 +64,7 @@ impl Checksums {
         model_only: bool,
     ) -> Result<(), String> {
         let wanted = |name: &str| !model_only || name.starts_with(MODEL_PREFIX);
-        let expected: BTreeSet<&String> =
-            self.tensors.keys().filter(|name| wanted(name)).collect();
+        let expected: BTreeSet<&String> = self.tensors.keys().filter(|name| wanted(name)).collect();
         let found: BTreeSet<&String> = tensors.keys().collect();
         if let Some(name) = expected.symmetric_difference(&found).next() {
             let problem = if expected.contains(name) { "is missing" } else { "was not written" };

@@ -34,10 +34,8 @@ pub(super) fn write(
     state: &CheckpointState,
     tensors: &BTreeMap<String, HostTensor>,
 ) -> Result<(), TrainError> {
-    let bad = |path: &Path, problem: String| TrainError::BadCheckpoint {
-        path: path.to_owned(),
-        problem,
-    };
+    let bad =
+        |path: &Path, problem: String| TrainError::BadCheckpoint { path: path.to_owned(), problem };
     fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
     let path = dir.join(TENSORS);
     safetensors::serialize_to_file(tensors, None, &path).map_err(|error| match error {

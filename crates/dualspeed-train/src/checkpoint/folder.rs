@@ -183,7 +183,9 @@ impl Checkpoints {
     /// that they are found once. Only for the process that writes here; what cannot be done is a warning.
     pub fn clean(&self, damaged: &[PathBuf]) {
         let names = self.names().unwrap_or_default();
-        for name in names.iter().filter(|name| [TEMPORARY, REMOVED].iter().any(|p| name.starts_with(p))) {
+        for name in
+            names.iter().filter(|name| [TEMPORARY, REMOVED].iter().any(|p| name.starts_with(p)))
+        {
             if let Err(error) = remove(&self.dir.join(name)) {
                 tracing::warn!("what an earlier process left stays: {error}");
             }

@@ -126,13 +126,19 @@ impl TrainConfig {
     fn length_verdict(&self, key: &str, before: &Value, planned: u64) -> Verdict {
         let longer = match (key, self.steps, self.epochs) {
             (_, Some(steps), _) => steps >= planned,
-            ("epochs", None, Some(epochs)) => before.as_u64().is_some_and(|before| epochs >= before),
+            ("epochs", None, Some(epochs)) => {
+                before.as_u64().is_some_and(|before| epochs >= before)
+            }
             // Was a number of steps: how many an epoch has is not known here.
             _ => return Verdict::Refused("give the length in steps, as the run began"),
         };
         match longer {
-            true => Verdict::Accepted("from here on the rates follow the schedule of the new length"),
-            false => Verdict::Refused("a run may become longer: its rates have decayed for that length"),
+            true => {
+                Verdict::Accepted("from here on the rates follow the schedule of the new length")
+            }
+            false => Verdict::Refused(
+                "a run may only become longer: its rates have decayed for that length",
+            ),
         }
     }
 

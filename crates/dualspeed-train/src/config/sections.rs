@@ -360,7 +360,8 @@ impl CheckpointConfig {
                 || self.every == 0
                 || !self.every.is_multiple_of(validation.every))
         {
-            let advice = "let checkpoint.every be a multiple of validation.every, neither of them 0";
+            let advice =
+                "let checkpoint.every be a multiple of validation.every, neither of them 0";
             return Err(invalid(
                 "checkpoint.keep_best",
                 self.keep_best,
