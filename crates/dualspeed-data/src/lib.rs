@@ -52,7 +52,7 @@ pub use scene::{
     SceneSource, Split, Vendor, patch_colours, patch_labels, render, scene_tokenizer,
 };
 pub use source::{
-    ExampleSource, MemorySource, Modality, SourceRegistry, SourceSpec, source_registry,
+    ExampleSource, MemorySource, Modality, RecordKey, SourceRegistry, SourceSpec, source_registry,
 };
 pub use text::{
     BpeVocabulary, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Segment,

@@ -1,7 +1,7 @@
 //! Whether a run directory can hold its run, found out before the first step.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::checkpoint::Checkpoints;
 use crate::error::TrainError;
@@ -9,39 +9,20 @@ use crate::error::TrainError;
 /// Beside checkpoints: a config, records, reports.
 const OTHERS: u64 = 1 << 20;
 
-/// A run directory that was looked at; one that was made for it and is still empty is removed again.
-#[derive(Debug)]
-pub(crate) struct RunSpace {
-    made: Option<PathBuf>,
-}
-
-impl Drop for RunSpace {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.made {
-            // Fails where the run has written something, as it should.
-            let _ = fs::remove_dir(dir);
-        }
-    }
-}
-
-/// Makes `dir` if it is not there, writes a file into it and into its checkpoints, and looks for room for `keep` checkpoints of
+/// Writes a file into a run directory and into its checkpoints, and removes it, and looks for room for `keep` checkpoints of
 /// `bytes` each and one that is being written. What earlier checkpoints take is counted as room.
 ///
 /// # Errors
 /// `TrainError::Io` where nothing can be written, `TrainError::NoSpace` where not one checkpoint has room. Where a later one
 /// has none, that is a warning.
-pub(crate) fn probe(dir: &Path, bytes: u64, keep: usize) -> Result<RunSpace, TrainError> {
-    let made = (!dir.exists()).then(|| dir.to_owned());
-    fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
-    let space = RunSpace { made };
+pub(crate) fn probe(dir: &Path, bytes: u64, keep: usize) -> Result<(), TrainError> {
     let checkpoints = Checkpoints::new(dir, 1);
     let folder = dir.join("checkpoints");
-    for dir in [dir, &folder] {
-        if dir.is_dir() {
-            write_probe(dir)?;
-        }
+    write_probe(dir)?;
+    if folder.is_dir() {
+        write_probe(&folder)?;
     }
-    let Some(free) = free_bytes(dir) else { return Ok(space) };
+    let Some(free) = free_bytes(dir) else { return Ok(()) };
     let steps = checkpoints.steps()?;
     let there: u64 = steps.iter().map(|step| size(&checkpoints.path(*step))).sum();
     let all = (keep as u64 + 1) * bytes + OTHERS;
@@ -56,7 +37,7 @@ pub(crate) fn probe(dir: &Path, bytes: u64, keep: usize) -> Result<RunSpace, Tra
             gib(all)
         );
     }
-    Ok(space)
+    Ok(())
 }
 
 pub(crate) fn gib(bytes: u64) -> f64 {
@@ -98,11 +79,9 @@ mod tests {
     fn room_is_found_or_not_and_nothing_is_left() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("a/run");
-        drop(probe(&run, 1000, 2).unwrap());
-        assert!(!run.exists());
         fs::create_dir_all(&run).unwrap();
         fs::write(run.join("notes"), "mine").unwrap();
-        drop(probe(&run, 1000, 2).unwrap());
+        probe(&run, 1000, 2).unwrap();
         assert_eq!(fs::read_dir(&run).unwrap().count(), 1);
         if cfg!(unix) {
             let error = probe(&run, u64::MAX / 8, 2).unwrap_err();

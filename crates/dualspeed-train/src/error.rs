@@ -1,6 +1,6 @@
 //! Errors of this crate: what went wrong, where, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,29 +95,69 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
-    /// There is nothing to resume from.
+    /// A run directory without any checkpoint.
     #[error(
-        "{path} holds no complete checkpoint, so there is nothing to resume; start the run without --resume"
+        "{path} holds no complete checkpoint, so there is nothing to continue from; begin the run anew: {}",
+        anew(run)
     )]
     NoCheckpoint {
-        /// The run directory.
+        /// The directory of checkpoints.
         path: PathBuf,
+        /// The run directory.
+        run: PathBuf,
     },
-    /// The checkpoint was written by a run with another config.
+    /// There are checkpoints, and all are damaged.
     #[error(
-        "the checkpoint {path} was written with another config; these keys differ: {}; resume with the config it was \
-         written with, or start a new run directory", differing.join(", ")
+        "no checkpoint in {path} is whole ({}); put one back from a copy, or begin the run anew: {}",
+        damaged.join("; "),
+        anew(run)
+    )]
+    NoWholeCheckpoint {
+        /// The directory of checkpoints.
+        path: PathBuf,
+        /// The run directory.
+        run: PathBuf,
+        /// `name: what is wrong`, newest first.
+        damaged: Vec<String>,
+    },
+    /// The checkpoint belongs to another run than the one that is to go on.
+    #[error(
+        "the checkpoint {path} cannot go on like this: {}; resume with the values it was written with, or start a new run \
+         directory", differing.join("; ")
     )]
     ForeignCheckpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// `key (checkpoint: x, config: y)` for every key that differs.
+        /// `key is x, was y: why it has to stay` for every key that differs and must not.
         differing: Vec<String>,
     },
-    /// A checkpoint that cannot be read back.
+    /// What the run started from is no longer what it was.
     #[error(
-        "the checkpoint {path} cannot be used: {problem}; delete it to fall back on the one before"
+        "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
+         (if the change is meant, delete {}: what is there now is then taken as it is)",
+        changed.join("; "),
+        run.join(crate::origins::ORIGINS_FILE).display()
     )]
+    OriginChanged {
+        /// The run directory.
+        run: PathBuf,
+        /// `what: how it changed`.
+        changed: Vec<String>,
+    },
+    /// Another process writes the run directory.
+    #[error(
+        "the run directory {run} is being written by {owner}; wait for it or end it, or choose another directory{advice}"
+    )]
+    RunLocked {
+        /// The run directory.
+        run: PathBuf,
+        /// Process, host and start time.
+        owner: String,
+        /// What to do if that process is gone and cannot be seen from here.
+        advice: String,
+    },
+    /// A checkpoint that cannot be read back, or does not fit the model.
+    #[error("the checkpoint {path} cannot be used: {problem}")]
     BadCheckpoint {
         /// The checkpoint.
         path: PathBuf,
@@ -358,6 +398,12 @@ impl TrainError {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
     }
+}
+
+/// The command that begins a run anew from its own config.
+fn anew(run: &Path) -> String {
+    let run = run.display();
+    format!("dualspeed train --config {run}/config.toml --out {run} --overwrite")
 }
 
 fn memory_advice(message: &str) -> &'static str {

@@ -52,6 +52,7 @@ pub mod experiment;
 pub mod extensions;
 pub mod files;
 pub mod interrupt;
+mod origins;
 pub mod output;
 mod patch_contributions;
 pub mod pipeline;

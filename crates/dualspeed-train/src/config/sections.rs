@@ -338,24 +338,41 @@ pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 writes one at the end only. An interrupted run always writes
     /// one.
     pub every: u64,
-    /// How many are kept.
+    /// How many are kept: the last ones.
     pub keep: usize,
+    /// How many are kept besides: those of the lowest cross entropy in validation. They are there where `every` is a multiple of
+    /// `validation.every`.
+    pub keep_best: usize,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 500, keep: 2 }
+        Self { every: 500, keep: 2, keep_best: 0 }
     }
 }
 
 impl CheckpointConfig {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self, validation: &ValidationConfig) -> Result<(), ConfigError> {
         if self.keep == 0 {
             let advice = "give at least 1; checkpoint.every = 0 writes one at the end only";
             return Err(invalid(
                 "checkpoint.keep",
                 0,
                 "no checkpoint would survive, nothing could be resumed",
+                advice,
+            ));
+        }
+        if self.keep_best > 0
+            && (validation.every == 0
+                || self.every == 0
+                || !self.every.is_multiple_of(validation.every))
+        {
+            let advice =
+                "let checkpoint.every be a multiple of validation.every, neither of them 0";
+            return Err(invalid(
+                "checkpoint.keep_best",
+                self.keep_best,
+                "the best is known by a validation of its own step",
                 advice,
             ));
         }

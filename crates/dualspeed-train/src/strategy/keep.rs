@@ -10,8 +10,8 @@ use dualspeed_ops::AutodiffBackend;
 use super::run::Run;
 use crate::checkpoint::{CheckpointState, HostTensor};
 use crate::error::{Kept, TrainError};
+use crate::metrics::ValidationRecord;
 use crate::optim::all_finite;
-use crate::run_dir::VALIDATION_FILE;
 use crate::state::export_trainables;
 use crate::step::ValidOutput;
 
@@ -51,10 +51,16 @@ impl<B: AutodiffBackend> Run<'_, B> {
     }
 
     /// Writes the checkpoint of `step`, which all steps before have led to.
-    pub(super) fn save(&self, step: u64) -> Result<(), TrainError> {
+    pub(super) fn save(&mut self, step: u64) -> Result<(), TrainError> {
+        let this = self.strategy;
+        // Records of a checkpoint's steps are on disk when it is.
+        let logs = self.logs()?;
+        logs.steps.sync()?;
+        logs.validations.sync()?;
+        let best = logs.validations.best(&this.checkpoints.steps()?, this.config.checkpoint.keep_best);
         let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&self.model.llava);
         let mut updates = BTreeMap::new();
-        let state = self.strategy.optim.state();
+        let state = this.optim.state();
         for param in &self.strategy.params {
             let Some(moments) = state.moments.get(&param.id) else { continue };
             let host = moments.to_host();
@@ -73,9 +79,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
         if let Some((name, _)) = tensors.iter().find(|(_, tensor)| !all_finite(&tensor.values)) {
             return Err(TrainError::NonFiniteState { tensor: name.clone(), step });
         }
-        let this = self.strategy;
         let state = CheckpointState {
             step,
+            total_steps: this.total_steps,
             config: this.config.fingerprint()?,
             data: this.data_fingerprint.clone(),
             totals: self.totals,
@@ -83,7 +89,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
             schedule: self.modes.state(),
             ..CheckpointState::default()
         };
-        let path = this.checkpoints.save(&state, &tensors)?;
+        let path = this.checkpoints.save(&state, &tensors, &best)?;
         tracing::debug!(path = %path.display(), "checkpoint written");
         Ok(())
     }
@@ -112,32 +118,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
             return Ok(false);
         }
         if sum.tokens > 0 {
-            let line = serde_json::json!({
-                "step": step, "ce": sum.mean_ce(), "accuracy": sum.accuracy(), "tokens": sum.tokens,
-            });
-            let path = self.strategy.run_dir.join(VALIDATION_FILE);
-            append_line(&path, &line.to_string())?;
+            let (ce, accuracy, tokens) = (sum.mean_ce(), sum.accuracy(), sum.tokens);
+            self.logs()?.validations.write(ValidationRecord { step, ce, accuracy, tokens })?;
         }
         Ok(true)
     }
-
-    /// Whether `validation.jsonl` has the step.
-    pub(super) fn is_validated(&self, step: u64) -> bool {
-        #[derive(serde::Deserialize)]
-        struct Line {
-            step: u64,
-        }
-        let text = std::fs::read_to_string(self.strategy.run_dir.join(VALIDATION_FILE));
-        let lines = text.unwrap_or_default();
-        lines.lines().any(|line| {
-            serde_json::from_str::<Line>(line).is_ok_and(|line| line.step == step)
-        })
-    }
-}
-
-fn append_line(path: &std::path::Path, line: &str) -> Result<(), TrainError> {
-    use std::io::Write;
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    let mut file = file.map_err(TrainError::io("open", path))?;
-    writeln!(file, "{line}").map_err(TrainError::io("write", path))
 }

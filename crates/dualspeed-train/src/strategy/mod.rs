@@ -43,6 +43,9 @@ use crate::step::DualSpeedModel;
 pub type Components<B> =
     LearningComponentsMarker<B, WarmupSchedule, DualSpeedModel<B>, GroupedAdamW<B>>;
 
+/// Makes a run directory a run's: an earlier run in it makes room.
+pub(crate) type Begin = Box<dyn FnOnce() -> Result<(), TrainError> + Send>;
+
 /// How far a run came.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Reached {
@@ -64,10 +67,8 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) metrics: RunMetrics,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) run_dir: PathBuf,
-    /// Whether the run directory holds this run already.
-    pub(crate) resume: bool,
-    /// Whether an earlier run in the directory makes room for this one, once its first step is done.
-    pub(crate) overwrite: bool,
+    /// Makes the run directory this run's, once its first step is done; `None` where it is already.
+    pub(crate) begin: Mutex<Option<Begin>>,
     pub(crate) device: B::Device,
     pub(crate) save: bool,
     pub(crate) start: Reached,

@@ -16,9 +16,9 @@ use dualspeed_ops::AutodiffBackend;
 use super::record::{Awaited, Launched, packed, record};
 use super::{Components, DualSpeedStrategy, Reached};
 use crate::error::TrainError;
-use crate::metrics::{JsonlLog, StepRecord, TimeSplit, Totals};
+use crate::metrics::{JsonlLog, StepRecord, TimeSplit, Totals, ValidationLog};
 use crate::mode::{LaggedSchedule, Mode, PastStep};
-use crate::run_dir::{self, METRICS_FILE};
+use crate::run_dir::{METRICS_FILE, VALIDATION_FILE};
 use crate::step::{DualSpeedModel, MicroOutput, TrainInput};
 
 /// One call of `fit`.
@@ -31,7 +31,7 @@ pub(super) struct Run<'a, B: AutodiffBackend> {
     interrupter: &'a Interrupter,
     pub(super) totals: Totals,
     /// Opened when the first step is over: until then nothing in the run directory is touched.
-    log: Option<JsonlLog>,
+    pub(super) logs: Option<Logs>,
     /// The step whose numbers are not back.
     pub(super) open: Option<Launched<B>>,
     /// Steps that are in the model, that have a record, and that the newest checkpoint has.
@@ -42,6 +42,12 @@ pub(super) struct Run<'a, B: AutodiffBackend> {
     pub(super) updating: Cell<bool>,
     /// When the last step was over, or the first of several was begun.
     clock: Instant,
+}
+
+/// What is appended to.
+pub(super) struct Logs {
+    pub(super) steps: JsonlLog,
+    pub(super) validations: ValidationLog,
 }
 
 type Batches<'a, B> = dyn DataLoaderIterator<TrainInput<B>> + 'a;
@@ -74,7 +80,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
             processor,
             interrupter,
             totals: strategy.start.totals,
-            log: None,
+            logs: None,
             open: None,
             launched: start,
             recorded: start,
@@ -102,7 +108,8 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         let ahead = !B::computes_on_host();
         let begin = this.start.step;
         // A validation that the run was stopped in is made up.
-        if begin > 0 && due(begin, this.config.validation.every) && !self.is_validated(begin) {
+        let every = this.config.validation.every;
+        if begin > 0 && due(begin, every) && !self.logs()?.validations.has(begin) {
             let validated = self.validate(begin)?;
             self.reach(begin, !validated);
             if !validated {
@@ -133,7 +140,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
             let interrupted = self.stopping();
             let last = done == this.total_steps;
             let save = interrupted || last || due(done, this.config.checkpoint.every);
-            let validate = due(done, this.config.validation.every);
+            let validate = due(done, every);
             if (save || validate || !ahead)
                 && let Some(open) = self.open.take()
             {
@@ -285,7 +292,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         if record.skipped.is_none() {
             self.modes.finished(PastStep { step, mode, loss: record.loss });
         }
-        self.log()?.write(&record)?;
+        self.logs()?.steps.write(&record)?;
         self.recorded = step + 1;
         let Some(skipped) = record.skipped else {
             self.announce(&record);
@@ -307,19 +314,22 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         }
     }
 
-    /// The log of steps. The first time, the run directory is made this run's.
-    fn log(&mut self) -> Result<&mut JsonlLog, TrainError> {
+    /// The logs. The first time, the run directory is made this run's.
+    pub(super) fn logs(&mut self) -> Result<&mut Logs, TrainError> {
         let this = self.strategy;
-        let log = match self.log.take() {
-            Some(log) => log,
+        let logs = match self.logs.take() {
+            Some(logs) => logs,
             None => {
-                if !this.resume {
-                    run_dir::create(&this.run_dir, this.overwrite, &this.config)?;
+                let begin = this.begin.lock().unwrap_or_else(PoisonError::into_inner).take();
+                begin.map_or(Ok(()), |begin| begin())?;
+                let (dir, start) = (&this.run_dir, this.start.step);
+                Logs {
+                    steps: JsonlLog::open_steps(&dir.join(METRICS_FILE), start)?,
+                    validations: ValidationLog::open(&dir.join(VALIDATION_FILE), start)?,
                 }
-                JsonlLog::open(&this.run_dir.join(METRICS_FILE), this.start.step)?
             }
         };
-        Ok(self.log.insert(log))
+        Ok(self.logs.insert(logs))
     }
 
     /// Hands the record to Burn's metrics and renderer.

@@ -34,7 +34,11 @@ fn a_checkpoint_of_another_config_or_data_is_refused() {
     let rates = ["isolator_lr", "lr", "newline_lr", "projector_lr"];
     assert_eq!(
         differing,
-        rates.map(|rate| format!("optim.{rate} (checkpoint: 0.001, config: 0.5)"))
+        rates.map(|rate| {
+            format!(
+                "optim.{rate} is 0.5, was 0.001: the moments were gathered, and the rate has decayed, as it says"
+            )
+        })
     );
 
     let mut foreign = TrainJob::new(config(), model(&config()), scenes(13), dir.path());
@@ -83,14 +87,16 @@ fn a_checkpoint_of_an_earlier_format_is_refused_with_advice() {
     let trained = run(config(), dir.path());
     let state = dir.path().join("checkpoints/step-00000004/state.json");
     let text = std::fs::read_to_string(&state).unwrap();
-    assert!(text.contains("\"format\": 2"));
-    std::fs::write(&state, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
+    assert!(text.contains("\"format\": 3"));
+    std::fs::write(&state, text.replace("\"format\": 3", "\"format\": 2")).unwrap();
+    // It had none.
+    std::fs::remove_file(state.with_file_name("checksums.json")).unwrap();
     let mut again = job(config(), dir.path());
     again.resume = true;
     let resumed = train(again).err().unwrap();
     let loaded = load_trained(trained.model, dir.path()).err().unwrap();
     for error in [resumed, loaded] {
-        assert!(matches!(error, TrainError::CheckpointFormat { found: 1, .. }), "{error:?}");
+        assert!(matches!(error, TrainError::CheckpointFormat { found: 2, .. }), "{error:?}");
         assert!(error.to_string().contains("another run directory"), "{error}");
     }
     // Nothing of the earlier run is touched.

@@ -5,6 +5,7 @@ mod features;
 mod groups;
 mod named;
 mod rerun;
+mod resume;
 mod runs;
 mod support;
 mod updates;

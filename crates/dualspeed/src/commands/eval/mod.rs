@@ -55,7 +55,11 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let config = run_dir::read_config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
+            (Some(valid), _) => {
+                let source = valid.open(&config.model, config.seed, &sources::<E>())?;
+                run_dir::warn_of_other_data(&args.run, &*source)?;
+                source
+            }
             (None, Some(_)) => {
                 Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
