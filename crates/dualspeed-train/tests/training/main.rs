@@ -1,6 +1,7 @@
 //! Whole runs of tiny models: what a trainer promises.
 
 mod errors;
+mod failures;
 mod features;
 mod groups;
 mod named;

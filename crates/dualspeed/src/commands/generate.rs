@@ -1,6 +1,6 @@
 //! `dualspeed generate`: answers, one or many.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
