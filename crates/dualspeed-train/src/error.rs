@@ -241,12 +241,12 @@ pub enum TrainError {
         step: u64,
     },
     /// A run was ended by an error.
-    #[error("{error}; {kept}")]
+    #[error("{error}; {saved}")]
     Ended {
         /// The error.
         error: Box<TrainError>,
-        /// What is left of the run.
-        kept: Kept,
+        /// What of the run is in checkpoints.
+        saved: SavedSteps,
     },
     /// No parameter is trainable in this stage.
     #[error("stage {stage} leaves no parameter to train: {advice}")]
@@ -324,9 +324,9 @@ pub enum TrainError {
     },
 }
 
-/// What is left of a run that an error ended.
+/// What of a run that an error ended is in checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum SavedSteps {
     /// A checkpoint has every step that was done.
     All {
         /// Steps.
@@ -350,7 +350,7 @@ pub enum Kept {
     },
 }
 
-impl std::fmt::Display for Kept {
+impl std::fmt::Display for SavedSteps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::All { step, run } => {

@@ -54,7 +54,7 @@ pub mod train;
 pub use checkpoint::{check_format, model_digest};
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
-pub use error::{ConfigError, Kept, TrainError};
+pub use error::{ConfigError, SavedSteps, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::{FeatureCache, FeatureStore};
 pub use lock::LOCK_FILE;
