@@ -145,7 +145,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let mut validations = ValidationLog::open(&this.run_dir.join(VALIDATION_FILE), start)?;
         // What the interrupted run left undone at its last step.
         let every = this.config.validation.every;
-        if start > 0 && every > 0 && start.is_multiple_of(every) && !validations.has(start) {
+        let due = every > 0 && (start.is_multiple_of(every) || start == this.total_steps);
+        if start > 0 && due && !validations.has(start) {
             self.validate(start, &mut validations)?;
         }
         let mut saved = this.start.step;
