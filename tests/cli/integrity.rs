@@ -48,6 +48,11 @@ fn damage_is_named_and_costs_a_checkpoint_at_most() {
     assert_eq!(metrics(&run), metrics(&bench.path("whole")));
     assert!(run.join("checkpoints/damaged-step-00000004").is_dir());
 
+    // An earlier one can be asked for.
+    let earlier =
+        bench.run(&["eval", "--run", "run/checkpoints/step-00000002", "--limit", "2"]).ok();
+    assert_ne!(earlier, bench.run(&["eval", "--run", "run", "--limit", "2"]).ok());
+
     // Every command that loads the model says so, and every one says what to do when none is left.
     flip(&checkpoint(&run, 6).join("state.json"));
     let ask = ["generate", "--run", "run", "--prompt", "how many ?", "--max-new-tokens", "2"];

@@ -16,7 +16,7 @@ use crate::pipeline::{GenerativeModel, Pipeline, dtype_to_read};
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
     /// A checkpoint to convert.
