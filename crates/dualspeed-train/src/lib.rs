@@ -51,7 +51,7 @@ pub mod strategy;
 pub mod tower_training;
 pub mod train;
 
-pub use checkpoint::{check_format, model_digest};
+pub use checkpoint::{check_format, model_digest, run_and_step};
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
 pub use error::{ConfigError, SavedSteps, TrainError};

@@ -22,7 +22,7 @@ use crate::output::{note, print, print_line};
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
     /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
