@@ -189,16 +189,15 @@ pub enum TrainError {
     },
     /// The disk has no room for a checkpoint.
     #[error(
-        "{path} has {:.2} GiB free and a checkpoint takes {:.2}: free some, or choose another directory",
-        crate::disk::gib(*free), crate::disk::gib(*needed)
+        "{path} has {free_gib:.2} GiB free and a checkpoint takes {needed_gib:.2}: free some, or choose another directory"
     )]
     NoSpace {
         /// The run directory.
         path: PathBuf,
-        /// Bytes that are free.
-        free: u64,
-        /// Bytes of one checkpoint.
-        needed: u64,
+        /// What is free.
+        free_gib: f64,
+        /// What one checkpoint takes.
+        needed_gib: f64,
     },
     /// The loss of a step in the training of a vision tower is not a number.
     #[error(
