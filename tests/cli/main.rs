@@ -1,6 +1,9 @@
 //! The program as a user runs it: exit codes, messages, and what is on disk afterwards.
 
 mod bench;
+#[cfg(unix)]
+mod failures;
+mod integrity;
 mod pruners;
 mod quickstart;
 mod support;

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{DataError, EncodeError, ImageError, RecordProblem};
 use crate::example::Example;
 use crate::picture::{ImageProcessor, TileConfig, load_image, preprocess_image};
-use crate::source::{ExampleSource, Modality};
+use crate::source::{ExampleSource, Modality, RecordKey};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 
 /// How records become examples.
@@ -175,6 +175,14 @@ impl ExampleSource for LlavaJson {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    fn record(&self, index: usize) -> Option<RecordKey> {
+        let Record { id, images, conversation, .. } = self.records.get(index)?;
+        let images = images.iter().map(String::as_str);
+        let turns = conversation.turns.iter();
+        let turns = turns.flat_map(|turn| [&*turn.user, turn.assistant.as_deref().unwrap_or("")]);
+        Some(RecordKey::new(index, id, images.chain(turns)))
     }
 
     /// Decodes every image and encodes every conversation, in parallel.

@@ -1,6 +1,7 @@
 //! Data sets: the trait, examples held in memory, and data sets by name.
 
 mod memory;
+mod record;
 mod registry;
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use memory::MemorySource;
+pub use record::RecordKey;
 pub use registry::{SourceRegistry, SourceSpec, source_registry};
 
 use crate::error::DataError;
@@ -46,8 +48,15 @@ pub trait ExampleSource: Send + Sync {
     /// Roughly how long example `index` is, in any unit that sorts alike. Must be cheap; `index < len()`.
     fn length_hint(&self, index: usize) -> usize;
 
-    /// Identifies the content: a resumed run refuses a source with another fingerprint.
+    /// Identifies the content: a resumed run refuses a source with another fingerprint, unless [`record`](Self::record)
+    /// tells that the records are the same.
     fn fingerprint(&self) -> String;
+
+    /// Identifies the record that example `index` is made of, so that a resumed run can tell which records were removed or
+    /// corrected; `None` where a data set does not tell. Must be cheap.
+    fn record(&self, _index: usize) -> Option<RecordKey> {
+        None
+    }
 
     /// The tokenizer of its ids, for a model that was trained on it; `None` where the configuration has to name one.
     fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
@@ -80,6 +89,9 @@ impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
     }
     fn fingerprint(&self) -> String {
         (**self).fingerprint()
+    }
+    fn record(&self, index: usize) -> Option<RecordKey> {
+        (**self).record(index)
     }
     fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
         (**self).tokenizer()

@@ -7,10 +7,13 @@
 //! short is a step of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use dualspeed_data::{BatchSampler, DataError, ExampleSource, HostBatch, collate};
+
+use crate::patience::{Awaited, receive};
 
 /// All micro-batches of one optimiser step.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,6 +79,7 @@ impl WindowPlan {
             first: steps.start,
             end: steps.end,
             failed: false,
+            stop: None,
         }
     }
 
@@ -106,6 +110,14 @@ pub struct WindowStream {
     next: u64,
     end: u64,
     failed: bool,
+    stop: Option<Arc<AtomicBool>>,
+}
+
+impl WindowStream {
+    /// The same, but once `stop` is set it ends with [`LoadError::Interrupted`] rather than wait for a read that hangs.
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
 }
 
 impl Iterator for WindowStream {
@@ -116,10 +128,12 @@ impl Iterator for WindowStream {
             return None;
         }
         let turn = ((self.next - self.first) % self.receivers.len() as u64) as usize;
+        let what = format!("the samples of step {}", self.next);
         self.next += 1;
-        let result = match self.receivers[turn].recv() {
-            Ok(window) => window.map_err(LoadError::Data),
-            Err(_) => Err(LoadError::Stopped),
+        let result = match receive(&self.receivers[turn], self.stop.as_deref(), &what) {
+            Awaited::Item(window) => window.map_err(LoadError::Data),
+            Awaited::Closed => Err(LoadError::Stopped),
+            Awaited::Stopped => Err(LoadError::Interrupted),
         };
         self.failed = result.is_err();
         Some(result)
@@ -133,13 +147,6 @@ pub enum LoadError {
     Data(DataError),
     /// A worker panicked.
     Stopped,
-}
-
-impl From<LoadError> for crate::error::TrainError {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Data(error) => Self::Data(error),
-            LoadError::Stopped => Self::Thread { what: "data loading" },
-        }
-    }
+    /// The run was told to end while a read hung.
+    Interrupted,
 }

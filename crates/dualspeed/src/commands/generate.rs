@@ -1,6 +1,6 @@
 //! `dualspeed generate`: answers, one or many.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,11 +17,12 @@ use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
 use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
 use crate::run_dir;
+use crate::output::{note, print, print_line};
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
     /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
@@ -173,13 +174,13 @@ fn load<B: Backend, E: Extensions>(
     let options = args.checkpoint.options()?;
     let (pipeline, report) = Pipeline::from_checkpoint(path, &options, device)?;
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "read {} tensors, {:.2} GB in {:.1} s ({:.2} GB/s)",
             report.loaded.tensors,
             report.loaded.bytes as f64 / 1e9,
             report.elapsed.as_secs_f64(),
             report.gigabytes_per_second()
-        );
+        ));
     }
     Ok((pipeline, None))
 }
@@ -193,18 +194,22 @@ fn generate_one<B: Backend>(
 ) -> anyhow::Result<()> {
     let prompt = args.prompt.clone().context("give --prompt TEXT, or --batch FILE")?;
     let request = GenerationRequest { prompt, images: args.image.clone() };
-    let mut out = std::io::stdout().lock();
-    // A closed pipe shows in the last write.
+    // The first failure is the one to report.
+    let mut printed = Ok(());
     let mut on_text = |text: &str| {
-        if !args.json {
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if !args.json && printed.is_ok() {
+            printed = print(text);
         }
     };
     let output = pipeline.generate(&request, settings, device, &mut on_text)?;
-    if args.json {
-        serde_json::to_writer(&mut out, &OutputLine::new(None, &request.prompt, &output))?;
+    printed?;
+    match args.json {
+        true => {
+            let line = OutputLine::new(None, &request.prompt, &output);
+            print_line(serde_json::to_string(&line)?)
+        }
+        false => print("\n"),
     }
-    writeln!(out).context("cannot write to standard output")
 }
 
 /// Answers every line of a JSONL file with a line of JSON, in order.
@@ -218,7 +223,6 @@ fn generate_batch<B: Backend>(
         .with_context(|| format!("cannot read {}; check the path", path.display()))?;
     // Images are named relative to the file that names them.
     let root = path.parent().unwrap_or(Path::new(""));
-    let mut out = std::io::stdout().lock();
     for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
         let place = || format!("{}:{}", path.display(), number + 1);
         let line = line.with_context(place)?;
@@ -241,8 +245,7 @@ fn generate_batch<B: Backend>(
         let output = pipeline.generate(&request, settings, device, &mut |_| {});
         let output = output.with_context(place)?;
         let line = OutputLine::new(id.as_deref(), &request.prompt, &output);
-        serde_json::to_writer(&mut out, &line)?;
-        writeln!(out).context("cannot write to standard output")?;
+        print_line(serde_json::to_string(&line)?)?;
     }
     Ok(())
 }

@@ -1,16 +1,20 @@
 //! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use dualspeed_data::ExampleSource;
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
+use dualspeed_train::config::read_toml;
+use dualspeed_train::{
+    CONFIG_FILE, ConfigError, MemoryPlan, Progress, TrainConfig, TrainJob, train,
+};
 
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, doors, parts, sources};
-use crate::interrupt::{Interrupted, ctrl_c_flag};
+use crate::interrupt::{Interrupted, Training, interrupt_flag};
+use crate::output::{note, say};
 use crate::run_dir;
 
 /// Arguments of `train`.
@@ -53,7 +57,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         (Some(path), _) => TrainConfig::load(path, &args.overrides)?,
         (None, Some(dir)) => {
             run_dir::read_config(dir)?;
-            TrainConfig::load(&dir.join("config.toml"), &args.overrides)?
+            config_to_resume(&dir.join(CONFIG_FILE), &args.overrides)?
         }
         (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
     };
@@ -64,7 +68,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
     run_dir::adopt_base_checkpoint(&mut config)?;
-    let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
+    let (model, origins) =
+        run_dir::initial_model_with_origins::<B>(&config, &parts::<B, E>(), device)?;
     let sources = sources::<E>();
     let source = config.data.train.open(&config.model, config.seed, &sources)?;
     let valid = config.data.valid.as_ref();
@@ -75,35 +80,60 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     }
     let n = config.model.num_visual_tokens();
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
             config.stage.name(),
             source.len(),
             config.keep_count(n),
             config.pruner().name
-        );
+        ));
         let cached = config.data.features.is_cached();
-        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, cached, device)?);
+        let memory = MemoryPlan::new::<B>(&config, &*source, cached, device)?;
+        note(format_args!("memory: {memory}"));
     }
+    let interrupt = interrupt_flag()?;
+    let training = Training::begin();
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
         overwrite: args.overwrite,
+        origins,
         progress: progress(args, global),
-        interrupt: ctrl_c_flag()?,
+        interrupt,
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
-    })?;
+    });
+    drop(training);
+    let outcome = outcome?;
     if outcome.interrupted {
         return Err(Interrupted { step: outcome.steps, run: dir.display().to_string() }.into());
     }
-    println!(
+    say(format_args!(
         "{} steps, {:.1} s of training, written to {}",
         outcome.steps,
         outcome.train_seconds,
         dir.display()
-    );
+    ));
     Ok(())
+}
+
+/// The config in a run directory with overrides. Its length is written there in steps or in epochs; an override may give it
+/// in the other unit.
+fn config_to_resume(path: &Path, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
+    let mut value = read_toml(path)?;
+    let given = |key: &str| {
+        overrides
+            .iter()
+            .any(|text| text.split_once('=').is_some_and(|(name, _)| name.trim() == key))
+    };
+    if let Some(table) = value.as_table_mut() {
+        for (given_key, other) in [("steps", "epochs"), ("epochs", "steps")] {
+            if given(given_key) && !given(other) {
+                table.remove(other);
+            }
+        }
+    }
+    TrainConfig::from_toml_value(value, overrides)
 }
 
 /// Names every example that cannot be used; the first few in full.
@@ -111,7 +141,7 @@ fn verify(what: &str, source: &dyn ExampleSource) -> anyhow::Result<()> {
     const SHOWN: usize = 20;
     let problems = source.verify();
     for problem in problems.iter().take(SHOWN) {
-        eprintln!("{problem}");
+        note(format_args!("{problem}"));
     }
     let (bad, all) = (problems.len(), source.len());
     anyhow::ensure!(
