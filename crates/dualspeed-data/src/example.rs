@@ -39,6 +39,14 @@ impl Example {
         Self { id: id.into(), input_ids, labels, images, tilings, questions, prompt }
     }
 
+    /// Forgets the pixels; keys and sizes of the images stay.
+    pub fn drop_pixels(&mut self) {
+        for image in &mut self.images {
+            let (key, size) = (image.key, image.size);
+            *image = Arc::new(HostImage { key, size, pixels: Vec::new() });
+        }
+    }
+
     /// Number of images, however many tiles they have.
     pub fn image_count(&self) -> usize {
         if self.tilings.is_empty() { self.images.len() } else { self.tilings.len() }

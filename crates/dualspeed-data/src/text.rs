@@ -8,7 +8,9 @@ mod tokenizer;
 mod tokenizer_file;
 mod vocabulary;
 
-pub use conversation::{Conversation, IMAGE_PLACEHOLDER, Turn};
+pub use conversation::{
+    Conversation, IMAGE_PLACEHOLDER, Turn, escape_images, plain_text, with_literal_images,
+};
 pub use encode::{Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX, encode_prompt, encode_training};
 pub use sentencepiece::SentencePieceVocabulary;
 pub use template::{LLAVA_LLAMA_2_SYSTEM, SMOLLM2_SYSTEM, Segment, Template, VICUNA_SYSTEM};

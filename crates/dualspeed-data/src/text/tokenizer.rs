@@ -3,6 +3,7 @@
 use serde_json::json;
 use tokenizers::Tokenizer;
 
+use super::conversation::plain_text;
 use crate::error::EncodeError;
 
 const BOS: &[&str] = &["<s>", "<|begin_of_text|>", "<bos>", "<|im_start|>", "<|startoftext|>"];
@@ -98,6 +99,7 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, EncodeError> {
+        let text = &*plain_text(text);
         let encoding = self.inner.encode_fast(text, false).map_err(|e| EncodeError::Tokenizer {
             text: text.chars().take(60).collect(),
             reason: e.to_string(),

@@ -1,0 +1,237 @@
+//! Where every record of a file lies, and what is wrong with those that cannot be used. The file is read once, piece by
+//! piece; records are checked in parallel and forgotten again.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::image::ImageSource;
+use super::record::{self, Notes, Record};
+use super::scan::{ScanError, Scanner, Span};
+use super::value::Value;
+use crate::error::{DataError, ImageError, RecordProblem};
+use crate::source::FileNotes;
+
+/// Bytes that are read at once.
+const PIECE: usize = 16 << 20;
+
+/// One record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub span: Span,
+    /// Of its content, id included.
+    pub digest: u64,
+    /// Bytes of all text; three times as many where it is not all ASCII, as tokenizers may write such text out.
+    pub bytes: u32,
+    pub words: u32,
+    pub turns: u16,
+    pub images: u16,
+    /// Whether it cannot be used.
+    pub is_bad: bool,
+}
+
+/// A file of records.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Index {
+    pub entries: Vec<Entry>,
+    pub notes: FileNotes,
+    /// What is wrong with records, in their order, and at last with the file as a whole.
+    pub problems: Vec<Problem>,
+}
+
+/// A record that cannot be used, or (`record` is `None`) a file that cannot be read to its end.
+#[derive(Clone, Debug)]
+pub(super) struct Problem {
+    pub record: Option<usize>,
+    pub error: std::sync::Arc<DataError>,
+}
+
+impl Index {
+    /// Reads a file, checks every record, and looks for its image files under `image_root`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is no list of records at all.
+    pub fn open(path: &Path, image_root: &Path) -> Result<Self, DataError> {
+        let read = |source| DataError::Read { path: path.to_path_buf(), source };
+        let mut file = File::open(path).map_err(read)?;
+        if file.metadata().map_err(read)?.is_dir() {
+            return Err(read(std::io::ErrorKind::IsADirectory.into()));
+        }
+        let mut index = Self::default();
+        let mut scanner = Scanner::new();
+        let (mut buffer, mut base, mut spans) = (Vec::new(), 0, Vec::new());
+        let file_error = |error: ScanError| DataError::Json {
+            path: path.to_path_buf(),
+            line: error.line,
+            column: error.column,
+            reason: error.reason,
+        };
+        loop {
+            let before = buffer.len();
+            let count = file.by_ref().take(PIECE as u64).read_to_end(&mut buffer).map_err(read)?;
+            if base == 0 && before == 0 && buffer.starts_with(b"\xef\xbb\xbf") {
+                buffer[..3].fill(b' ');
+            }
+            let scanned = match count {
+                0 => scanner.finish(&mut spans),
+                _ => scanner.feed(&buffer[before..], &mut spans),
+            };
+            index.add(path, image_root, &buffer, base, &spans);
+            spans.clear();
+            if let Err(error) = scanned {
+                let error = file_error(error).into();
+                index.problems.push(Problem { record: None, error });
+                break;
+            }
+            if scanner.is_lines() && index.is_no_list() {
+                break;
+            }
+            if count == 0 {
+                break;
+            }
+            let done = (scanner.unfinished() - base) as usize;
+            buffer.drain(..done);
+            base += done as u64;
+        }
+        Ok(index)
+    }
+
+    /// Whether the first lines say that the file is one JSON value over many lines; one error then stands for all.
+    fn is_no_list(&mut self) -> bool {
+        let broken = self.entries.iter().take(2).filter(|entry| entry.is_bad).count() == 2;
+        let unfinished = |problem: &Problem| match &*problem.error {
+            DataError::Json { reason, .. } => reason.starts_with("EOF"),
+            _ => false,
+        };
+        let whole = broken && self.problems.first().is_some_and(unfinished);
+        if whole {
+            self.problems.truncate(1);
+            self.entries.truncate(1);
+        }
+        whole
+    }
+
+    /// Checks records whose bytes are in `buffer`, which begins at `base` in the file.
+    fn add(&mut self, path: &Path, image_root: &Path, buffer: &[u8], base: u64, spans: &[Span]) {
+        let first = self.entries.len();
+        let checked: Vec<_> = spans
+            .par_iter()
+            .map(|span| {
+                let from = (span.offset - base) as usize;
+                check(&buffer[from..from + span.length], *span, image_root)
+            })
+            .collect();
+        for (at, (span, checked)) in spans.iter().zip(checked).enumerate() {
+            let (entry, problem) = match checked {
+                Ok((entry, notes)) => {
+                    add_notes(&mut self.notes, notes);
+                    (entry, None)
+                }
+                Err((entry, problem)) => (entry, Some(problem)),
+            };
+            self.entries.push(entry);
+            if let Some((id, problem)) = problem {
+                let error = record_error(path, *span, first + at, id, problem).into();
+                self.problems.push(Problem { record: Some(first + at), error });
+            }
+        }
+    }
+}
+
+fn add_notes(all: &mut FileNotes, notes: Notes) {
+    for key in notes.unread {
+        *all.unread_keys.entry(key).or_default() += 1;
+    }
+    for (role, turns) in notes.roles {
+        *all.roles.entry(role).or_default() += turns;
+    }
+    all.begin_with_answer += usize::from(notes.begins_with_answer);
+}
+
+fn check(
+    bytes: &[u8],
+    span: Span,
+    image_root: &Path,
+) -> Result<(Entry, Notes), (Entry, (Option<String>, RecordProblem))> {
+    let entry = Entry { span, digest: 0, bytes: 0, words: 0, turns: 0, images: 0, is_bad: false };
+    let bad = |problem| (Entry { is_bad: true, ..entry }, problem);
+    let record = parse(bytes, span).map_err(bad)?;
+    let entry = Entry {
+        digest: record.digest(true),
+        bytes: u32::try_from(record.bytes()).unwrap_or(u32::MAX),
+        words: u32::try_from(record.words()).unwrap_or(u32::MAX),
+        turns: u16::try_from(record.conversation.turns.len()).unwrap_or(u16::MAX),
+        images: u16::try_from(record.images.len()).unwrap_or(u16::MAX),
+        ..entry
+    };
+    let bad = |problem| (Entry { is_bad: true, ..entry }, (record.id.clone(), problem));
+    for image in &record.images {
+        find_image(image, image_root).map_err(bad)?;
+    }
+    Ok((entry, record.notes))
+}
+
+/// Looks at an image file without opening it.
+fn find_image(image: &ImageSource, image_root: &Path) -> Result<(), RecordProblem> {
+    let Some(path) = image.path(image_root) else { return Ok(()) };
+    let name = || path.display().to_string();
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_dir() => {
+            let source = std::io::ErrorKind::IsADirectory.into();
+            Err(ImageError::Read { name: name(), source }.into())
+        }
+        Ok(_) => Ok(()),
+        Err(source) => Err(ImageError::Read { name: name(), source }.into()),
+    }
+}
+
+/// Reads one record.
+///
+/// # Errors
+/// What is wrong with it, and its id as far as it can be told.
+pub(super) fn parse(bytes: &[u8], span: Span) -> Result<Record, (Option<String>, RecordProblem)> {
+    let place = |line: usize, column: usize| {
+        (span.line + line - 1, if line == 1 { span.column + column - 1 } else { column })
+    };
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let lines = before.iter().filter(|&&byte| byte == b'\n').count();
+        let column = 1 + before.iter().rev().take_while(|&&byte| byte != b'\n').count();
+        let (line, column) = place(lines + 1, column);
+        let reason = "the file is not UTF-8 here".to_owned();
+        (None, RecordProblem::Json { line, column, reason })
+    })?;
+    let value: Value<'_> = serde_json::from_str(text).map_err(|error| {
+        let (line, column) = place(error.line().max(1), error.column().max(1));
+        let message = error.to_string();
+        // Without its own "at line 1 column 7", which would be of the record, not of the file.
+        let reason = message.split(" at line ").next().unwrap_or_default().to_owned();
+        (None, RecordProblem::Json { line, column, reason })
+    })?;
+    record::read(&value)
+}
+
+/// The error of a record of the file `path`.
+pub(super) fn record_error(
+    path: &Path,
+    span: Span,
+    record: usize,
+    id: Option<String>,
+    problem: RecordProblem,
+) -> DataError {
+    let path: PathBuf = path.to_path_buf();
+    match problem {
+        RecordProblem::Json { line, column, reason } => {
+            DataError::Json { path, line, column, reason }
+        }
+        problem => DataError::Record {
+            path,
+            line: span.line,
+            record,
+            id: id.unwrap_or_else(|| record.to_string()),
+            problem: Box::new(problem),
+        },
+    }
+}
