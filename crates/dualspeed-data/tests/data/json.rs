@@ -111,7 +111,7 @@ fn records_that_cannot_be_used_say_why() {
     let silent = wrap(&format!(r#"{ask}, {{"from": "gpt", "value": " "}}"#));
     assert!(matches!(problem(&silent).2, RecordProblem::EmptyAnswer { turn: 1 }));
     let shown = wrap(&format!(r#"{ask}, {{"from": "gpt", "value": "<image>"}}"#));
-    assert!(matches!(problem(&shown).2, RecordProblem::PlaceholderInAnswer { turn: 1 }));
+    assert!(matches!(problem(&shown).2, RecordProblem::PlaceholderInAnswer { turn: 1, .. }));
 
     let twice = r#"{"from": "human", "value": "<image> and <image>"}"#;
     let mismatch = record("m", r#""image": "a.png","#, &format!("{twice}, {GPT}"));

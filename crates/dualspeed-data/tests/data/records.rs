@@ -9,8 +9,10 @@ use dualspeed_data::{
 };
 use serde_json::{Value, json};
 
-const WORDS: [&str; 14] =
-    ["what", "is", "this", "cat", "dog", "blue", "colour", "image", "be", "brief", "and", "two", "a", "b"];
+const WORDS: [&str; 14] = [
+    "what", "is", "this", "cat", "dog", "blue", "colour", "image", "be", "brief", "and", "two",
+    "a", "b",
+];
 
 fn config(root: &Path, on_error: OnError) -> LlavaJsonConfig {
     LlavaJsonConfig {
@@ -85,8 +87,12 @@ fn every_form_of_a_record_gives_the_same_example() {
         with(json!({"type": "image", "url": "a.png"})),
         with(json!({"type": "image", "base64": base64.clone()})),
         with(json!({"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}})),
-        with(json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{base64}")}})),
-        with(json!({"type": "image", "image": format!("file://{}/a.png", folder.path().display())})),
+        with(
+            json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{base64}")}}),
+        ),
+        with(
+            json!({"type": "image", "image": format!("file://{}/a.png", folder.path().display())}),
+        ),
     ];
     let source = open_records(folder.path(), &forms);
     let first = source.get(0).unwrap();
@@ -143,7 +149,9 @@ fn the_letters_of_the_placeholder_can_be_meant() {
             {"from": "human", "value": "what is \\<image> and this"},
             {"from": "gpt", "value": "a \\<image>"}]}),
         // Among parts an image is a part of its own.
-        messages(json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "what is <image>"}])),
+        messages(
+            json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "what is <image>"}]),
+        ),
     ];
     let source = open_records(folder.path(), &records);
     let tokenizer = source.tokenizer().unwrap();
@@ -161,30 +169,64 @@ fn the_letters_of_the_placeholder_can_be_meant() {
 #[test]
 fn all_mistakes_are_listed_with_line_id_and_kind() {
     let folder = folder();
-    let pair = |ask: &str, answer: &str| {
-        json!([{"from": "human", "value": ask}, {"from": "gpt", "value": answer}])
-    };
+    let pair = |ask: &str, answer: &str| json!([{"from": "human", "value": ask}, {"from": "gpt", "value": answer}]);
     let cases: Vec<(Value, &str)> = vec![
         (json!({"id": 0, "conversations": pair("what", "cat")}), ""),
         (json!({"id": 1, "conversations": pair("what", " ")}), "empty answer"),
-        (json!({"id": 2, "image": "a.png", "conversations": pair("what", "cat")}), "<image> and images differ in number"),
-        (json!({"id": 3, "image": "gone.png", "conversations": pair("<image>", "cat")}), "image is missing"),
-        (json!({"id": 4, "video": "a.mp4", "conversations": pair("what", "cat")}), "key with data that has no effect"),
-        (json!({"id": 5, "Image": "a.png", "conversations": pair("what", "cat")}), "key with data that has no effect"),
+        (
+            json!({"id": 2, "image": "a.png", "conversations": pair("what", "cat")}),
+            "<image> and images differ in number",
+        ),
+        (
+            json!({"id": 3, "image": "gone.png", "conversations": pair("<image>", "cat")}),
+            "image is missing",
+        ),
+        (
+            json!({"id": 4, "video": "a.mp4", "conversations": pair("what", "cat")}),
+            "key with data that has no effect",
+        ),
+        (
+            json!({"id": 5, "Image": "a.png", "conversations": pair("what", "cat")}),
+            "key with data that has no effect",
+        ),
         (json!({"id": 6, "conversation": pair("what", "cat")}), "key with data that has no effect"),
-        (json!({"id": 7, "conversations": pair("what", "cat <image>")}), "<image> outside of a human turn"),
-        (json!({"id": 8, "image": "https://x.org/a.png", "conversations": pair("<image>", "cat")}), "image is an address"),
-        (json!({"id": 9, "images": ["a.png"], "image": "a.png", "conversations": pair("<image>", "cat")}), "two keys for one thing"),
+        (
+            json!({"id": 7, "conversations": pair("what", "cat <image>")}),
+            "<image> outside of a human turn",
+        ),
+        (
+            json!({"id": 8, "image": "https://x.org/a.png", "conversations": pair("<image>", "cat")}),
+            "image is an address",
+        ),
+        (
+            json!({"id": 9, "images": ["a.png"], "image": "a.png", "conversations": pair("<image>", "cat")}),
+            "two keys for one thing",
+        ),
         (json!({"id": 10, "conversations": [{"from": "robot", "value": "what"}]}), "unknown role"),
         (json!({"id": 11, "conversations": [{"from": "human", "value": "what"}]}), "no answer"),
-        (json!({"id": 12, "conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}), "turn out of order"),
+        (
+            json!({"id": 12, "conversations": [{"from": "human", "value": "a"}, {"from": "human", "value": "b"}]}),
+            "turn out of order",
+        ),
         (json!({"id": 13, "conversations": [{"from": "human", "value": 7}]}), "wrong shape"),
-        (json!({"id": 14, "messages": [{"role": "user", "content": [{"type": "video", "video": "a"}]}]}), "key with data that has no effect"),
-        (json!({"id": 15, "messages": [{"role": "user", "content": "what"}, {"role": "assistant", "content": "cat", "weight": 0}]}), "key with data that has no effect"),
+        (
+            json!({"id": 14, "messages": [{"role": "user", "content": [{"type": "video", "video": "a"}]}]}),
+            "key with data that has no effect",
+        ),
+        (
+            json!({"id": 15, "messages": [{"role": "user", "content": "what"}, {"role": "assistant", "content": "cat", "weight": 0}]}),
+            "key with data that has no effect",
+        ),
         (json!({"id": 16, "image": "", "conversations": pair("<image>", "cat")}), "wrong shape"),
-        (json!({"id": 17, "image": ".", "conversations": pair("<image>", "cat")}), "image cannot be read"),
+        (
+            json!({"id": 17, "image": ".", "conversations": pair("<image>", "cat")}),
+            "image cannot be read",
+        ),
         (json!([1]), "wrong shape"),
-        (json!({"id": 19, "videos": [], "audio": null, "tools": "[]", "model": "x", "conversations": pair("what", "cat")}), ""),
+        (
+            json!({"id": 19, "videos": [], "audio": null, "tools": "[]", "model": "x", "conversations": pair("what", "cat")}),
+            "",
+        ),
     ];
     let mut lines: Vec<String> = cases.iter().map(|(record, _)| record.to_string()).collect();
     lines.push("{\"id\": 20, \"conversations\": [}".into());
@@ -198,21 +240,32 @@ fn all_mistakes_are_listed_with_line_id_and_kind() {
             (Err(error), kind) => {
                 assert_eq!(error.kind(), kind, "{error}");
                 let message = error.to_string();
-                assert!(message.contains(&format!("data.json:{}: record {index}", index + 1)), "{message}");
+                assert!(
+                    message.contains(&format!("data.json:{}: record {index}", index + 1)),
+                    "{message}"
+                );
                 let id = record.get("id").map_or_else(|| index.to_string(), Value::to_string);
                 assert_eq!(source.id(index), id, "{message}");
             }
         }
     }
     assert_eq!(source.get(20).err().unwrap().kind(), "malformed JSON");
-    assert_eq!(source.notes().unwrap().unread_keys.iter().collect::<Vec<_>>(), [(&"model".to_owned(), &1)]);
+    assert_eq!(
+        source.notes().unwrap().unread_keys.iter().collect::<Vec<_>>(),
+        [(&"model".to_owned(), &1)]
+    );
     // Where the run is to stop, all are in the error.
     let error = open(folder.path(), &text, OnError::Stop).err().unwrap();
     let DataError::Several(bad) = &error else { panic!("{error}") };
     assert_eq!((bad.bad, bad.of, bad.listed.len()), (19, 21, 19));
     let message = error.to_string();
     assert!(message.contains("data.json: 19 of 21 records cannot be used"), "{message}");
-    for part in ["data.json:2: record 1 (id \"1\")", "data.json:6: record 5", "did you mean \"image\"", "data.json:21:"] {
+    for part in [
+        "data.json:2: record 1 (id \"1\")",
+        "data.json:6: record 5",
+        "did you mean \"image\"",
+        "data.json:21:",
+    ] {
         assert!(message.contains(part), "no {part:?} in {message}");
     }
     // More than a screenful are counted.
@@ -269,7 +322,10 @@ fn records_are_found_wherever_pieces_of_the_file_end() {
     for index in (0..count).step_by(97).chain([count - 1]) {
         let conversation = source.conversation(index).unwrap();
         let expected = record(index);
-        assert_eq!(conversation.turns[0].user, expected["conversations"][0]["value"].as_str().unwrap());
+        assert_eq!(
+            conversation.turns[0].user,
+            expected["conversations"][0]["value"].as_str().unwrap()
+        );
         assert_eq!(source.id(index), index.to_string());
         // No example is longer than what is said of it before it is read.
         let ids = source.outline(index).unwrap().input_ids.len();
