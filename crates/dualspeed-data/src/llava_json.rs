@@ -218,7 +218,7 @@ impl LlavaJson {
         let Encoded { input_ids, labels, .. } = encoded;
         let prompt = record.conversation.prompt();
         let (images, tilings, questions) = (Vec::new(), Vec::new(), Vec::new());
-        let id = record.id.unwrap_or_default();
+        let id = String::new();
         Example { id, input_ids, labels, images, tilings, questions, prompt }
     }
 }
@@ -275,21 +275,12 @@ impl ExampleSource for LlavaJson {
                 }
             }
         }
-        let id = self.id_of(index, &record);
+        let id = self.id(index);
         Ok(Example { id, images, tilings, ..self.example(record, encoded) })
     }
 
     fn id(&self, index: usize) -> String {
-        match self.record(index) {
-            Ok(record) => self.id_of(index, &record),
-            Err(error) => match &error {
-                DataError::Shared(shared) => match &**shared {
-                    DataError::Record { id, .. } => id.clone(),
-                    _ => index.to_string(),
-                },
-                _ => index.to_string(),
-            },
-        }
+        self.index.id(index)
     }
 
     fn outline(&self, index: usize) -> Result<Example, DataError> {
@@ -310,7 +301,7 @@ impl ExampleSource for LlavaJson {
             images.extend(std::iter::repeat_n(blank.clone(), tiling.tiles()));
             tilings.push(tiling);
         }
-        let id = self.id_of(index, &record);
+        let id = self.id(index);
         Ok(Example { id, images, tilings, ..self.example(record, encoded) })
     }
 
@@ -379,11 +370,5 @@ impl ExampleSource for LlavaJson {
 
     fn template(&self) -> Template {
         self.config.template
-    }
-}
-
-impl LlavaJson {
-    fn id_of(&self, index: usize, record: &Record) -> String {
-        record.id.clone().unwrap_or_else(|| index.to_string())
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Entry {
     pub span: Span,
     /// Of its content, id included.
     pub digest: u64,
+    /// Where its id ends in [`Index::ids`]; it begins where that of the record before ends. Empty of a record without.
+    pub id_end: u64,
     /// Bytes of all text; three times as many where it is not all ASCII, as tokenizers may write such text out.
     pub bytes: u32,
     pub words: u32,
@@ -36,6 +38,8 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     pub entries: Vec<Entry>,
+    /// The ids of all records, one after another.
+    pub ids: String,
     pub notes: FileNotes,
     /// What is wrong with records, in their order, and at last with the file as a whole.
     pub problems: Vec<Problem>,
@@ -98,6 +102,16 @@ impl Index {
         Ok(index)
     }
 
+    /// The id of a record; its number where it has none.
+    pub fn id(&self, record: usize) -> String {
+        let end = |record: usize| self.entries.get(record).map_or(0, |entry| entry.id_end as usize);
+        let start = record.checked_sub(1).map_or(0, end);
+        match self.ids.get(start..end(record)) {
+            Some(id) if !id.is_empty() => id.to_owned(),
+            _ => record.to_string(),
+        }
+    }
+
     /// Whether the first lines say that the file is one JSON value over many lines; one error then stands for all.
     fn is_no_list(&mut self) -> bool {
         let broken = self.entries.iter().take(2).filter(|entry| entry.is_bad).count() == 2;
@@ -124,15 +138,12 @@ impl Index {
             })
             .collect();
         for (at, (span, checked)) in spans.iter().zip(checked).enumerate() {
-            let (entry, problem) = match checked {
-                Ok((entry, notes)) => {
-                    add_notes(&mut self.notes, notes);
-                    (entry, None)
-                }
-                Err((entry, problem)) => (entry, Some(problem)),
-            };
+            let Checked { mut entry, id, notes, problem } = checked;
+            self.ids += id.as_deref().unwrap_or_default();
+            entry.id_end = self.ids.len() as u64;
             self.entries.push(entry);
-            if let Some((id, problem)) = problem {
+            add_notes(&mut self.notes, notes);
+            if let Some(problem) = problem {
                 let error = record_error(path, *span, first + at, id, problem).into();
                 self.problems.push(Problem { record: Some(first + at), error });
             }
@@ -150,27 +161,34 @@ fn add_notes(all: &mut FileNotes, notes: Notes) {
     all.begin_with_answer += usize::from(notes.begins_with_answer);
 }
 
-fn check(
-    bytes: &[u8],
-    span: Span,
-    image_root: &Path,
-) -> Result<(Entry, Notes), (Entry, (Option<String>, RecordProblem))> {
-    let entry = Entry { span, digest: 0, bytes: 0, words: 0, turns: 0, images: 0, is_bad: false };
-    let bad = |problem| (Entry { is_bad: true, ..entry }, problem);
-    let record = parse(bytes, span).map_err(bad)?;
+/// What was seen of one record.
+struct Checked {
+    entry: Entry,
+    id: Option<String>,
+    notes: Notes,
+    problem: Option<RecordProblem>,
+}
+
+fn check(bytes: &[u8], span: Span, image_root: &Path) -> Checked {
+    let entry =
+        Entry { span, digest: 0, id_end: 0, bytes: 0, words: 0, turns: 0, images: 0, is_bad: true };
+    let record = match parse(bytes, span) {
+        Ok(record) => record,
+        Err((id, problem)) => {
+            return Checked { entry, id, notes: Notes::default(), problem: Some(problem) };
+        }
+    };
+    let missing = record.images.iter().find_map(|image| find_image(image, image_root).err());
     let entry = Entry {
         digest: record.digest(true),
         bytes: u32::try_from(record.bytes()).unwrap_or(u32::MAX),
         words: u32::try_from(record.words()).unwrap_or(u32::MAX),
         turns: u16::try_from(record.conversation.turns.len()).unwrap_or(u16::MAX),
         images: u16::try_from(record.images.len()).unwrap_or(u16::MAX),
+        is_bad: missing.is_some(),
         ..entry
     };
-    let bad = |problem| (Entry { is_bad: true, ..entry }, (record.id.clone(), problem));
-    for image in &record.images {
-        find_image(image, image_root).map_err(bad)?;
-    }
-    Ok((entry, record.notes))
+    Checked { entry, id: record.id, notes: record.notes, problem: missing }
 }
 
 /// Looks at an image file without opening it.
