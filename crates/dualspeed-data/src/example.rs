@@ -7,7 +7,7 @@ use crate::question::QuestionMeta;
 use crate::text::{Conversation, Encoded};
 
 /// One training example on the host.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// Names the example in logs and errors.
     pub id: String,

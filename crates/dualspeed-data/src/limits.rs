@@ -18,6 +18,8 @@ pub struct ViewLength {
     pub isolator_length: usize,
     /// Visual tokens kept of a tile without canvas; `None` keeps all.
     pub keep: Option<usize>,
+    /// Whether the model is trained in this view; others are measured, but nothing is refused for them.
+    pub trained: bool,
 }
 
 /// What a model takes of an example.
@@ -32,7 +34,7 @@ pub struct SequenceLimits {
     pub tile_tokens: usize,
     /// Whether images are cut into tiles, as many as their size asks for.
     pub tiles: bool,
-    /// The views that the model is trained in.
+    /// The views that sequences are seen in.
     pub views: Vec<ViewLength>,
 }
 
@@ -72,7 +74,9 @@ impl SequenceLimits {
                 return Err(LimitError::TokenId { position, id, vocab_size });
             }
         }
-        for (view, tokens) in self.views.iter().zip(self.measure(example)) {
+        let trained = self.views.iter().filter(|view| view.trained);
+        for view in trained {
+            let tokens = self.measure_view(view, example);
             if tokens.supervised == 0 {
                 return Err(LimitError::NothingSupervised { length: example.input_ids.len() });
             }
@@ -94,7 +98,8 @@ impl SequenceLimits {
         if images > 0 && self.tiles {
             return None;
         }
-        let image = self.views.iter().map(|view| {
+        let trained = self.views.iter().filter(|view| view.trained);
+        let image = trained.map(|view| {
             view.isolator_length + view.keep.unwrap_or(self.tile_tokens).min(self.tile_tokens)
         });
         Some(ids.saturating_sub(images) + images * image.max().unwrap_or(self.tile_tokens))

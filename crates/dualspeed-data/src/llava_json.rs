@@ -95,7 +95,8 @@ impl LlavaJson {
     ) -> Result<Self, DataError> {
         config.processor.validate()?;
         let path = path.as_ref().to_path_buf();
-        let index = Index::open(&path, &config.image_root)?;
+        let mut index = Index::open(&path, &config.image_root)?;
+        index.notes.unusable = index.problems.len();
         // Where the file cannot be read to its end, who knows what is missing.
         let cut = index.problems.iter().any(|problem| problem.record.is_none());
         if cut || (config.on_error == OnError::Stop && !index.problems.is_empty()) {

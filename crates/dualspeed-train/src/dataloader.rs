@@ -10,6 +10,7 @@ use dualspeed_ops::{AutodiffBackend, Backend};
 
 use crate::loader::{WindowPlan, WindowStream};
 use crate::mode::Mode;
+use crate::samples::SampleCheck;
 use crate::step::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
 
 /// Micro-batches of the optimiser steps in `steps`, in order.
@@ -68,9 +69,12 @@ impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
                 }
             };
             let (step, count) = (window.step, window.batches.len());
+            let mut skipped = window.skipped.into_iter().map(|sample| sample.id).collect();
             self.queue.extend(window.batches.into_iter().enumerate().map(|(micro, batch)| {
                 let last = micro + 1 == count;
-                TrainInput { batch, step, mode: Mode::Fast, last, runtime: runtime.clone() }
+                let skipped = std::mem::take(&mut skipped);
+                let (mode, runtime) = (Mode::Fast, runtime.clone());
+                TrainInput { batch, step, mode, last, skipped, runtime }
             }));
             self.done += 1;
         }
@@ -89,6 +93,7 @@ pub(crate) struct ValidLoader<B: Backend> {
     pub(crate) source: Option<Arc<dyn ExampleSource>>,
     pub(crate) range: Range<usize>,
     pub(crate) batch: usize,
+    pub(crate) samples: SampleCheck,
     pub(crate) runtime: Arc<ValidRuntime<B>>,
 }
 
@@ -111,6 +116,7 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
             source: self.source.clone(),
             range: at(start)..at(end),
             batch: self.batch,
+            samples: self.samples.clone(),
             runtime: self.runtime.clone(),
         })
     }
@@ -125,20 +131,24 @@ impl<B: Backend> Iterator for ValidIterator<'_, B> {
     type Item = ValidInput<B>;
 
     fn next(&mut self) -> Option<ValidInput<B>> {
-        let ValidLoader { source, range, batch, runtime } = self.loader;
+        let ValidLoader { source, range, batch, samples, runtime } = self.loader;
         let source = source.as_ref()?;
-        if self.next >= range.end {
-            return None;
-        }
-        let indices = self.next..(self.next + batch).min(range.end);
-        self.next = indices.end;
-        match indices.map(|index| source.get(index)).collect() {
-            Ok(examples) => Some(ValidInput { batch: collate(examples), runtime: runtime.clone() }),
-            Err(error) => {
-                runtime.errors.set(error.into());
-                None
+        while self.next < range.end {
+            let indices = self.next..(self.next + batch).min(range.end);
+            self.next = indices.end;
+            match samples.load(&**source, indices) {
+                Ok(loaded) if loaded.examples.is_empty() => {}
+                Ok(loaded) => {
+                    let batch = collate(loaded.examples);
+                    return Some(ValidInput { batch, runtime: runtime.clone() });
+                }
+                Err(error) => {
+                    runtime.errors.set(error.into());
+                    return None;
+                }
             }
         }
+        None
     }
 }
 

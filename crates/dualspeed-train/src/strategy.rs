@@ -303,6 +303,7 @@ impl<B: AutodiffBackend> Run<'_, B> {
             parts: others.map(|((name, _), _)| (name.clone(), mean(name))).collect(),
             supervised_tokens: counts.supervised_tokens,
             samples: counts.samples,
+            skipped_samples: window.skipped.clone(),
             tokens: counts.tokens,
             tokens_unpruned: counts.tokens_unpruned,
             visual_tokens: counts.visual_tokens,

@@ -29,6 +29,7 @@ use crate::metrics::{
 use crate::mode::LaggedSchedule;
 use crate::optim::{GroupedAdamW, HostMoments, Moments};
 use crate::run_dir;
+use crate::samples::{SampleCheck, sequence_limits};
 use crate::state::import_trainables;
 use crate::step::{DualSpeedModel, TrainRuntime, ValidRuntime};
 use crate::strategy::{DualSpeedStrategy, Reached};
@@ -130,6 +131,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let run_metrics = RunMetrics::build(&config.metrics, &doors.metrics)?;
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
+    let samples_check = SampleCheck::new(&config, sequence_limits(&config, &*pruner));
+    let valid_check = samples_check.clone().full_view();
     let restored = if job.resume {
         Some(restore(&checkpoints, &config, &fingerprint)?)
     } else {
@@ -162,6 +165,14 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
+    // The same data within the same limits was checked when the run began.
+    if !job.resume {
+        let shown = job.progress == Progress::Bar;
+        samples_check.whole("data.train", &*job.train, &job.interrupt, shown)?;
+        if let Some(valid) = job.valid.as_ref().filter(|_| config.validation.every > 0) {
+            valid_check.whole("data.valid", &**valid, &job.interrupt, shown)?;
+        }
+    }
     let samples = job
         .valid
         .as_ref()
@@ -178,6 +189,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             samples,
             progress: job.progress == Progress::Bar,
             interrupt: Some(&*job.interrupt),
+            on_error: config.data.on_error,
         };
         let needs = work(pruner.needs(), usize::MAX);
         features = configured(section, &*tower, &job.train, needs, &device)?.map(Arc::new);
@@ -231,7 +243,12 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         errors: errors.clone(),
     });
     let train_loader = TrainLoader {
-        plan: WindowPlan { source, sampler: Arc::new(sampler), micro_batch: config.batch.size },
+        plan: WindowPlan {
+            source,
+            sampler: Arc::new(sampler),
+            micro_batch: config.batch.size,
+            samples: samples_check,
+        },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
         runtime,
@@ -240,6 +257,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         source: valid,
         range: 0..samples,
         batch: config.batch.size,
+        samples: valid_check,
         runtime: valid_runtime,
     };
     let lr_schedule = config.lr_schedule(total_steps).starting_at(start.step);

@@ -56,6 +56,9 @@ pub fn check_lengths(
     let ids_fit = limits.vocab_size.is_none_or(|rows| {
         source.tokenizer().is_some_and(|tokenizer| tokenizer.vocab_size() <= rows)
     });
+    if ids_fit && limits.max_length.is_none() {
+        return check;
+    }
     let must_fit = |index: usize| ids_fit && must_fit(source, index, limits);
     for start in (0..source.len()).step_by(AT_ONCE) {
         if stop.load(Ordering::Relaxed) {

@@ -9,6 +9,8 @@ pub struct FileNotes {
     pub unread_keys: BTreeMap<String, usize>,
     /// Records that begin with an answer, which is left out.
     pub begin_with_answer: usize,
+    /// Records that cannot be used, and stayed in the data set all the same.
+    pub unusable: usize,
     /// Turns by role, as written.
     pub roles: BTreeMap<String, usize>,
 }

@@ -75,8 +75,15 @@ pub struct TrainConfig {
 }
 
 /// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 5] =
-    ["checkpoint", "data.features", "memory", "metrics", "validation"];
+const FREE_ON_RESUME: [&str; 7] = [
+    "checkpoint",
+    "data.features",
+    "data.max_skipped",
+    "data.on_error",
+    "memory",
+    "metrics",
+    "validation",
+];
 
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.

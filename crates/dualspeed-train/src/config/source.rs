@@ -6,8 +6,8 @@ use std::sync::Arc;
 use dualspeed_core::Options;
 use dualspeed_data::{
     DataError, ExampleSource, FitMode, Grouping, ImageProcessor, LlavaJson, LlavaJsonConfig,
-    SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer, TileConfig,
-    read_tokenizer,
+    OnError, SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer,
+    TileConfig, read_tokenizer,
 };
 use dualspeed_model::LlavaConfig;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use super::{FeaturesConfig, invalid};
 use crate::error::{ConfigError, TrainError};
 
 /// The data sets of a run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataConfig {
     /// What is trained on.
@@ -25,10 +25,29 @@ pub struct DataConfig {
     pub valid: Option<SourceConfig>,
     /// How samples are grouped into batches.
     pub grouping: Grouping,
+    /// What becomes of a run when a sample cannot be used: `stop` ends it, before the first step where that can be told;
+    /// `skip` goes on without the sample, in every epoch, and counts and names it.
+    pub on_error: OnError,
+    /// With `on_error = "skip"`: that many samples in a row end the run.
+    pub max_skipped: usize,
     /// Threads that make batches ahead of the training thread; 1 is enough for cached features.
     pub workers: Option<usize>,
     /// Whether the frozen tower's features are computed once, and where they are kept.
     pub features: FeaturesConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: SourceConfig::default(),
+            valid: None,
+            grouping: Grouping::default(),
+            on_error: OnError::default(),
+            max_skipped: 100,
+            workers: None,
+            features: FeaturesConfig::default(),
+        }
+    }
 }
 
 impl DataConfig {
@@ -39,6 +58,10 @@ impl DataConfig {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         self.train.validate("data.train")?;
+        if self.max_skipped == 0 {
+            let advice = "give 1 or more, or set data.on_error = \"stop\"";
+            return Err(invalid("data.max_skipped", 0, "no sample could be skipped", advice));
+        }
         self.features.validate()?;
         self.valid.as_ref().map_or(Ok(()), |valid| valid.validate("data.valid"))
     }
@@ -68,7 +91,7 @@ pub struct SourceConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LlavaJsonSection {
-    /// The `.json` or `.jsonl` file.
+    /// The `.json` or `.jsonl` file: LLaVA's or ShareGPT's `conversations`, or `messages`; see docs/data.md.
     pub path: PathBuf,
     /// The folder that `image` paths are relative to.
     pub image_root: PathBuf,
@@ -95,12 +118,27 @@ impl SourceConfig {
     /// data sets that `source` may name; `seed` is the run's.
     ///
     /// # Errors
-    /// What is wrong with the files, the scenes' section, or the name and its options.
+    /// What is wrong with the files and all their records, the scenes' section, or the name and its options.
     pub fn open(
         &self,
         model: &LlavaConfig,
         seed: u64,
         sources: &SourceRegistry,
+    ) -> Result<Arc<dyn ExampleSource>, TrainError> {
+        self.open_with(model, seed, sources, OnError::Stop)
+    }
+
+    /// As [`open`](Self::open); with [`OnError::Skip`] records that cannot be used stay in the data set, as examples that
+    /// cannot be made.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(
+        &self,
+        model: &LlavaConfig,
+        seed: u64,
+        sources: &SourceRegistry,
+        on_error: OnError,
     ) -> Result<Arc<dyn ExampleSource>, TrainError> {
         if let Some(section) = &self.llava_json {
             let config = LlavaJsonConfig {
@@ -110,6 +148,7 @@ impl SourceConfig {
                 max_length: None,
                 processor: image_processor(model, section.fit),
                 tiles: tiles(model),
+                on_error,
             };
             let tokenizer = open_tokenizer(&section.tokenizer)?;
             return Ok(Arc::new(LlavaJson::open(&section.path, config, tokenizer)?));
