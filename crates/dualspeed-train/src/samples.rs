@@ -100,6 +100,11 @@ impl SampleCheck {
         Self { limits: Arc::new(limits), ..self }
     }
 
+    /// What the model takes of an example.
+    pub fn limits(&self) -> &SequenceLimits {
+        &self.limits
+    }
+
     /// Loads samples; those that cannot be used are an error, or left out and named once.
     pub(crate) fn load(
         &self,

@@ -114,6 +114,8 @@ pub struct DataReport {
     pub largest_token_id: Option<i64>,
     /// Where sequences are cut; none: nowhere.
     pub max_length: Option<usize>,
+    /// Whether lengths are in words, as there is no tokenizer.
+    pub in_words: bool,
     /// Lengths in each view.
     pub views: Vec<ViewReport>,
     /// Supervised tokens of an example, without truncation.

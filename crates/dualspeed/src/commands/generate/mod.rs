@@ -1,7 +1,10 @@
 //! `dualspeed generate`: answers, one or many.
 
-use std::io::{BufRead, Write};
-use std::path::{Path, PathBuf};
+mod batch;
+mod output;
+
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -9,14 +12,15 @@ use clap::{Args, ValueEnum};
 use dualspeed_model::Parts;
 use dualspeed_model::{GenerateOptions, PrunerSpec, TextTower, View};
 use dualspeed_ops::Backend;
-use serde::{Deserialize, Serialize};
 
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
 use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
-use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
+use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
 use crate::run_dir;
+use batch::answer_all;
+use output::OutputLine;
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
@@ -36,7 +40,8 @@ pub(crate) struct GenerateArgs {
     /// The question; `<image>` in it says where pictures stand.
     #[arg(long, required_unless_present = "batch")]
     prompt: Option<String>,
-    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}; prints JSONL.
+    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}, or LLaVA's {"question_id": .., "image": ..,
+    /// "text": ..}; prints JSONL. A line that cannot be answered is named and left out, and the exit code is then 1.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "image"])]
     batch: Option<PathBuf>,
     /// Print JSON with token ids and log-probabilities.
@@ -74,49 +79,6 @@ enum Switch {
     Off,
 }
 
-/// A line of `--batch`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BatchLine {
-    id: Option<String>,
-    prompt: String,
-    image: Option<OneOrMany>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
-}
-
-/// A line of what `--json` and `--batch` print.
-#[derive(Debug, Serialize)]
-struct OutputLine<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    prompt: &'a str,
-    text: &'a str,
-    prompt_ids: &'a [i64],
-    ids: &'a [i64],
-    log_probs: &'a [f64],
-    finished: bool,
-}
-
-impl<'a> OutputLine<'a> {
-    fn new(id: Option<&'a str>, prompt: &'a str, output: &'a GenerationOutput) -> Self {
-        Self {
-            id,
-            prompt,
-            text: &output.text,
-            prompt_ids: &output.prompt_ids,
-            ids: &output.generated.ids,
-            log_probs: &output.generated.log_probs,
-            finished: output.generated.finished,
-        }
-    }
-}
-
 pub(crate) fn run<B: Backend, E: Extensions>(
     args: &GenerateArgs,
     global: &GlobalArgs,
@@ -150,7 +112,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
         },
     };
     match &args.batch {
-        Some(path) => generate_batch(&pipeline, path, &settings, device),
+        Some(path) => answer_all(&pipeline, path, &settings, device),
         None => generate_one(&pipeline, args, &settings, device),
     }
 }
@@ -202,47 +164,7 @@ fn generate_one<B: Backend>(
     };
     let output = pipeline.generate(&request, settings, device, &mut on_text)?;
     if args.json {
-        serde_json::to_writer(&mut out, &OutputLine::new(None, &request.prompt, &output))?;
+        serde_json::to_writer(&mut out, &OutputLine::new(&request.prompt, &output))?;
     }
     writeln!(out).context("cannot write to standard output")
-}
-
-/// Answers every line of a JSONL file with a line of JSON, in order.
-fn generate_batch<B: Backend>(
-    pipeline: &Pipeline<B>,
-    path: &Path,
-    settings: &GenerationSettings<'_, B>,
-    device: &B::Device,
-) -> anyhow::Result<()> {
-    let file = std::fs::File::open(path)
-        .with_context(|| format!("cannot read {}; check the path", path.display()))?;
-    // Images are named relative to the file that names them.
-    let root = path.parent().unwrap_or(Path::new(""));
-    let mut out = std::io::stdout().lock();
-    for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let place = || format!("{}:{}", path.display(), number + 1);
-        let line = line.with_context(place)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let BatchLine { id, prompt, image } = serde_json::from_str(&line).with_context(|| {
-            format!(
-                "{}: a line looks like {{\"id\": \"1\", \"image\": \"a.png\", \"prompt\": \"..\"}}",
-                place()
-            )
-        })?;
-        let images = match image {
-            None => Vec::new(),
-            Some(OneOrMany::One(image)) => vec![image],
-            Some(OneOrMany::Many(images)) => images,
-        };
-        let images = images.into_iter().map(|image| root.join(image)).collect();
-        let request = GenerationRequest { prompt, images };
-        let output = pipeline.generate(&request, settings, device, &mut |_| {});
-        let output = output.with_context(place)?;
-        let line = OutputLine::new(id.as_deref(), &request.prompt, &output);
-        serde_json::to_writer(&mut out, &line)?;
-        writeln!(out).context("cannot write to standard output")?;
-    }
-    Ok(())
 }
