@@ -6,5 +6,6 @@ mod groups;
 mod named;
 mod rerun;
 mod runs;
+mod skip;
 mod support;
 mod updates;

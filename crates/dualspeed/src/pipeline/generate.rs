@@ -152,7 +152,7 @@ impl GenerationRequest {
     }
 }
 
-/// The prompt with one `<image>` per image; where it names none, they come first. `\\<image>` is the letters themselves.
+/// The prompt with one `<image>` per image; where it names none, they come first. `\<image>` is the letters themselves.
 ///
 /// # Errors
 /// If it names some, but not as many as there are images.
