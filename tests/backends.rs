@@ -16,7 +16,7 @@ use dualspeed_data::{
 };
 use dualspeed_model::{GenerateOptions, Generated, Inputs, Llava, Registry, View};
 use dualspeed_ops::{AutodiffBackend, Backend};
-use dualspeed_train::checkpoint::{self, HostTensor};
+use dualspeed_train::checkpoint::{self, Contents, HostTensor};
 use dualspeed_train::features::pixel_values;
 use dualspeed_train::{METRICS_FILE, Mode, StepRecord, TrainConfig, TrainJob, read_metrics, train};
 
@@ -113,7 +113,8 @@ fn train_in<B: AutodiffBackend>(
 fn results(dir: &Path) -> (Vec<StepRecord>, BTreeMap<String, HostTensor>) {
     let mut records = read_metrics(&dir.join(METRICS_FILE)).unwrap();
     records.iter_mut().for_each(|record| record.time = Default::default());
-    let (state, tensors) = checkpoint::load(&dir.join("checkpoints/step-00000007")).unwrap();
+    let (state, tensors) =
+        checkpoint::load(&dir.join("checkpoints/step-00000007"), Contents::All).unwrap();
     assert_eq!(state.step, 7);
     (records, tensors)
 }

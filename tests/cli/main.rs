@@ -2,6 +2,9 @@
 
 mod bench;
 mod data;
+#[cfg(unix)]
+mod failures;
+mod integrity;
 mod pruners;
 mod quickstart;
 mod support;

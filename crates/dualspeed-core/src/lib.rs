@@ -9,6 +9,9 @@
 //! | [`rng`] | random streams as pure functions of their keys (SplitMix64) |
 //! | [`stats`] | mean, standard deviation, median, quantile |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod files;
 pub mod hash;
 mod nearest;

@@ -19,6 +19,9 @@
 //! | [`rng`] | random streams, pure functions of (seed, split, index, purpose) |
 //! | [`error`] | what can be wrong with files, records, images and configurations |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod batch;
 pub mod chance;
 pub mod check;
@@ -58,8 +61,8 @@ pub use scene::{
     SceneSource, Split, Vendor, patch_colours, patch_labels, render, scene_tokenizer,
 };
 pub use source::{
-    ExampleSource, FileNotes, LengthBound, MemorySource, Modality, SourceRegistry, SourceSpec,
-    source_registry,
+    ExampleSource, FileNotes, LengthBound, MemorySource, Modality, RecordKey, SourceRegistry,
+    SourceSpec, source_registry,
 };
 pub use text::{
     BpeVocabulary, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Segment,

@@ -44,7 +44,7 @@ use crate::picture::{
     DecodedImages, HostImage, ImageProcessor, LoadedImage, TileConfig, decode_image, image_size,
     load_image,
 };
-use crate::source::{ExampleSource, FileNotes, LengthBound, Modality};
+use crate::source::{ExampleSource, FileNotes, LengthBound, Modality, RecordKey};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 use file::RecordFile;
 use image::ImageSource;
@@ -118,14 +118,9 @@ impl LlavaJson {
         Ok(Self { path, file, index, config, tokenizer, fingerprint, overhead })
     }
 
-    /// Digest of a record's content and id, however it is written and wherever the file lies; `None` out of range.
-    pub fn record_digest(&self, index: usize) -> Option<u64> {
-        self.index.entries.get(index).map(|entry| entry.digest)
-    }
-
     /// The conversation of a record; `None` if there is none that can be used.
     pub fn conversation(&self, index: usize) -> Option<Conversation> {
-        self.record(index).ok().map(|record| record.conversation)
+        self.read(index).ok().map(|record| record.conversation)
     }
 
     /// The image files of a record, under the image folder; images in the record itself are `None`.
@@ -133,12 +128,12 @@ impl LlavaJson {
     /// # Errors
     /// What is wrong with the record.
     pub fn image_files(&self, index: usize) -> Result<Vec<Option<PathBuf>>, DataError> {
-        let record = self.record(index)?;
+        let record = self.read(index)?;
         Ok(record.images.iter().map(|image| image.path(&self.config.image_root)).collect())
     }
 
     /// Reads a record again.
-    fn record(&self, index: usize) -> Result<Record, DataError> {
+    fn read(&self, index: usize) -> Result<Record, DataError> {
         let entries = &self.index.entries;
         let out_of_range = DataError::OutOfRange { index, len: entries.len() };
         let entry = entries.get(index).ok_or(out_of_range)?;
@@ -259,7 +254,7 @@ impl ExampleSource for LlavaJson {
     }
 
     fn get(&self, index: usize) -> Result<Example, DataError> {
-        let record = self.record(index)?;
+        let record = self.read(index)?;
         let encoded = self.encode(index, &record)?;
         let (mut images, mut tilings) = (Vec::new(), Vec::new());
         let processor = &self.config.processor;
@@ -285,7 +280,7 @@ impl ExampleSource for LlavaJson {
     }
 
     fn outline(&self, index: usize) -> Result<Example, DataError> {
-        let record = self.record(index)?;
+        let record = self.read(index)?;
         let encoded = self.encode(index, &record)?;
         let (mut images, mut tilings) = (Vec::new(), Vec::new());
         let side = self.config.processor.size;
@@ -307,7 +302,7 @@ impl ExampleSource for LlavaJson {
     }
 
     fn check_images(&self, index: usize, seen: &DecodedImages) -> Vec<DataError> {
-        let record = match self.record(index) {
+        let record = match self.read(index) {
             Ok(record) => record,
             Err(error) => return vec![error],
         };
@@ -323,7 +318,7 @@ impl ExampleSource for LlavaJson {
     }
 
     fn digest(&self, index: usize) -> Option<u64> {
-        self.record(index).ok().map(|record| record.digest(false))
+        self.read(index).ok().map(|record| record.digest(false))
     }
 
     fn notes(&self) -> Option<&FileNotes> {
@@ -331,7 +326,7 @@ impl ExampleSource for LlavaJson {
     }
 
     fn locate(&self, index: usize, problem: RecordProblem) -> DataError {
-        match self.record(index) {
+        match self.read(index) {
             Ok(record) => self.problem(index, &record, problem),
             Err(error) => error,
         }
@@ -363,6 +358,11 @@ impl ExampleSource for LlavaJson {
 
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
+    }
+
+    fn record(&self, index: usize) -> Option<RecordKey> {
+        let entry = self.index.entries.get(index)?;
+        Some(RecordKey { id: self.index.id(index), digest: entry.digest })
     }
 
     fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {

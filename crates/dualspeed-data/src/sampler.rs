@@ -41,6 +41,8 @@ pub struct BatchSampler {
     batch_size: usize,
     seed: u64,
     grouping: Grouping,
+    /// Where examples stand in the source by now; `None` where they stand as they did.
+    places: Option<Vec<Option<usize>>>,
     /// The epoch last asked for; only saves work.
     cache: Mutex<Option<(u64, Arc<Vec<Vec<usize>>>)>>,
 }
@@ -53,15 +55,35 @@ impl BatchSampler {
         seed: u64,
         grouping: Grouping,
     ) -> Self {
-        let indices = 0..source.len();
-        let (modalities, lengths) = match grouping {
-            Grouping::Shuffled => (vec![Modality::Text; source.len()], vec![0; source.len()]),
-            Grouping::ModalityAndLength => {
-                indices.map(|index| (source.modality(index), source.length_hint(index))).unzip()
-            }
+        let shapes = Self::shapes(source, grouping);
+        Self::of_shapes(shapes, batch_size, seed, grouping)
+    }
+
+    /// What the sampler reads of every example: modality and length, where `grouping` looks at them.
+    pub fn shapes(source: &dyn ExampleSource, grouping: Grouping) -> Vec<(Modality, usize)> {
+        let shape = |index| match grouping {
+            Grouping::Shuffled => (Modality::Text, 0),
+            Grouping::ModalityAndLength => (source.modality(index), source.length_hint(index)),
         };
-        let batch_size = batch_size.max(1);
-        Self { modalities, lengths, batch_size, seed, grouping, cache: Mutex::new(None) }
+        (0..source.len()).map(shape).collect()
+    }
+
+    /// As [`new`](Self::new), for examples of the given [`shapes`](Self::shapes).
+    pub fn of_shapes(
+        shapes: Vec<(Modality, usize)>,
+        batch_size: usize,
+        seed: u64,
+        grouping: Grouping,
+    ) -> Self {
+        let (modalities, lengths) = shapes.into_iter().unzip();
+        let (batch_size, places) = (batch_size.max(1), None);
+        Self { modalities, lengths, batch_size, seed, grouping, places, cache: Mutex::new(None) }
+    }
+
+    /// The same order over a source that has changed: example `i` now stands at `places[i]`, or has been removed. A batch
+    /// is short by what was removed of it; one of which nothing is left is the next one of its epoch.
+    pub fn with_places(self, places: Vec<Option<usize>>) -> Self {
+        Self { places: Some(places), cache: Mutex::new(None), ..self }
     }
 
     /// Number of batches in an epoch, short ones included.
@@ -86,11 +108,24 @@ impl BatchSampler {
         match &*cache {
             Some((cached, batches)) if *cached == epoch => batches.clone(),
             _ => {
-                let batches = Arc::new(self.make_epoch(epoch));
+                let batches = Arc::new(self.place(self.make_epoch(epoch)));
                 *cache = Some((epoch, batches.clone()));
                 batches
             }
         }
+    }
+
+    /// Puts what stands in the source now into the batches.
+    fn place(&self, batches: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+        let Some(places) = &self.places else { return batches };
+        let placed: Vec<Vec<usize>> = batches
+            .iter()
+            .map(|batch| batch.iter().filter_map(|&index| *places.get(index)?).collect())
+            .collect();
+        let following = |first: usize| placed.iter().cycle().skip(first).take(placed.len());
+        (0..placed.len())
+            .map(|at| following(at).find(|batch| !batch.is_empty()).cloned().unwrap_or_default())
+            .collect()
     }
 
     fn make_epoch(&self, epoch: u64) -> Vec<Vec<usize>> {

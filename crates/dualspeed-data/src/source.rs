@@ -2,6 +2,7 @@
 
 mod memory;
 mod notes;
+mod record;
 mod registry;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use memory::MemorySource;
 pub use notes::FileNotes;
+pub use record::RecordKey;
 pub use registry::{SourceRegistry, SourceSpec, source_registry};
 
 use crate::error::{DataError, RecordProblem};
@@ -100,8 +102,15 @@ pub trait ExampleSource: Send + Sync {
         DataError::Example { index, id: self.id(index), problem: Box::new(problem) }
     }
 
-    /// Identifies the content: a resumed run refuses a source with another fingerprint.
+    /// Identifies the content: a resumed run refuses a source with another fingerprint, unless [`record`](Self::record)
+    /// tells that the records are the same.
     fn fingerprint(&self) -> String;
+
+    /// Identifies the record that example `index` is made of, so that a resumed run can tell which records were removed or
+    /// corrected; `None` where a data set does not tell. Must be cheap.
+    fn record(&self, _index: usize) -> Option<RecordKey> {
+        None
+    }
 
     /// The tokenizer of its ids, for a model that was trained on it; `None` where the configuration has to name one.
     fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
@@ -129,6 +138,9 @@ impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
     }
     fn fingerprint(&self) -> String {
         (**self).fingerprint()
+    }
+    fn record(&self, index: usize) -> Option<RecordKey> {
+        (**self).record(index)
     }
     fn tokenizer(&self) -> Option<Arc<TextTokenizer>> {
         (**self).tokenizer()

@@ -1,6 +1,6 @@
 //! Errors of this crate: what went wrong, where, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,29 +95,69 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
-    /// There is nothing to resume from.
+    /// A run directory without any checkpoint.
     #[error(
-        "{path} holds no complete checkpoint, so there is nothing to resume; start the run without --resume"
+        "{path} holds no complete checkpoint, so there is nothing to continue from; begin the run anew: {}",
+        anew(run)
     )]
     NoCheckpoint {
-        /// The run directory.
+        /// The directory of checkpoints.
         path: PathBuf,
+        /// The run directory.
+        run: PathBuf,
     },
-    /// The checkpoint was written by a run with another config.
+    /// There are checkpoints, and all are damaged.
     #[error(
-        "the checkpoint {path} was written with another config; these keys differ: {}; resume with the config it was \
-         written with, or start a new run directory", differing.join(", ")
+        "no checkpoint in {path} is whole ({}); put one back from a copy, or begin the run anew: {}",
+        damaged.join("; "),
+        anew(run)
+    )]
+    NoWholeCheckpoint {
+        /// The directory of checkpoints.
+        path: PathBuf,
+        /// The run directory.
+        run: PathBuf,
+        /// `name: what is wrong`, newest first.
+        damaged: Vec<String>,
+    },
+    /// The checkpoint belongs to another run than the one that is to go on.
+    #[error(
+        "the checkpoint {path} cannot go on like this: {}; resume with the values it was written with, or start a new run \
+         directory", differing.join("; ")
     )]
     ForeignCheckpoint {
         /// The checkpoint.
         path: PathBuf,
-        /// `key (checkpoint: x, config: y)` for every key that differs.
+        /// `key is x, was y: why it has to stay` for every key that differs and must not.
         differing: Vec<String>,
     },
-    /// A checkpoint that cannot be read back.
+    /// What the run started from is no longer what it was.
     #[error(
-        "the checkpoint {path} cannot be used: {problem}; delete it to fall back on the one before"
+        "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
+         (if the change is meant, delete {}: what is there now is then taken as it is)",
+        changed.join("; "),
+        run.join(crate::origins::ORIGINS_FILE).display()
     )]
+    OriginChanged {
+        /// The run directory.
+        run: PathBuf,
+        /// `what: how it changed`.
+        changed: Vec<String>,
+    },
+    /// Another process writes the run directory.
+    #[error(
+        "the run directory {run} is being written by {owner}; wait for it or end it, or choose another directory{advice}"
+    )]
+    RunLocked {
+        /// The run directory.
+        run: PathBuf,
+        /// Process, host and start time.
+        owner: String,
+        /// What to do if that process is gone and cannot be seen from here.
+        advice: String,
+    },
+    /// A checkpoint that cannot be read back, or does not fit the model.
+    #[error("the checkpoint {path} cannot be used: {problem}")]
     BadCheckpoint {
         /// The checkpoint.
         path: PathBuf,
@@ -147,10 +187,23 @@ pub enum TrainError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The loss of a step is not a number.
+    /// The disk has no room for a checkpoint.
     #[error(
-        "the loss of step {step} is {value} (samples {}); the last checkpoint is untouched: lower optim.lr, lower \
-         optim.max_grad_norm, or look at these samples", samples.join(", ")
+        "{path} has {:.2} GiB free and a checkpoint takes {:.2}: free some, or choose another directory",
+        crate::disk::gib(*free), crate::disk::gib(*needed)
+    )]
+    NoSpace {
+        /// The run directory.
+        path: PathBuf,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of one checkpoint.
+        needed: u64,
+    },
+    /// The loss of a step in the training of a vision tower is not a number.
+    #[error(
+        "the loss of step {step} is {value} (samples {}); nothing is written: lower the learning rate, or look at these \
+         samples", samples.join(", ")
     )]
     NonFiniteLoss {
         /// The optimiser step, from 0.
@@ -159,6 +212,41 @@ pub enum TrainError {
         value: f64,
         /// The ids of the samples of the step.
         samples: Vec<String>,
+    },
+    /// Steps in a row made losses, gradients or updates that are not finite.
+    #[error(
+        "{in_a_row} steps in a row were skipped, the last one {step}: {reason} (samples {}); the model is as it was before \
+         them: lower optim.lr, lower optim.max_grad_norm, look at these samples, or raise optim.max_skipped",
+        samples.join(", ")
+    )]
+    TooManySkipped {
+        /// Steps in a row.
+        in_a_row: u64,
+        /// The last of them, from 0.
+        step: u64,
+        /// What was not finite in it.
+        reason: String,
+        /// The ids of its samples.
+        samples: Vec<String>,
+    },
+    /// A state that is not worth saving.
+    #[error(
+        "`{tensor}` has values that are not finite after step {step}, so nothing is saved; look for such values in the weights \
+         the run started from"
+    )]
+    NonFiniteState {
+        /// The parameter or moment.
+        tensor: String,
+        /// Optimiser steps done.
+        step: u64,
+    },
+    /// A run was ended by an error.
+    #[error("{error}; {kept}")]
+    Ended {
+        /// The error.
+        error: Box<TrainError>,
+        /// What is left of the run.
+        kept: Kept,
     },
     /// No parameter is trainable in this stage.
     #[error("stage {stage} leaves no parameter to train: {advice}")]
@@ -257,7 +345,65 @@ pub enum TrainError {
     },
 }
 
+/// What is left of a run that an error ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A checkpoint has every step that was done.
+    All {
+        /// Steps.
+        step: u64,
+        /// The run directory.
+        run: PathBuf,
+    },
+    /// The newest checkpoint is older than the last step.
+    Until {
+        /// Its steps.
+        step: u64,
+        /// Steps that were done.
+        done: u64,
+        /// The run directory.
+        run: PathBuf,
+    },
+    /// There is no checkpoint.
+    Nothing {
+        /// Steps that were done.
+        done: u64,
+    },
+}
+
+impl std::fmt::Display for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All { step, run } => {
+                let run = run.display();
+                write!(f, "all {step} steps are saved: go on with `dualspeed train --resume {run}`")
+            }
+            Self::Until { step, done, run } => {
+                let run = run.display();
+                write!(
+                    f,
+                    "{done} steps were done, the newest checkpoint has {step}: go on from it with `dualspeed train \
+                     --resume {run}`"
+                )
+            }
+            Self::Nothing { done } => {
+                write!(f, "{done} steps were done, and none could be saved; start the run anew")
+            }
+        }
+    }
+}
+
 impl TrainError {
+    /// Whether this is about numbers of one step that are not finite.
+    pub(crate) fn is_non_finite(&self) -> bool {
+        use dualspeed_model::{ModelError, PruneError};
+        matches!(
+            self,
+            Self::Pruner(PruneError::NotFinite { .. })
+                | Self::Model(ModelError::Prune(PruneError::NotFinite { .. }))
+        )
+    }
+
     /// Backends have no errors to return: they panic, on a device that is out of memory for one.
     pub(crate) fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -273,6 +419,12 @@ impl TrainError {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
     }
+}
+
+/// The command that begins a run anew from its own config.
+fn anew(run: &Path) -> String {
+    let run = run.display();
+    format!("dualspeed train --config {run}/config.toml --out {run} --overwrite")
 }
 
 fn memory_advice(message: &str) -> &'static str {

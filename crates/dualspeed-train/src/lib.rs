@@ -12,16 +12,22 @@
 //! | [`doors`] | what other crates bring by name |
 //! | [`strategy`] | the loop, as Burn's `TrainingStrategy::Custom` |
 //! | [`mod@train`] | one run: checks, wiring, outcome |
-//! | [`checkpoint`] | atomic checkpoints |
+//! | [`checkpoint`] | atomic checkpoints, with checksums |
+//! | [`origins`] | what a run started from, by content |
 //! | [`memory`] | what a step needs, and what it recomputes to fit |
 //! | [`metrics`] | step records, Burn metrics, `metrics.jsonl`, progress bar |
 //! | [`features`] | features of the frozen tower, computed once, in memory or on disk |
 //! | [`mod@evaluate`] | accuracy by kind of question and view |
 //! | [`tower_training`] | training a vision tower to name patches |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod config;
+mod content_hash;
 mod dataloader;
+mod disk;
 pub mod doors;
 pub mod error;
 mod error_slot;
@@ -29,11 +35,16 @@ pub mod evaluate;
 pub mod features;
 mod inputs;
 pub mod loader;
+mod lock;
 pub mod lr_schedule;
 pub mod memory;
 pub mod metrics;
 pub mod mode;
 pub mod optim;
+pub mod origins;
+mod patience;
+mod records;
+mod resume;
 mod run_dir;
 pub mod samples;
 mod state;
@@ -42,20 +53,24 @@ pub mod strategy;
 pub mod tower_training;
 pub mod train;
 
-pub use checkpoint::check_format;
+pub use checkpoint::{check_format, model_digest};
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
-pub use error::{ConfigError, TrainError};
+pub use error::{ConfigError, Kept, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::{FeatureCache, FeatureStore};
+pub use lock::LOCK_FILE;
 pub use memory::MemoryPlan;
 pub use metrics::{
-    MetricRegistry, Progress, RecordMetric, StepRecord, TimeSplit, Totals, read_metrics,
+    MetricRegistry, Progress, RecordMetric, SkippedStep, StepRecord, TimeSplit, Totals,
+    read_metrics,
 };
 pub use mode::{
     AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, PastStep, Periodic, ScheduleRegistry,
     ScheduleSpec,
 };
+pub use origins::{ORIGINS_FILE, Origin, Origins};
+pub use resume::RESUMES_FILE;
 pub use run_dir::{CONFIG_FILE, METRICS_FILE, VALIDATION_FILE};
 pub use samples::{SampleCheck, sequence_limits};
 pub use tower_training::{TowerConfig, TowerOutcome, train_tower};

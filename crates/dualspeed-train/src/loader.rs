@@ -7,11 +7,13 @@
 //! short is a step of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use dualspeed_data::{BatchSampler, DataError, ExampleSource, HostBatch, collate};
 
+use crate::patience::{Awaited, receive};
 use crate::samples::{Loaded, SampleCheck, SkippedSample};
 
 /// All micro-batches of one optimiser step.
@@ -89,6 +91,7 @@ impl WindowPlan {
             failed: false,
             in_a_row: 0,
             max_skipped: self.samples.max_skipped,
+            stop: None,
         }
     }
 
@@ -122,6 +125,14 @@ pub struct WindowStream {
     /// Samples that were left out since the last that was not.
     in_a_row: usize,
     max_skipped: usize,
+    stop: Option<Arc<AtomicBool>>,
+}
+
+impl WindowStream {
+    /// The same, but once `stop` is set it ends with [`LoadError::Interrupted`] rather than wait for a read that hangs.
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
 }
 
 impl Iterator for WindowStream {
@@ -132,10 +143,12 @@ impl Iterator for WindowStream {
             return None;
         }
         let turn = ((self.next - self.first) % self.receivers.len() as u64) as usize;
+        let what = format!("the samples of step {}", self.next);
         self.next += 1;
-        let result = match self.receivers[turn].recv() {
-            Ok(window) => window.map_err(LoadError::Data),
-            Err(_) => Err(LoadError::Stopped),
+        let result = match receive(&self.receivers[turn], self.stop.as_deref(), &what) {
+            Awaited::Item(window) => window.map_err(LoadError::Data),
+            Awaited::Closed => Err(LoadError::Stopped),
+            Awaited::Stopped => Err(LoadError::Interrupted),
         };
         let result = result.and_then(|window| self.count(window));
         self.failed = result.is_err();
@@ -172,16 +185,6 @@ pub enum LoadError {
         /// What was wrong with the last one.
         last: String,
     },
-}
-
-impl From<LoadError> for crate::error::TrainError {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Data(error) => Self::Data(error),
-            LoadError::TooManySkipped { in_a_row, last } => {
-                Self::TooManySamplesSkipped { in_a_row, last }
-            }
-            LoadError::Stopped => Self::Thread { what: "data loading" },
-        }
-    }
+    /// The run was told to end while a read hung.
+    Interrupted,
 }

@@ -5,8 +5,13 @@ use std::path::Path;
 
 use dualspeed_core::files;
 
+use crate::checkpoint::Checkpoints;
 use crate::config::TrainConfig;
 use crate::error::TrainError;
+use crate::lock::LOCK_FILE;
+use crate::origins::{ORIGINS_FILE, Origins};
+use crate::records::RECORDS_FILE;
+use crate::resume::RESUMES_FILE;
 
 /// What a run writes into its directory.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -14,15 +19,14 @@ pub const CONFIG_FILE: &str = "config.toml";
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// One record per validation.
 pub const VALIDATION_FILE: &str = "validation.jsonl";
-const CHECKPOINT_DIR: &str = "checkpoints";
 
-/// Refuses a directory that holds anything, unless `overwrite` is set; says whether it does.
+/// Refuses a directory that holds anything but a lock, unless `overwrite` is set; says whether it does.
 ///
 /// # Errors
 /// `RunDirExists`, or it cannot be listed.
 pub(crate) fn check(dir: &Path, overwrite: bool) -> Result<bool, TrainError> {
     let occupied = match fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_some(),
+        Ok(entries) => entries.flatten().any(|entry| entry.file_name() != LOCK_FILE),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(TrainError::io("list", dir)(error)),
     };
@@ -32,24 +36,42 @@ pub(crate) fn check(dir: &Path, overwrite: bool) -> Result<bool, TrainError> {
     }
 }
 
-/// Makes a fresh run directory and writes the config into it.
+/// Makes a fresh run directory and writes the config and what the run starts from into it.
 ///
 /// # Errors
 /// As [`check`]. With `overwrite` the files of the earlier run are removed, and nothing else.
-pub(crate) fn create(dir: &Path, overwrite: bool, config: &TrainConfig) -> Result<(), TrainError> {
+pub(crate) fn create(
+    dir: &Path,
+    overwrite: bool,
+    config: &TrainConfig,
+    origins: &Origins,
+) -> Result<(), TrainError> {
     if check(dir, overwrite)? {
-        for name in [CONFIG_FILE, METRICS_FILE, VALIDATION_FILE] {
-            remove(&dir.join(name), |path| fs::remove_file(path))?;
+        let files = [METRICS_FILE, VALIDATION_FILE, ORIGINS_FILE, RECORDS_FILE, RESUMES_FILE];
+        Checkpoints::new(dir, 1).remove_all()?;
+        for name in files {
+            remove(&dir.join(name))?;
         }
-        remove(&dir.join(CHECKPOINT_DIR), |path| fs::remove_dir_all(path))?;
     }
     fs::create_dir_all(dir).map_err(TrainError::io("create", dir))?;
-    let path = dir.join(CONFIG_FILE);
-    files::write_atomic(&path, config.to_toml()?.as_bytes()).map_err(TrainError::io("write", path))
+    origins.write(dir)?;
+    write_config(dir, config)
 }
 
-fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<(), TrainError> {
-    match how(path) {
+/// Writes the config of a run, in which every value is written out.
+///
+/// # Errors
+/// `Io`, or a number does not fit TOML.
+pub(crate) fn write_config(dir: &Path, config: &TrainConfig) -> Result<(), TrainError> {
+    let (path, text) = (dir.join(CONFIG_FILE), config.to_toml()?);
+    if fs::read(&path).is_ok_and(|written| written == text.as_bytes()) {
+        return Ok(());
+    }
+    files::write_atomic(&path, text.as_bytes()).map_err(TrainError::io("write", path))
+}
+
+fn remove(path: &Path) -> Result<(), TrainError> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(TrainError::io("remove", path)(error))
         }

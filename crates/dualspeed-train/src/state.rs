@@ -8,9 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use dualspeed_model::ParamPath;
 use dualspeed_ops::to_f32;
 
-use crate::checkpoint::HostTensor;
-
-const PREFIX: &str = "model.";
+use crate::checkpoint::{HostTensor, MODEL_PREFIX as PREFIX};
 
 /// The parameters that take gradients, by `model.<path>`.
 pub(crate) fn export_trainables<B: Backend, M: Module<B>>(

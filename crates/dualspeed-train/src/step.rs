@@ -136,6 +136,12 @@ impl<B: AutodiffBackend> MicroOutput<B> {
         Self { parts: BTreeMap::new(), counts, time, samples, skipped, record: None }
     }
 
+    /// A micro-batch of which nothing came, or that was not tried.
+    pub(crate) fn of_samples(samples: Vec<String>) -> Self {
+        let counts = Counts { samples: samples.len(), ..Counts::default() };
+        Self { counts, samples, ..Self::empty() }
+    }
+
     /// Carries a record to Burn's metrics.
     pub(crate) fn announcing(record: StepRecord) -> Self {
         Self { record: Some(record), ..Self::empty() }

@@ -8,19 +8,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::AutodiffModule;
 use burn_train::{Learner, SupervisedTraining, TrainingStrategy};
-use dualspeed_data::{BatchSampler, ExampleSource};
+use dualspeed_data::ExampleSource;
 use dualspeed_model::nn::params::trainable_parameters;
 use dualspeed_model::{Llava, Needs, ParamInfo};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
-use crate::checkpoint::{CheckpointState, Checkpoints, HostTensor};
+use crate::checkpoint::{CheckpointState, Checkpoints, Contents, HostTensor, Loaded};
 use crate::config::{TrainConfig, invalid};
 use crate::dataloader::{TrainLoader, ValidLoader};
+use crate::disk;
 use crate::doors::Doors;
 use crate::error::TrainError;
 use crate::error_slot::ErrorSlot;
 use crate::features::{FeatureCache, FeatureWork, configured};
 use crate::loader::WindowPlan;
+use crate::lock::RunLock;
 use crate::memory::MemoryPlan;
 use crate::metrics::{
     NoMetricLogger, Progress, ProgressBarRenderer, RunMetrics, StepMetric, TimeSplit, Totals,
@@ -28,11 +30,13 @@ use crate::metrics::{
 };
 use crate::mode::LaggedSchedule;
 use crate::optim::{GroupedAdamW, HostMoments, Moments};
+use crate::origins::Origins;
+use crate::resume::{Resumed, first_sampler};
 use crate::run_dir;
 use crate::samples::{SampleCheck, sequence_limits};
 use crate::state::import_trainables;
 use crate::step::{DualSpeedModel, TrainRuntime, ValidRuntime};
-use crate::strategy::{DualSpeedStrategy, Reached};
+use crate::strategy::{Begin, DualSpeedStrategy, Reached};
 
 /// Everything a run needs. [`TrainJob::new`] fills in what is usual.
 pub struct TrainJob<B: AutodiffBackend> {
@@ -58,7 +62,10 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub progress: Progress,
     /// Whether checkpoints are written; a benchmark needs none.
     pub save: bool,
-    /// Set it to end the run after the current step, with a checkpoint.
+    /// What the model's weights came from, by content; tokenizers and data are added to it.
+    pub origins: Origins,
+    /// Set it to end the run after the current micro-batch or step, with a checkpoint of the steps that are whole; reads that
+    /// hang, validation and the computation of features are given up.
     pub interrupt: Arc<AtomicBool>,
     /// What the config may name.
     pub doors: Doors<B>,
@@ -84,6 +91,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             overwrite: false,
             progress: Progress::Silent,
             save: true,
+            origins: Origins::default(),
             interrupt: Arc::new(AtomicBool::new(false)),
             doors: Doors::default(),
         }
@@ -111,8 +119,9 @@ pub struct TrainOutcome<B: AutodiffBackend> {
 /// Trains.
 ///
 /// # Errors
-/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss
-/// that is not a number, a disk that is full. The newest checkpoint survives all of them.
+/// Bad config, a run directory in use or without room, a foreign or damaged checkpoint: nothing is written then, and an earlier
+/// run in the directory is as it was. [`TrainError::Ended`] once a step is done: unreadable samples, too many steps in a row
+/// that are skipped, a device that fails, a disk that is full. What was done is saved first where it can be, and says where.
 pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
     job.config.validate()?;
     // What is left to the stage is decided here, once: the run uses, records and compares what it wrote down.
@@ -131,10 +140,13 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let run_metrics = RunMetrics::build(&config.metrics, &doors.metrics)?;
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
+    let origins = job.origins.with_tokenizers(&config)?;
     let samples_check = SampleCheck::new(&config, sequence_limits(&config, &*pruner));
     let valid_check = samples_check.clone().full_view();
-    let restored = if job.resume {
-        Some(restore(&checkpoints, &config, &fingerprint)?)
+    // Until the end: nobody else writes here.
+    let _lock = RunLock::take(&job.run_dir)?;
+    let mut resumed = if job.resume {
+        Some(Resumed::open(&job.run_dir, &checkpoints, &config, &*job.train, &origins)?)
     } else {
         run_dir::check(&job.run_dir, job.overwrite)?;
         None
@@ -154,13 +166,20 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             advice: "every parameter of the model is frozen; use stage single, or a model that is not wrapped".into(),
         });
     }
+    // A parameter and its two moments, in f32.
+    let checkpoint = params.iter().map(|param| 12 * param.shape.iter().product::<usize>() as u64);
+    let checkpoint = if job.save { checkpoint.sum() } else { 0 };
+    let keep = config.checkpoint.keep + config.checkpoint.keep_best;
+    disk::probe(&job.run_dir, checkpoint, keep)?;
     let rates = config.group_rates();
     let optim = GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
     let mut start = Reached::default();
-    if let Some((path, state, tensors)) = restored {
+    if let Some(Loaded { path, state, tensors, .. }) = resumed.as_mut().map(|it| &mut it.loaded) {
         let bad = |problem: String| TrainError::BadCheckpoint { path: path.clone(), problem };
+        // Their memory is the run's from here on.
+        let tensors = std::mem::take(tensors);
         llava = import_trainables(llava, &tensors).map_err(&bad)?;
-        restore_optimiser(&optim, &params, &state, tensors, &device).map_err(&bad)?;
+        restore_optimiser(&optim, &params, state, tensors, &device).map_err(&bad)?;
         modes.restore(&state.schedule).map_err(&bad)?;
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
@@ -203,18 +222,25 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             }
         }
     }
-    // What can take hours and fail has succeeded.
-    if !job.resume {
-        run_dir::create(&job.run_dir, job.overwrite, &config)?;
-    }
     // Examples without pixels are free to read; the cache has them when it was computed from this
     // data.
     let source = match &features {
         Some(cache) if cache.source().fingerprint() == fingerprint => cache.source(),
-        _ => job.train,
+        _ => job.train.clone(),
     };
-    let sampler =
-        BatchSampler::new(&*source, config.batch.window(), config.seed, config.data.grouping);
+    let (sampler, begin) = match &resumed {
+        Some(resumed) => (resumed.sampler(&*source, &config), None),
+        None => {
+            let (sampler, records) = first_sampler(&*job.train, &*source, &config);
+            let origins = origins.with_data(&*job.train, valid.as_deref());
+            let (dir, config, overwrite) = (job.run_dir.clone(), config.clone(), job.overwrite);
+            let begin: Begin = Box::new(move || {
+                run_dir::create(&dir, overwrite, &config, &origins)?;
+                records.map_or(Ok(()), |records| records.write(&dir))
+            });
+            (sampler, Some(begin))
+        }
+    };
     let total_steps = config.total_steps(sampler.steps_per_epoch());
     // What loading and rounding the weights, and the tower, left behind.
     B::memory_cleanup(&device);
@@ -251,6 +277,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
+        stop: job.interrupt.clone(),
         runtime,
     };
     let valid_loader = ValidLoader {
@@ -258,6 +285,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         range: 0..samples,
         batch: config.batch.size,
         samples: valid_check,
+        stop: job.interrupt.clone(),
         runtime: valid_runtime,
     };
     let lr_schedule = config.lr_schedule(total_steps).starting_at(start.step);
@@ -265,7 +293,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let label = format!("train {}", config.stage.name());
     let strategy = Arc::new(DualSpeedStrategy {
         config,
-        data_fingerprint: fingerprint,
+        // As the run began with it.
+        data_fingerprint: resumed.map_or(fingerprint, |resumed| resumed.loaded.state.data),
         optim,
         params,
         rates,
@@ -274,6 +303,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         metrics: run_metrics.clone(),
         checkpoints,
         run_dir: job.run_dir.clone(),
+        begin: Mutex::new(begin),
         device: strategy_device,
         save: job.save,
         start,
@@ -309,25 +339,6 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         memory,
         interrupted: reached.interrupted,
     })
-}
-
-type Restored = (PathBuf, CheckpointState, std::collections::BTreeMap<String, HostTensor>);
-
-/// Reads the newest checkpoint and refuses one of another config or other data.
-fn restore(
-    checkpoints: &Checkpoints,
-    config: &TrainConfig,
-    data: &str,
-) -> Result<Restored, TrainError> {
-    let (path, state, tensors) = checkpoints.load_latest()?;
-    let mut differing = config.differences(&state.config)?;
-    if state.data != data {
-        differing.push(format!("data (checkpoint: {}, now: {data})", state.data));
-    }
-    if !differing.is_empty() {
-        return Err(TrainError::ForeignCheckpoint { path, differing });
-    }
-    Ok((path, state, tensors))
 }
 
 /// Puts the moments of a checkpoint back, by path.
@@ -371,7 +382,8 @@ pub fn load_trained<B: Backend>(
     model: Llava<B>,
     run_dir: &Path,
 ) -> Result<(Llava<B>, u64), TrainError> {
-    let (path, state, tensors) = Checkpoints::new(run_dir, 1).load_latest()?;
+    let latest = Checkpoints::new(run_dir, 1).load_latest(Contents::Model)?;
+    let Loaded { path, state, tensors, .. } = latest;
     let model = import_trainables(model, &tensors)
         .map_err(|problem| TrainError::BadCheckpoint { path, problem })?;
     Ok((model, state.step))

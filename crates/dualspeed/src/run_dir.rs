@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use dualspeed_data::ExampleSource;
 use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
 use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
 use dualspeed_ops::Backend;
-use dualspeed_train::{TrainConfig, TrainError, check_format, load_trained};
+use dualspeed_train::origins::VALID_DATA;
+use dualspeed_train::{Origin, Origins, TrainConfig, TrainError, check_format, load_trained};
 
 use crate::embedded_tower;
+use crate::origins::{of_checkpoint, of_embedded_tower, of_run};
 
 /// Runs that start from one another at most; a longer chain is a circle, as stages are two or three.
 const MAX_CHAIN: usize = 16;
@@ -86,19 +89,20 @@ fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<PathBu
     Ok(None)
 }
 
-/// The model of the published checkpoint in `dir` with the isolator and adapters of `config`.
+/// The model of the published checkpoint in `dir` with the isolator and adapters of `config`, and what it was read from.
 fn model_from_checkpoint<B: Backend>(
     config: &TrainConfig,
     dir: &Path,
     device: &B::Device,
-) -> anyhow::Result<Llava<B>> {
+) -> anyhow::Result<(Llava<B>, Origins)> {
     let dtype = match config.model.dtype {
         Dtype::Float32 => FloatType::F32,
         Dtype::BFloat16 => FloatType::Bf16,
         Dtype::Float16 => FloatType::F16,
     };
     let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
-    let (mut model, _) = Checkpoint::open(dir, &options)?.load_llava::<B>(&options, device)?;
+    let checkpoint = Checkpoint::open(dir, &options)?;
+    let (mut model, _) = checkpoint.load_llava::<B>(&options, device)?;
     let length = config.model.isolator_length;
     if model.config.isolator_length != length {
         model = model.with_isolator_length(length, device, config.seed)?;
@@ -112,7 +116,7 @@ fn model_from_checkpoint<B: Backend>(
         dir.display()
     );
     model.config = config.model.clone();
-    Ok(model)
+    Ok((model, of_checkpoint(&checkpoint)?))
 }
 
 /// The model that a run with this configuration starts from: fresh weights with the embedded vision tower (or one of
@@ -125,6 +129,18 @@ pub fn initial_model<B: Backend>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
+    Ok(initial_model_with_origins(config, parts, device)?.0)
+}
+
+/// As [`initial_model`], with what the weights were read from: what a run that starts from them records.
+///
+/// # Errors
+/// As [`initial_model`]; also if a file cannot be hashed.
+pub fn initial_model_with_origins<B: Backend>(
+    config: &TrainConfig,
+    parts: &Parts,
+    device: &B::Device,
+) -> anyhow::Result<(Llava<B>, Origins)> {
     initial_model_at(config, parts, device, 0)
 }
 
@@ -133,14 +149,17 @@ fn initial_model_at<B: Backend>(
     parts: &Parts,
     device: &B::Device,
     depth: usize,
-) -> anyhow::Result<Llava<B>> {
+) -> anyhow::Result<(Llava<B>, Origins)> {
     anyhow::ensure!(depth < MAX_CHAIN, "the runs' init_from lead in a circle");
     let Some(run) = &config.init_from else {
         let model = config.model.init_with::<B>(parts, device, config.seed)?;
         return match &config.model.vision {
             // A tower of another crate brings its own weights.
-            VisionConfig::Custom(_) => Ok(model),
-            vision => Ok(model.with_vision_tower(embedded_tower::load(vision, device)?)?),
+            VisionConfig::Custom(_) => Ok((model, Origins::default())),
+            vision => {
+                let tower = embedded_tower::load(vision, device)?;
+                Ok((model.with_vision_tower(tower)?, of_embedded_tower()))
+            }
         };
     };
     if is_checkpoint(run) {
@@ -159,12 +178,13 @@ fn initial_model_at<B: Backend>(
         "the model in {} has another architecture than [model] here; copy that section from its config.toml",
         run.display()
     );
-    let mut model = load_model_at::<B>(run, parts, device, depth + 1)?;
+    let (mut model, step) = load_model_at::<B>(run, parts, device, depth + 1)?;
+    let origins = of_run(run, step)?;
     model.config.max_length = config.model.max_length;
     model.config.pad_to_multiple = config.model.pad_to_multiple;
     match (&config.model.lora, &earlier.model.lora) {
-        (Some(lora), None) => Ok(model.with_lora(lora, device, config.seed)?),
-        (wanted, found) if wanted == found => Ok(model),
+        (Some(lora), None) => Ok((model.with_lora(lora, device, config.seed)?, origins)),
+        (wanted, found) if wanted == found => Ok((model, origins)),
         _ => anyhow::bail!(
             "the run {} has adapters that [model.lora] here does not describe; copy that section from its config.toml",
             run.display()
@@ -172,28 +192,56 @@ fn initial_model_at<B: Backend>(
     }
 }
 
-/// Loads the model that the run in `dir` ended with, or the newest checkpoint of one that has not ended.
+/// Loads the model that the run in `dir` ended with, or the newest checkpoint of one that has not ended. A checkpoint that
+/// is damaged is named in a warning, and the one before it loaded.
 ///
 /// # Errors
-/// If `dir` is no run directory or its checkpoint is damaged.
+/// If `dir` is no run directory, no checkpoint of it is whole, or what the run started from is no longer what it was: the
+/// model would be another.
 pub fn load_model<B: Backend>(
     dir: &Path,
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
-    load_model_at(dir, parts, device, 0)
+    Ok(load_model_at(dir, parts, device, 0)?.0)
 }
 
+/// Warns if the validation data of the run in `dir` is no longer what the run was validated on: numbers on the two do not
+/// compare.
+///
+/// # Errors
+/// If the record of it cannot be read.
+pub(crate) fn warn_of_other_data(dir: &Path, source: &dyn ExampleSource) -> Result<(), TrainError> {
+    let now = Origin::of(None, "fingerprint", source.fingerprint());
+    let recorded = Origins::read(dir)?.and_then(|recorded| recorded.get(VALID_DATA).cloned());
+    if recorded.is_some_and(|recorded| recorded.content != now.content) {
+        tracing::warn!(
+            "data.valid is not what {} was validated on: its results here and in validation.jsonl do not compare",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// The model of a run, and the optimiser steps it has been trained for.
 fn load_model_at<B: Backend>(
     dir: &Path,
     parts: &Parts,
     device: &B::Device,
     depth: usize,
-) -> anyhow::Result<Llava<B>> {
-    let mut model = initial_model_at(&read_config(dir)?, parts, device, depth)?;
+) -> anyhow::Result<(Llava<B>, u64)> {
+    let config = read_config(dir)?;
+    let (mut model, mut origins) = initial_model_at(&config, parts, device, depth)?;
+    // The text of an earlier stage is not that of this one.
+    if depth == 0 {
+        origins = origins.with_tokenizers(&config)?;
+    }
+    if let Some(recorded) = Origins::read(dir)? {
+        recorded.check(&origins, dir)?;
+    }
     // What was trained in half precision runs in f32 where the backend has nothing else.
     if !B::supports_dtype(device, model.config.dtype.float().into()) {
         model.config.dtype = Dtype::Float32;
     }
-    Ok(load_trained(model, dir)?.0)
+    Ok(load_trained(model, dir)?)
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use super::image::ImageSource;
 use super::record::{self, Notes, Record};
@@ -175,6 +176,8 @@ fn check(bytes: &[u8], span: Span, image_root: &Path) -> Checked {
     let record = match parse(bytes, span) {
         Ok(record) => record,
         Err((id, problem)) => {
+            // So that its repair can be told.
+            let entry = Entry { digest: digest_of(bytes), ..entry };
             return Checked { entry, id, notes: Notes::default(), problem: Some(problem) };
         }
     };
@@ -189,6 +192,11 @@ fn check(bytes: &[u8], span: Span, image_root: &Path) -> Checked {
         ..entry
     };
     Checked { entry, id: record.id, notes: record.notes, problem: missing }
+}
+
+fn digest_of(bytes: &[u8]) -> u64 {
+    let digest = Sha256::digest(bytes);
+    digest[..8].iter().fold(0, |digest, &byte| (digest << 8) | u64::from(byte))
 }
 
 /// Looks at an image file without opening it.

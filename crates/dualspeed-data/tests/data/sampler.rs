@@ -103,3 +103,32 @@ fn edges_and_collation() {
     assert_eq!(batch.input_ids, [vec![7; 5], vec![7; 2]]);
     assert!(matches!(memory.get(5), Err(DataError::OutOfRange { index: 5, len: 5 })));
 }
+
+/// Examples that moved or were removed leave the order of the others as it was.
+#[test]
+fn the_order_survives_a_removal() {
+    for grouping in GROUPINGS {
+        let (n, gone) = (50, [7, 20]);
+        let whole = BatchSampler::new(&Mixed(n), 4, 3, grouping);
+        let shapes = BatchSampler::shapes(&Mixed(n), grouping);
+        let place = |index: usize| {
+            let before = gone.iter().filter(|gone| **gone < index).count();
+            (!gone.contains(&index)).then(|| index - before)
+        };
+        let places: Vec<Option<usize>> = (0..n).map(place).collect();
+        let moved = BatchSampler::of_shapes(shapes, 4, 3, grouping).with_places(places);
+        assert_eq!(moved.steps_per_epoch(), whole.steps_per_epoch());
+        for step in 0..3 * whole.steps_per_epoch() {
+            let expected: Vec<usize> = whole.indices(step).into_iter().filter_map(place).collect();
+            assert_eq!(moved.indices(step), expected, "step {step}");
+        }
+        // A batch of which nothing is left: the next one, which may be of the next epoch's beginning.
+        let one =
+            BatchSampler::of_shapes(BatchSampler::shapes(&Mixed(3), grouping), 1, 3, grouping);
+        let before: Vec<Vec<usize>> = (0..3).map(|step| one.indices(step)).collect();
+        let places = (0..3).map(|index| (vec![index] != before[2]).then_some(index)).collect();
+        let moved = one.with_places(places);
+        assert_eq!(moved.indices(2), before[0]);
+        assert_eq!(moved.indices(1), before[1]);
+    }
+}

@@ -1,7 +1,6 @@
 //! From TOML text to a checked config: overrides, unknown keys with the nearest known one, typed
 //! errors.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -188,51 +187,6 @@ fn find_key(value: &toml::Value, key: &str) -> Option<Vec<String>> {
     })
 }
 
-/// The keys in which two configs (as JSON) differ, each with both values, leaving out the sections
-/// in `ignore`.
-pub(crate) fn differing_keys(
-    stored: &serde_json::Value,
-    current: &serde_json::Value,
-    ignore: &[&str],
-) -> Vec<String> {
-    let mut differing = Vec::new();
-    collect_differences(stored, current, String::new(), ignore, &mut differing);
-    differing
-}
-
-fn collect_differences(
-    stored: &serde_json::Value,
-    current: &serde_json::Value,
-    path: String,
-    ignore: &[&str],
-    out: &mut Vec<String>,
-) {
-    use serde_json::Value;
-    if ignore.contains(&path.as_str()) {
-        return;
-    }
-    match (stored, current) {
-        (Value::Object(stored), Value::Object(current)) => {
-            let keys: BTreeSet<&String> = stored.keys().chain(current.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                let absent = Value::Null;
-                collect_differences(
-                    stored.get(key).unwrap_or(&absent),
-                    current.get(key).unwrap_or(&absent),
-                    path,
-                    ignore,
-                    out,
-                );
-            }
-        }
-        (stored, current) if stored != current => {
-            out.push(format!("{path} (checkpoint: {stored}, config: {current})"));
-        }
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
@@ -316,12 +270,5 @@ mod tests {
     fn bad_toml_names_the_line() {
         let error = parse_toml("a = 1\nb = = 2", "x.toml").unwrap_err().to_string();
         assert!(error.contains("x.toml") && error.contains("line 2"), "{error}");
-    }
-
-    #[test]
-    fn differences_name_keys_and_values() {
-        let a = serde_json::json!({"optim": {"lr": 1.0, "eps": 2.0}, "free": {"x": 1}});
-        let b = serde_json::json!({"optim": {"lr": 3.0, "eps": 2.0}, "free": {"x": 2}});
-        assert_eq!(differing_keys(&a, &b, &["free"]), ["optim.lr (checkpoint: 1.0, config: 3.0)"]);
     }
 }

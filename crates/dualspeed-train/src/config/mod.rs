@@ -2,6 +2,7 @@
 
 mod features;
 mod load;
+mod resume;
 mod sections;
 mod source;
 #[cfg(test)]
@@ -14,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use features::{CacheMode, FeaturesConfig};
 use load::check_removed;
-pub(crate) use load::differing_keys;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
+pub use resume::ResumeChanges;
 pub use sections::{
     BatchConfig, CheckpointConfig, DistillConfig, MemoryConfig, ModeConfig, ObjectiveConfig,
     OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
@@ -74,17 +75,6 @@ pub struct TrainConfig {
     pub metrics: Vec<String>,
 }
 
-/// Sections that may differ between a checkpoint and the run that resumes it.
-const FREE_ON_RESUME: [&str; 7] = [
-    "checkpoint",
-    "data.features",
-    "data.max_skipped",
-    "data.on_error",
-    "memory",
-    "metrics",
-    "validation",
-];
-
 impl TrainConfig {
     /// Reads a TOML file, applies overrides in order, and validates.
     ///
@@ -127,12 +117,6 @@ impl TrainConfig {
         serde_json::to_value(self).map_err(|error| ConfigError::Type { message: error.to_string() })
     }
 
-    /// The keys in which a stored fingerprint differs from this config, with both values; empty
-    /// when a resume is fine.
-    pub fn differences(&self, stored: &serde_json::Value) -> Result<Vec<String>, ConfigError> {
-        Ok(differing_keys(stored, &self.fingerprint()?, &FREE_ON_RESUME))
-    }
-
     /// Checks every value; called once, before anything is built.
     ///
     /// # Errors
@@ -158,7 +142,7 @@ impl TrainConfig {
         self.optim.validate()?;
         self.batch.validate()?;
         self.memory.validate()?;
-        self.checkpoint.validate()?;
+        self.checkpoint.validate(&self.validation)?;
         if self.train_vision_tower && self.data.features.is_cached() {
             let problem = "its features change with every step, so they cannot be cached";
             let advice = "set data.features.cache = \"none\", or leave the tower frozen";

@@ -185,6 +185,8 @@ pub struct OptimConfig {
     pub eps: f64,
     /// The global gradient norm is clipped to this; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// A step whose loss, gradients or update are not finite changes nothing; that many in a row end the run.
+    pub max_skipped: u64,
 }
 
 impl Default for OptimConfig {
@@ -201,6 +203,7 @@ impl Default for OptimConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             max_grad_norm: 1.0,
+            max_skipped: 10,
         }
     }
 }
@@ -240,6 +243,10 @@ impl OptimConfig {
             }
         }
         positive("optim.eps", self.eps, "1e-8 is usual")?;
+        if self.max_skipped == 0 {
+            let advice = "give 1 to end the run at the first such step, or 10, which is usual";
+            return Err(invalid("optim.max_skipped", 0, "no run would begin", advice));
+        }
         for (key, value) in
             [("optim.weight_decay", self.weight_decay), ("optim.max_grad_norm", self.max_grad_norm)]
         {
@@ -331,24 +338,41 @@ pub struct CheckpointConfig {
     /// Steps between checkpoints; 0 writes one at the end only. An interrupted run always writes
     /// one.
     pub every: u64,
-    /// How many are kept.
+    /// How many are kept: the last ones.
     pub keep: usize,
+    /// How many are kept besides: those of the lowest cross entropy in validation. They are there where `every` is a multiple of
+    /// `validation.every`.
+    pub keep_best: usize,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 500, keep: 2 }
+        Self { every: 500, keep: 2, keep_best: 0 }
     }
 }
 
 impl CheckpointConfig {
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self, validation: &ValidationConfig) -> Result<(), ConfigError> {
         if self.keep == 0 {
             let advice = "give at least 1; checkpoint.every = 0 writes one at the end only";
             return Err(invalid(
                 "checkpoint.keep",
                 0,
                 "no checkpoint would survive, nothing could be resumed",
+                advice,
+            ));
+        }
+        if self.keep_best > 0
+            && (validation.every == 0
+                || self.every == 0
+                || !self.every.is_multiple_of(validation.every))
+        {
+            let advice =
+                "let checkpoint.every be a multiple of validation.every, neither of them 0";
+            return Err(invalid(
+                "checkpoint.keep_best",
+                self.keep_best,
+                "the best is known by a validation of its own step",
                 advice,
             ));
         }

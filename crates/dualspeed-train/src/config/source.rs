@@ -32,6 +32,9 @@ pub struct DataConfig {
     pub max_skipped: usize,
     /// Threads that make batches ahead of the training thread; 1 is enough for cached features.
     pub workers: Option<usize>,
+    /// Ids of training records that were removed or corrected since the run began, where it goes on with that: a resumed run
+    /// refuses every change that is not listed here.
+    pub revised: Vec<String>,
     /// Whether the frozen tower's features are computed once, and where they are kept.
     pub features: FeaturesConfig,
 }

@@ -149,7 +149,7 @@ fn where_features_are_kept_does_not_stand_in_the_way_of_a_resume() {
     let config =
         TrainConfig::parse("data.features = { cache = \"disk\", dir = \"x\" }", &[]).unwrap();
     for now in [&TrainConfig::default(), &config] {
-        assert_eq!(now.differences(&stored).unwrap(), Vec::<String>::new());
+        assert_eq!(now.resume_changes(&stored, 1).unwrap(), ResumeChanges::default());
     }
     assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
 }
@@ -174,7 +174,7 @@ fn parts_by_name_take_options_of_any_kind() {
     assert_eq!(TrainConfig::parse(&config.to_toml().unwrap(), &[]).unwrap(), config);
     // They are part of the run: a checkpoint with other options is of another run.
     let other = TrainConfig::parse(text, &[]).unwrap().fingerprint().unwrap();
-    let differing = config.differences(&other).unwrap();
+    let differing = config.resume_changes(&other, 1).unwrap().refused;
     assert_eq!(differing.len(), 2, "{differing:?}");
     assert!(differing[0].starts_with("mode.options.window"), "{differing:?}");
     assert!(differing[1].starts_with("objective.options.bound"), "{differing:?}");

@@ -34,6 +34,7 @@ pub use store::FeatureStore;
 
 use crate::error::TrainError;
 use crate::metrics::progress_bar;
+use crate::patience::{Awaited, receive};
 use block::Block;
 use rows::Rows;
 
@@ -231,8 +232,17 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
         };
         let mut examples = Vec::with_capacity(samples);
         let mut missing = BTreeMap::new();
-        for made in receiver {
-            let made = made?;
+        let stop = self.work.interrupt;
+        loop {
+            let made = match receive(&receiver, stop, "samples for features") {
+                Awaited::Item(made) => made?,
+                Awaited::Closed => break,
+                Awaited::Stopped => {
+                    self.close_block()?;
+                    let done = examples.len();
+                    return Err(TrainError::FeaturesInterrupted { done, of: samples });
+                }
+            };
             bar.inc(made.len() as u64);
             for made in made {
                 let mut example = match made {
@@ -252,8 +262,8 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
             while self.pending.len() >= batch {
                 self.compute(batch)?;
             }
-            let stop = self.work.interrupt.is_some_and(|flag| flag.load(Ordering::SeqCst));
-            if stop && examples.len() < samples {
+            let stopped = stop.is_some_and(|flag| flag.load(Ordering::SeqCst));
+            if stopped && examples.len() < samples {
                 self.close_block()?;
                 return Err(TrainError::FeaturesInterrupted { done: examples.len(), of: samples });
             }

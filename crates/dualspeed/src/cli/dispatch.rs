@@ -13,13 +13,14 @@ use crate::commands::{
 };
 use crate::extensions::{Extensions, parts};
 use crate::interrupt::Interrupted;
+use crate::output::{NoReader, note};
 
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// It did what was asked.
     Done,
-    /// Ctrl-C; a checkpoint, or what there is of features on disk, is written.
+    /// A signal; a checkpoint, or what there is of features on disk, is written.
     Interrupted,
 }
 
@@ -28,8 +29,10 @@ pub(super) fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
     let global = &cli.global;
     match global.backend.run(global.device, Dispatch::<E> { cli, extensions: PhantomData }) {
         Ok(()) => Ok(Outcome::Done),
+        // `| head`: it has what it wanted.
+        Err(error) if error.is::<NoReader>() => Ok(Outcome::Done),
         Err(error) if is_interruption(&error) => {
-            eprintln!("{error}");
+            note(format_args!("{error}"));
             Ok(Outcome::Interrupted)
         }
         Err(error) => Err(error),

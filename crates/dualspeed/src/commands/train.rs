@@ -1,21 +1,23 @@
 //! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use dualspeed_data::check::CheckOptions;
 use dualspeed_data::{ExampleSource, OnError, SequenceLimits};
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::config::SourceConfig;
+use dualspeed_train::config::{SourceConfig, read_toml};
 use dualspeed_train::{
-    MemoryPlan, Progress, SampleCheck, TrainConfig, TrainJob, sequence_limits, train,
+    CONFIG_FILE, ConfigError, MemoryPlan, Progress, SampleCheck, TrainConfig, TrainJob,
+    sequence_limits, train,
 };
 
 use super::data::{check_source, report_text};
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, doors, parts, registry, sources};
-use crate::interrupt::{Interrupted, ctrl_c_flag};
+use crate::interrupt::{Interrupted, Training, interrupt_flag};
+use crate::output::{note, say};
 use crate::run_dir;
 
 /// Arguments of `train`.
@@ -58,7 +60,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         (Some(path), _) => TrainConfig::load(path, &args.overrides)?,
         (None, Some(dir)) => {
             run_dir::read_config(dir)?;
-            TrainConfig::load(&dir.join("config.toml"), &args.overrides)?
+            config_to_resume(&dir.join(CONFIG_FILE), &args.overrides)?
         }
         (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
     };
@@ -69,7 +71,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
     run_dir::adopt_base_checkpoint(&mut config)?;
-    let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
+    let (model, origins) =
+        run_dir::initial_model_with_origins::<B>(&config, &parts::<B, E>(), device)?;
     let sources = sources::<E>();
     let on_error = config.data.on_error;
     let open = |data: &SourceConfig| data.open_with(&config.model, config.seed, &sources, on_error);
@@ -86,41 +89,66 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     }
     let n = config.model.num_visual_tokens();
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
             config.stage.name(),
             source.len(),
             config.keep_count(n),
             config.pruner().name
-        );
+        ));
         let cached = config.data.features.is_cached();
-        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, cached, device)?);
+        let memory = MemoryPlan::new::<B>(&config, &*source, cached, device)?;
+        note(format_args!("memory: {memory}"));
     }
+    let interrupt = interrupt_flag()?;
+    let training = Training::begin();
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
         overwrite: args.overwrite,
+        origins,
         progress: progress(args, global),
-        interrupt: ctrl_c_flag()?,
+        interrupt,
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
-    })?;
+    });
+    drop(training);
+    let outcome = outcome?;
     if outcome.interrupted {
         return Err(Interrupted { step: outcome.steps, run: dir.display().to_string() }.into());
     }
     if outcome.totals.skipped_samples > 0 {
-        eprintln!(
+        note(format_args!(
             "{} samples were left out; metrics.jsonl names them",
             outcome.totals.skipped_samples
-        );
+        ));
     }
-    println!(
+    say(format_args!(
         "{} steps, {:.1} s of training, written to {}",
         outcome.steps,
         outcome.train_seconds,
         dir.display()
-    );
+    ));
     Ok(())
+}
+
+/// The config in a run directory with overrides. Its length is written there in steps or in epochs; an override may give it
+/// in the other unit.
+fn config_to_resume(path: &Path, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
+    let mut value = read_toml(path)?;
+    let given = |key: &str| {
+        overrides
+            .iter()
+            .any(|text| text.split_once('=').is_some_and(|(name, _)| name.trim() == key))
+    };
+    if let Some(table) = value.as_table_mut() {
+        for (given_key, other) in [("steps", "epochs"), ("epochs", "steps")] {
+            if given(given_key) && !given(other) {
+                table.remove(other);
+            }
+        }
+    }
+    TrainConfig::from_toml_value(value, overrides)
 }
 
 /// Checks a data set, and names what cannot be used; the first few of every kind in full.
@@ -135,7 +163,7 @@ fn verify(
     let report = check_source(what, source, &options, !global.quiet);
     let (bad, all) = (report.unusable, report.records);
     if bad > 0 || !global.quiet {
-        eprintln!("{}", report_text(&report));
+        note(format_args!("{}", report_text(&report)));
     }
     anyhow::ensure!(
         bad == 0 || on_error == OnError::Skip,

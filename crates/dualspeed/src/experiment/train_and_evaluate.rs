@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dualspeed_data::ExampleSource;
 use dualspeed_model::View;
@@ -17,13 +18,13 @@ use super::scenes::{scene_config, test_source};
 use super::views::evaluation_views;
 use crate::extensions::{Extensions, doors, parts, registry, sources};
 use crate::files::write_json;
-use crate::interrupt::Interrupted;
+use crate::interrupt::{Interrupted, Training};
 
 impl<B: AutodiffBackend> ExperimentData<B> {
     /// Trains the configuration of the arm `name` in the run directory `dir`, evaluates the model, and writes `result.json`.
     ///
     /// # Errors
-    /// Whatever training or evaluation reports; [`Interrupted`] after Ctrl-C.
+    /// Whatever training or evaluation reports; [`Interrupted`] after a signal.
     pub fn train_and_evaluate<E: Extensions>(
         &self,
         name: &str,
@@ -46,8 +47,12 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             doors: doors::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
-        let outcome = train(job)?;
-        if outcome.interrupted {
+        let training = Training::begin();
+        let outcome = train(job);
+        drop(training);
+        let outcome = outcome?;
+        // Also when the signal came with the last step.
+        if outcome.interrupted || self.interrupt.load(Ordering::SeqCst) {
             let run = dir.display().to_string();
             return Err(Interrupted { step: outcome.steps, run }.into());
         }

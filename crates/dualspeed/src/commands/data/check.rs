@@ -21,6 +21,7 @@ use super::page::page;
 use super::text::report_text;
 use crate::extensions::{Extensions, registry, sources};
 use crate::files::write_atomic;
+use crate::output::{note, print_line};
 use crate::run_dir;
 
 /// Arguments of `data check`.
@@ -115,9 +116,9 @@ pub(super) fn run<B: AutodiffBackend, E: Extensions>(
         .collect();
     let json = serde_json::to_string_pretty(&reports)?;
     if args.json {
-        println!("{json}");
+        print_line(&json)?;
     } else {
-        reports.iter().for_each(|report| println!("{}", report_text(report)));
+        reports.iter().try_for_each(|report| print_line(report_text(report)))?;
     }
     if let Some([json_file, html_file]) = &files {
         let write = |path: &Path, text: &str| {
@@ -127,7 +128,7 @@ pub(super) fn run<B: AutodiffBackend, E: Extensions>(
         write(json_file, &json)?;
         write(html_file, &page(&reports)?)?;
         if !global.quiet {
-            eprintln!("written: {}", html_file.display());
+            note(format_args!("written: {}", html_file.display()));
         }
     }
     let count = |severity| reports.iter().map(|report| report.count(severity)).sum::<usize>();

@@ -17,6 +17,7 @@ use crate::extensions::{Extensions, parts, registry, sources};
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
+use crate::output::print_line;
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -54,7 +55,11 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let config = run_dir::read_config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
+            (Some(valid), _) => {
+                let source = valid.open(&config.model, config.seed, &sources::<E>())?;
+                run_dir::warn_of_other_data(&args.run, &*source)?;
+                source
+            }
             (None, Some(_)) => {
                 Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
@@ -87,11 +92,10 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let options = EvalOptions { progress: !global.quiet, ..EvalOptions::default() };
     let report = evaluate(&model, &*source, None, &views, Some(&*pruner), device, options)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print_line(serde_json::to_string_pretty(&report)?)
     } else {
-        println!("{}", table(&report));
+        print_line(table(&report))
     }
-    Ok(())
 }
 
 /// The views of a report as a table, a row each.

@@ -1,6 +1,6 @@
 //! `dualspeed generate --batch`: a file of questions, answered line by line.
 
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::output::OutputLine;
+use crate::output::{note, print_line};
 use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
 
 /// A question; other keys do not matter.
@@ -64,7 +65,6 @@ pub(super) fn answer_all<B: Backend>(
         .with_context(|| format!("cannot read {}; check the path", path.display()))?;
     // Images are named relative to the file that names them.
     let root = path.parent().unwrap_or(Path::new(""));
-    let mut out = std::io::stdout().lock();
     let (mut lines, mut skipped) = (0, 0);
     for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
         let place = || format!("{}:{}", path.display(), number + 1);
@@ -73,11 +73,11 @@ pub(super) fn answer_all<B: Backend>(
             continue;
         }
         lines += 1;
-        match answer(pipeline, &line, root, settings, device, &mut out) {
+        match answer(pipeline, &line, root, settings, device) {
             Ok(()) => {}
             Err(Unanswered::Line(error)) => {
                 skipped += 1;
-                eprintln!("{}: left out: {error:#}", place());
+                note(format_args!("{}: left out: {error:#}", place()));
             }
             Err(Unanswered::All(error)) => return Err(error.context(place())),
         }
@@ -96,7 +96,6 @@ fn answer<B: Backend>(
     root: &Path,
     settings: &GenerationSettings<'_, B>,
     device: &B::Device,
-    out: &mut dyn Write,
 ) -> Result<(), Unanswered> {
     let line: BatchLine = serde_json::from_str(line)
         .context("a line looks like {\"id\": 1, \"image\": \"a.png\", \"prompt\": \"..\"}")
@@ -123,7 +122,6 @@ fn answer<B: Backend>(
         question_id: &line.question_id,
         output: OutputLine::new(&request.prompt, &output),
     };
-    let written = serde_json::to_writer(&mut *out, &answer).map_err(anyhow::Error::from);
-    let written = written.and_then(|()| Ok(writeln!(out)?));
-    written.context("cannot write to standard output").map_err(Unanswered::All)
+    let answer = serde_json::to_string(&answer).map_err(anyhow::Error::from);
+    answer.and_then(print_line).map_err(Unanswered::All)
 }

@@ -3,7 +3,6 @@
 mod batch;
 mod output;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
 use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
 use crate::run_dir;
+use crate::output::{note, print, print_line};
 use batch::answer_all;
 use output::OutputLine;
 
@@ -135,13 +135,13 @@ fn load<B: Backend, E: Extensions>(
     let options = args.checkpoint.options()?;
     let (pipeline, report) = Pipeline::from_checkpoint(path, &options, device)?;
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "read {} tensors, {:.2} GB in {:.1} s ({:.2} GB/s)",
             report.loaded.tensors,
             report.loaded.bytes as f64 / 1e9,
             report.elapsed.as_secs_f64(),
             report.gigabytes_per_second()
-        );
+        ));
     }
     Ok((pipeline, None))
 }
@@ -155,16 +155,17 @@ fn generate_one<B: Backend>(
 ) -> anyhow::Result<()> {
     let prompt = args.prompt.clone().context("give --prompt TEXT, or --batch FILE")?;
     let request = GenerationRequest { prompt, images: args.image.clone() };
-    let mut out = std::io::stdout().lock();
-    // A closed pipe shows in the last write.
+    // The first failure is the one to report.
+    let mut printed = Ok(());
     let mut on_text = |text: &str| {
-        if !args.json {
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if !args.json && printed.is_ok() {
+            printed = print(text);
         }
     };
     let output = pipeline.generate(&request, settings, device, &mut on_text)?;
-    if args.json {
-        serde_json::to_writer(&mut out, &OutputLine::new(&request.prompt, &output))?;
+    printed?;
+    match args.json {
+        true => print_line(serde_json::to_string(&OutputLine::new(&request.prompt, &output))?),
+        false => print("\n"),
     }
-    writeln!(out).context("cannot write to standard output")
 }

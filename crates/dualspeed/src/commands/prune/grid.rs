@@ -14,6 +14,7 @@ use crate::files;
 use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
 use crate::run_dir;
+use crate::output::say;
 
 /// Side of the picture of a single pruner, in pixels.
 const SINGLE_SIDE: u32 = 672;
@@ -64,7 +65,7 @@ pub(super) fn run<B: Backend>(
             true => (format!("{spec}  {keep} kept"), "keeps"),
             false => (format!("{spec}  {keep} merged"), "merges"),
         };
-        println!("{spec} {verb} {keep} of {} patches", vision.grid.pow(2));
+        say(format_args!("{spec} {verb} {keep} of {} patches", vision.grid.pow(2)));
         shown.push((label, strip::shaded(&fitted, vision.grid, &patches.shares, side)));
     }
     let sheet = match (single, shown.pop()) {
@@ -80,7 +81,7 @@ pub(super) fn run<B: Backend>(
         }
     };
     files::write_atomic(out, &strip::png(&sheet)?)?;
-    println!("{}", out.display());
+    say(format_args!("{}", out.display()));
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use dualspeed_ops::Backend;
 
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, registry};
+use crate::output::print_line;
 
 /// Arguments of `prune`.
 #[derive(Debug, Args)]
@@ -61,8 +62,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
 ) -> anyhow::Result<()> {
     let registry = registry::<B, E>(device);
     if args.pruner.iter().any(|name| name == "help") {
-        println!("{}", registry.names().join("\n"));
-        return Ok(());
+        return print_line(registry.names().join("\n"));
     }
     match (&args.features, args.bench) {
         (Some(path), _) => features::run(args, path, &registry, device),
