@@ -161,8 +161,8 @@ impl LlavaJson {
     }
 
     fn encode(&self, index: usize, record: &Record) -> Result<Encoded, DataError> {
-        let LlavaJsonConfig { template, max_length, .. } = self.config;
-        encode_training(&record.conversation, template, &self.tokenizer, max_length)
+        let LlavaJsonConfig { template, max_length, .. } = &self.config;
+        encode_training(&record.conversation, template, &self.tokenizer, *max_length)
             .map_err(|error| self.problem(index, record, error))
     }
 
@@ -227,7 +227,7 @@ fn overhead(config: &LlavaJsonConfig, tokenizer: &TextTokenizer) -> Option<[usiz
         let turns = vec![("a", "a"); turns];
         let conversation =
             Conversation { system: config.system.clone(), ..Conversation::new(turns) };
-        let encoded = encode_training(&conversation, config.template, tokenizer, None);
+        let encoded = encode_training(&conversation, &config.template, tokenizer, None);
         encoded.ok().map(|encoded| encoded.input_ids.len())
     };
     let (one, two) = (length(1)?, length(2)?);
@@ -370,6 +370,6 @@ impl ExampleSource for LlavaJson {
     }
 
     fn template(&self) -> Template {
-        self.config.template
+        self.config.template.clone()
     }
 }

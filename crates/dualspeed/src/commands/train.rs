@@ -70,12 +70,15 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    run_dir::adopt_base_checkpoint(&mut config)?;
+    for line in run_dir::adopt_base_checkpoint(&mut config)? {
+        note(format_args!("{line}"));
+    }
     let (model, origins) =
         run_dir::initial_model_with_origins::<B>(&config, &parts::<B, E>(), device)?;
-    let sources = sources::<E>();
-    let on_error = config.data.on_error;
-    let open = |data: &SourceConfig| data.open_with(&config.model, config.seed, &sources, on_error);
+    let (sources, on_error) = (sources::<E>(), config.data.on_error);
+    let open = |data: &SourceConfig| {
+        data.open_with(&config.model, config.seed, config.compat, &sources, on_error)
+    };
     let source = open(&config.data.train)?;
     let valid = config.data.valid.as_ref().map(open).transpose()?;
     if args.verify_data {

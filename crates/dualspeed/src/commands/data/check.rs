@@ -164,7 +164,8 @@ fn of_config<B: AutodiffBackend, E: Extensions>(
     if let Some(earlier) = &args.init_from {
         config.init_from = Some(earlier.clone());
     }
-    run_dir::adopt_base_checkpoint(&mut config)?;
+    let notes = run_dir::adopt_base_checkpoint(&mut config)?;
+    notes.iter().for_each(|line| note(format_args!("{line}")));
     let pruner = registry::<B, E>(device).build(&config.pruner())?;
     let limits = sequence_limits(&config, &*pruner);
     let of_valid = SampleCheck::new(&config, limits.clone()).full_view().limits().clone();
@@ -175,7 +176,8 @@ fn of_config<B: AutodiffBackend, E: Extensions>(
     let mut opened = Vec::new();
     for (name, section, limits) in sections {
         let Some(section) = section else { continue };
-        let source = section.open_with(&config.model, config.seed, &sources, OnError::Skip)?;
+        let (model, seed, compat) = (&config.model, config.seed, config.compat);
+        let source = section.open_with(model, seed, compat, &sources, OnError::Skip)?;
         let what = match &section.llava_json {
             Some(file) => format!("{name} ({})", file.path.display()),
             None => name.to_owned(),

@@ -56,7 +56,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
             (Some(valid), _) => {
-                let source = valid.open(&config.model, config.seed, &sources::<E>())?;
+                let source =
+                    valid.open(&config.model, config.seed, config.compat, &sources::<E>())?;
                 run_dir::warn_of_other_data(&args.run, &*source)?;
                 source
             }
