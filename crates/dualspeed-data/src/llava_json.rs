@@ -37,12 +37,12 @@ use std::sync::Arc;
 use dualspeed_core::hash::hex;
 use sha2::{Digest, Sha256};
 
-use crate::error::{BadRecords, DataError, ImageError, RecordProblem};
+use crate::error::{BadRecords, DataError, RecordProblem};
 use crate::example::Example;
 use crate::on_error::OnError;
 use crate::picture::{
     DecodedImages, HostImage, ImageProcessor, LoadedImage, TileConfig, decode_image, image_size,
-    load_image,
+    load_image, printable, read_image_file,
 };
 use crate::source::{ExampleSource, FileNotes, LengthBound, Modality, RecordKey};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
@@ -95,7 +95,7 @@ impl LlavaJson {
     ) -> Result<Self, DataError> {
         config.processor.validate()?;
         let path = path.as_ref().to_path_buf();
-        let mut index = Index::open(&path, &config.image_root)?;
+        let mut index = Index::open(&path, &config.image_root, &config.processor.loading)?;
         index.notes.unusable = index.problems.len();
         // Where the file cannot be read to its end, who knows what is missing.
         let cut = index.problems.iter().any(|problem| problem.record.is_none());
@@ -181,25 +181,25 @@ impl LlavaJson {
     }
 
     fn load(&self, number: usize, image: &ImageSource) -> Result<LoadedImage, RecordProblem> {
-        let limits = &self.config.processor.limits;
+        let loading = &self.config.processor.loading;
         match image {
-            ImageSource::File(name) => Ok(load_image(self.config.image_root.join(name), limits)?),
+            ImageSource::File(name) => Ok(load_image(self.config.image_root.join(name), loading)?),
             ImageSource::Embedded(data) => {
                 let name = format!("{number} of the record");
-                Ok(decode_image(&image::decode(number, data)?, &name, limits)?)
+                Ok(decode_image(&image::decode(number, data)?, &name, loading)?)
             }
         }
     }
 
     /// Width and height of an image as it will be used, without decoding it.
     fn size(&self, number: usize, image: &ImageSource) -> Result<(u32, u32), RecordProblem> {
+        let loading = &self.config.processor.loading;
         let bytes;
         let (name, bytes) = match image {
             ImageSource::File(name) => {
                 let path = self.config.image_root.join(name);
-                let name = path.display().to_string();
-                let read = std::fs::read(&path);
-                bytes = read.map_err(|source| ImageError::Read { name: name.clone(), source })?;
+                let name = printable(&path);
+                bytes = read_image_file(&path, loading)?;
                 (name, &bytes)
             }
             ImageSource::Embedded(data) => {
@@ -207,7 +207,7 @@ impl LlavaJson {
                 (format!("{number} of the record"), &bytes)
             }
         };
-        Ok(image_size(bytes, &name, &self.config.processor.limits)?)
+        Ok(image_size(bytes, &name, loading)?)
     }
 
     fn example(&self, record: Record, encoded: Encoded) -> Example {
@@ -306,10 +306,10 @@ impl ExampleSource for LlavaJson {
             Ok(record) => record,
             Err(error) => return vec![error],
         };
-        let limits = &self.config.processor.limits;
+        let loading = &self.config.processor.loading;
         let faults = record.images.iter().enumerate().filter_map(|(number, image)| {
             let problem = match image.path(&self.config.image_root) {
-                Some(path) => seen.file(&path, limits).err().map(RecordProblem::SharedImage),
+                Some(path) => seen.file(&path, loading).err().map(RecordProblem::SharedImage),
                 None => self.load(number, image).err(),
             };
             problem.map(|problem| self.problem(index, &record, problem))

@@ -12,11 +12,15 @@ use super::image::ImageSource;
 use super::record::{self, Notes, Record};
 use super::scan::{ScanError, Scanner, Span};
 use super::value::Value;
-use crate::error::{DataError, ImageError, RecordProblem};
+use crate::error::{DataError, RecordProblem};
+use crate::picture::{ImageLoading, check_image_file};
 use crate::source::FileNotes;
 
 /// Bytes that are read at once.
 const PIECE: usize = 16 << 20;
+
+/// Where image files are, and which of them may be read.
+type Images<'a> = (&'a Path, &'a ImageLoading);
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +62,7 @@ impl Index {
     ///
     /// # Errors
     /// If the file cannot be read, or is no list of records at all.
-    pub fn open(path: &Path, image_root: &Path) -> Result<Self, DataError> {
+    pub fn open(path: &Path, image_root: &Path, loading: &ImageLoading) -> Result<Self, DataError> {
         let read = |source| DataError::Read { path: path.to_path_buf(), source };
         let mut file = File::open(path).map_err(read)?;
         if file.metadata().map_err(read)?.is_dir() {
@@ -83,7 +87,7 @@ impl Index {
                 0 => scanner.finish(&mut spans),
                 _ => scanner.feed(&buffer[before..], &mut spans),
             };
-            index.add(path, image_root, &buffer, base, &spans);
+            index.add(path, (image_root, loading), &buffer, base, &spans);
             spans.clear();
             if let Err(error) = scanned {
                 let error = file_error(error).into();
@@ -129,13 +133,13 @@ impl Index {
     }
 
     /// Checks records whose bytes are in `buffer`, which begins at `base` in the file.
-    fn add(&mut self, path: &Path, image_root: &Path, buffer: &[u8], base: u64, spans: &[Span]) {
+    fn add(&mut self, path: &Path, images: Images<'_>, buffer: &[u8], base: u64, spans: &[Span]) {
         let first = self.entries.len();
         let checked: Vec<_> = spans
             .par_iter()
             .map(|span| {
                 let from = (span.offset - base) as usize;
-                check(&buffer[from..from + span.length], *span, image_root)
+                check(&buffer[from..from + span.length], *span, images)
             })
             .collect();
         for (at, (span, checked)) in spans.iter().zip(checked).enumerate() {
@@ -170,7 +174,7 @@ struct Checked {
     problem: Option<RecordProblem>,
 }
 
-fn check(bytes: &[u8], span: Span, image_root: &Path) -> Checked {
+fn check(bytes: &[u8], span: Span, images: Images<'_>) -> Checked {
     let entry =
         Entry { span, digest: 0, id_end: 0, bytes: 0, words: 0, turns: 0, images: 0, is_bad: true };
     let record = match parse(bytes, span) {
@@ -181,7 +185,7 @@ fn check(bytes: &[u8], span: Span, image_root: &Path) -> Checked {
             return Checked { entry, id, notes: Notes::default(), problem: Some(problem) };
         }
     };
-    let missing = record.images.iter().find_map(|image| find_image(image, image_root).err());
+    let missing = record.images.iter().find_map(|image| find_image(image, images).err());
     let entry = Entry {
         digest: record.digest(true),
         bytes: u32::try_from(record.bytes()).unwrap_or(u32::MAX),
@@ -200,16 +204,10 @@ fn digest_of(bytes: &[u8]) -> u64 {
 }
 
 /// Looks at an image file without opening it.
-fn find_image(image: &ImageSource, image_root: &Path) -> Result<(), RecordProblem> {
-    let Some(path) = image.path(image_root) else { return Ok(()) };
-    let name = || path.display().to_string();
-    match std::fs::metadata(&path) {
-        Ok(found) if found.is_dir() => {
-            let source = std::io::ErrorKind::IsADirectory.into();
-            Err(ImageError::Read { name: name(), source }.into())
-        }
-        Ok(_) => Ok(()),
-        Err(source) => Err(ImageError::Read { name: name(), source }.into()),
+fn find_image(image: &ImageSource, (root, loading): Images<'_>) -> Result<(), RecordProblem> {
+    match image.path(root) {
+        Some(path) => Ok(check_image_file(&path, loading)?),
+        None => Ok(()),
     }
 }
 

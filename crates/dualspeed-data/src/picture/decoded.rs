@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::load::{ImageLimits, load_image};
+use super::load::load_image;
+use super::loading::ImageLoading;
 use crate::error::ImageError;
 
 /// Width and height in pixels, or why there are none.
@@ -18,7 +19,7 @@ pub struct DecodedImages {
 
 impl DecodedImages {
     /// Decodes an image file, unless that was done before.
-    pub fn file(&self, path: &Path, limits: &ImageLimits) -> Decoded {
+    pub fn file(&self, path: &Path, loading: &ImageLoading) -> Decoded {
         let slot = {
             let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
             match files.get(path) {
@@ -27,7 +28,7 @@ impl DecodedImages {
             }
         };
         let decode = || {
-            let image = load_image(path, limits).map_err(Arc::new)?;
+            let image = load_image(path, loading).map_err(Arc::new)?;
             Ok(image.pixels.dimensions())
         };
         slot.get_or_init(decode).clone()

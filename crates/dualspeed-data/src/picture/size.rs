@@ -2,9 +2,11 @@
 
 use std::io::Cursor;
 
-use image::ImageReader;
+use image::metadata::Orientation;
+use image::{ImageDecoder, ImageReader};
 
-use super::load::{ImageLimits, decode_image};
+use super::load::decode_image;
+use super::loading::ImageLoading;
 use super::tiles::TileConfig;
 use super::tiling::{Size, Tiling};
 use crate::error::ImageError;
@@ -16,13 +18,27 @@ use crate::error::ImageError;
 pub fn image_size(
     bytes: &[u8],
     name: &str,
-    limits: &ImageLimits,
+    loading: &ImageLoading,
 ) -> Result<(u32, u32), ImageError> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    match reader.ok().and_then(|reader| reader.into_dimensions().ok()) {
+    match header(bytes, loading) {
         Some(size) => Ok(size),
         // What is wrong with it, the decoder says best.
-        None => decode_image(bytes, name, limits).map(|image| image.pixels.dimensions()),
+        None => decode_image(bytes, name, loading).map(|image| image.pixels.dimensions()),
+    }
+}
+
+fn header(bytes: &[u8], loading: &ImageLoading) -> Option<(u32, u32)> {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
+    let mut decoder = reader.into_decoder().ok()?;
+    let (width, height) = decoder.dimensions();
+    let turned = match loading.exif_orientation {
+        true => decoder.orientation().ok()?,
+        false => Orientation::NoTransforms,
+    };
+    match turned {
+        Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH => Some((height, width)),
+        _ => Some((width, height)),
     }
 }
 
