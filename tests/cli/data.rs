@@ -45,7 +45,9 @@ fn bench(pictures: usize, size: [u32; 2]) -> Bench {
 
 fn picture(seed: usize, [width, height]: [u32; 2]) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
-        let wave = |k: usize| ((x as usize * (k + seed % 7) + y as usize * (3 + seed % 5)) / 4 % 256) as u8;
+        let wave = |k: usize| {
+            ((x as usize * (k + seed % 7) + y as usize * (3 + seed % 5)) / 4 % 256) as u8
+        };
         Rgb([wave(1), wave(2), (seed * 37 % 256) as u8])
     })
 }
@@ -116,12 +118,16 @@ const FAULTS: [Fault; 24] = [
     ("image is too large", |r| with(r, "image", json!("large.png"))),
     ("image of zero size", |r| with(r, "image", json!("zero.png"))),
     ("image cannot be read", |r| with(r, "image", json!("."))),
-    ("answers cut off by max_length", |r| said(r, pair(&format!("<image> {}", "word ".repeat(80)), "cat"))),
+    ("answers cut off by max_length", |r| {
+        said(r, pair(&format!("<image> {}", "word ".repeat(80)), "cat"))
+    }),
     ("token id outside of the embedding", |r| said(r, pair("<image> what", "zebra"))),
 ];
 
 fn bad_pictures(bench: &Bench) {
-    let write = |name: &str, bytes: &[u8]| std::fs::write(bench.path(&format!("img/{name}")), bytes).unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(bench.path(&format!("img/{name}")), bytes).unwrap()
+    };
     write("empty.png", b"");
     write("text.png", b"not a picture at all");
     let jpeg = std::fs::read(bench.path("img/0.jpg")).unwrap();
@@ -146,7 +152,8 @@ fn reports(bench: &Bench, more: &[&str]) -> (Option<i32>, Vec<DataReport>) {
 fn records_of(groups: &[Group], severity: Severity) -> BTreeMap<&str, BTreeSet<usize>> {
     let of = groups.iter().filter(|group| group.severity == severity);
     of.map(|group| {
-        let records: BTreeSet<_> = group.first.iter().filter_map(|finding| finding.record).collect();
+        let records: BTreeSet<_> =
+            group.first.iter().filter_map(|finding| finding.record).collect();
         assert_eq!(group.count, group.first.len(), "{}", group.kind);
         (&*group.kind, records)
     })
@@ -191,7 +198,8 @@ fn all_faults_are_found_and_none_is_invented() {
                 said(record, pair(&ask, &"word ".repeat(80)))
             }
             6 if index % 100 == 36 => {
-                let ask = record["conversations"][0]["value"].as_str().unwrap().replace("<image>\n", "");
+                let ask =
+                    record["conversations"][0]["value"].as_str().unwrap().replace("<image>\n", "");
                 with(json!({"id": format!("r{index}")}), "conversations", pair(&ask, "cat"))
             }
             _ => record.to_string().into_bytes(),
@@ -209,11 +217,16 @@ fn all_faults_are_found_and_none_is_invented() {
     let bad: usize = expected.values().map(BTreeSet::len).sum();
     assert_eq!((report.records, report.unusable), (count, bad));
     assert!(report.text_only > 0 && report.images > 0 && report.image_files >= pictures);
-    println!("{count} records in {:.2} s: {:.0} a minute", report.seconds, 60.0 * count as f64 / report.seconds);
+    println!(
+        "{count} records in {:.2} s: {:.0} a minute",
+        report.seconds,
+        60.0 * count as f64 / report.seconds
+    );
 
     // What is left of them is clean, once the warnings are nobody's concern.
     let bad: BTreeSet<usize> = expected.values().flatten().copied().collect();
-    let good: Vec<_> = (0..count).filter(|index| !bad.contains(index)).map(|at| lines[at].clone()).collect();
+    let good: Vec<_> =
+        (0..count).filter(|index| !bad.contains(index)).map(|at| lines[at].clone()).collect();
     std::fs::write(bench.path("data.json"), good.join(&b'\n')).unwrap();
     let (code, found) = reports(&bench, &[]);
     assert_eq!((code, found[0].count(Severity::Fault)), (Some(0), 0), "{:?}", found[0].groups);
@@ -249,7 +262,9 @@ fn a_check_writes_a_page_of_its_own_and_wrong_usage_is_2() {
     assert!(text.contains("words") && text.contains("40 can be used"), "{text}");
     let limited = [&alone[..], &["--tokenizer", "tokenizer.json", "--vocab-size", "5"]].concat();
     bench.run(&limited).refused(&["fault(s) found"]);
-    for usage in [&["data", "check"][..], &["data", "check", "--data", "a", "--config", "b"], &["data"]] {
+    for usage in
+        [&["data", "check"][..], &["data", "check", "--data", "a", "--config", "b"], &["data"]]
+    {
         assert_eq!(bench.run(usage).code, Some(2), "{usage:?}");
     }
     bench.run(&["data", "check", "--data", "gone.json"]).refused(&["gone.json"]);
@@ -285,7 +300,11 @@ fn training_finds_what_does_not_fit_before_the_first_step() {
     let mut shortened = records[..10].to_vec();
     shortened[3]["conversations"] = pair("<image>\nwhat", &"word ".repeat(80));
     let ran = train(&shortened, &[]);
-    assert!(ran.stderr.contains("model.max_length = 200 cuts 1 sample(s) in full view"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("model.max_length = 200 cuts 1 sample(s) in full view"),
+        "{}",
+        ran.stderr
+    );
     assert!(ran.stderr.contains("1 of them lose part of their answers"), "{}", ran.stderr);
     assert!(!ran.stderr.contains("pruned view"), "{}", ran.stderr);
     ran.ok();
@@ -293,10 +312,16 @@ fn training_finds_what_does_not_fit_before_the_first_step() {
     // Skipped, they are left out of every step they come up in.
     let skip = ["--set", "data.on_error=skip", "--set", "steps=6", "--overwrite"];
     let mut seen = Vec::new();
-    for shape in [["batch.size=4", "batch.accumulation=1"], ["batch.size=1", "batch.accumulation=4"]] {
+    for shape in
+        [["batch.size=4", "batch.accumulation=1"], ["batch.size=1", "batch.accumulation=4"]]
+    {
         let shape = shape.iter().flat_map(|set| ["--set", *set]).collect::<Vec<_>>();
         let ran = train(&records, &[&skip[..], &shape].concat());
-        assert!(ran.stderr.contains("sample \"r11\" is left out: data.json:1: record 11"), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("sample \"r11\" is left out: data.json:1: record 11"),
+            "{}",
+            ran.stderr
+        );
         assert!(ran.stderr.contains("4 samples were left out"), "{}", ran.stderr);
         ran.ok();
         let skipped: Vec<Value> = metrics(&bench.path("run"))
@@ -363,7 +388,13 @@ fn a_batch_of_questions_goes_on_past_a_line_that_cannot_be_answered() {
     let ask = ["generate", "--run", "run", "--max-new-tokens", "2", "--batch", "ask.jsonl"];
     let ran = bench.run(&ask);
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
-    for part in ["ask.jsonl:2: left out: cannot read image", "gone.png", "ask.jsonl:4: left out: the prompt has 1 <image>", "ask.jsonl:5: left out", "3 of 6 lines were left out"] {
+    for part in [
+        "ask.jsonl:2: left out: cannot read image",
+        "gone.png",
+        "ask.jsonl:4: left out: the prompt has 1 <image>",
+        "ask.jsonl:5: left out",
+        "3 of 6 lines were left out",
+    ] {
         assert!(ran.stderr.contains(part), "no {part:?} in {}", ran.stderr);
     }
     let answers: Vec<Value> =

@@ -123,8 +123,7 @@ fn resize(
     let left = canvas.offset[0] * 3;
     for group in (first..end).step_by(LANES) {
         let count = LANES.min(end - group);
-        let shown: Vec<Option<&[u8]>> =
-            (0..count).map(|lane| canvas.row(group + lane)).collect();
+        let shown: Vec<Option<&[u8]>> = (0..count).map(|lane| canvas.row(group + lane)).collect();
         // A row of the canvas's colour alone keeps it.
         if shown.iter().all(Option::is_none) {
             continue;

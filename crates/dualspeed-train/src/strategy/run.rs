@@ -1,8 +1,8 @@
 //! The loop over optimiser steps.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
@@ -288,8 +288,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         let now = Instant::now();
         let seconds = now.duration_since(std::mem::replace(&mut self.clock, now)).as_secs_f64();
         let of = (step, mode, lr);
-        let record =
-            record(self.strategy, &mut self.totals, of, &window, &numbers, time, seconds);
+        let record = record(self.strategy, &mut self.totals, of, &window, &numbers, time, seconds);
         if record.skipped.is_none() {
             self.modes.finished(PastStep { step, mode, loss: record.loss });
         }

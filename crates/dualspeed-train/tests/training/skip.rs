@@ -201,7 +201,10 @@ fn faults_are_found_before_the_first_step() {
     let TrainError::Data(DataError::Several(bad)) = &error else { panic!("{error}") };
     assert_eq!((bad.bad, bad.of), (3, 12), "{error}");
     let kinds: Vec<_> = bad.listed.iter().map(DataError::kind).collect();
-    assert_eq!(kinds, ["other", "answers cut off by max_length", "token id outside of the embedding"]);
+    assert_eq!(
+        kinds,
+        ["other", "answers cut off by max_length", "token id outside of the embedding"]
+    );
     let message = error.to_string();
     assert!(message.contains("in full view") && message.contains("max_length 80"), "{message}");
     assert!(message.contains("9999"), "{message}");

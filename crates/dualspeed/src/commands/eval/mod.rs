@@ -14,10 +14,10 @@ use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
 use crate::extensions::{Extensions, parts, registry, sources};
+use crate::output::print_line;
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
-use crate::output::print_line;
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]

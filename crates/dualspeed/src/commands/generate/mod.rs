@@ -16,9 +16,9 @@ use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
 use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
+use crate::output::{note, print, print_line};
 use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
 use crate::run_dir;
-use crate::output::{note, print, print_line};
 use batch::answer_all;
 use output::OutputLine;
 

@@ -11,10 +11,10 @@ use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
 use crate::embedded_tower;
 use crate::files;
+use crate::output::say;
 use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
 use crate::run_dir;
-use crate::output::say;
 
 /// Side of the picture of a single pruner, in pixels.
 const SINGLE_SIDE: u32 = 672;
