@@ -219,16 +219,20 @@ impl LlavaJson {
     }
 }
 
-/// Finds what the template adds to one turn, and to each turn more; `None` if it cannot be told.
+/// Finds what the template adds to one turn, and to each turn more, with a system prompt or without; `None` if it cannot
+/// be told.
 fn overhead(config: &LlavaJsonConfig, tokenizer: &TextTokenizer) -> Option<[usize; 2]> {
     /// Words may be cut otherwise where they meet the template's than alone.
     const SEAMS: usize = 8;
     let length = |turns: usize| {
-        let turns = vec![("a", "a"); turns];
-        let conversation =
-            Conversation { system: config.system.clone(), ..Conversation::new(turns) };
-        let encoded = encode_training(&conversation, &config.template, tokenizer, None);
-        encoded.ok().map(|encoded| encoded.input_ids.len())
+        let lengths =
+            [config.system.clone(), Some("a".to_owned())].into_iter().filter_map(|system| {
+                let turns = vec![("a", "a"); turns];
+                let conversation = Conversation { system, ..Conversation::new(turns) };
+                let encoded = encode_training(&conversation, &config.template, tokenizer, None);
+                encoded.ok().map(|encoded| encoded.input_ids.len())
+            });
+        lengths.max()
     };
     let (one, two) = (length(1)?, length(2)?);
     Some([one + SEAMS, two.saturating_sub(one) + SEAMS])
@@ -352,7 +356,8 @@ impl ExampleSource for LlavaJson {
         if entry.turns == u16::MAX || entry.images == u16::MAX {
             return None;
         }
-        let ids = entry.bytes as usize + first + each * turns.saturating_sub(1) + images;
+        // A template may set images off with line breaks.
+        let ids = entry.bytes as usize + first + each * turns.saturating_sub(1) + 3 * images;
         Some(LengthBound { ids, images })
     }
 
