@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use dualspeed_data::SourceRegistry;
-use dualspeed_data::{ExampleSource, chance};
+use dualspeed_data::{ExampleSource, OnError, chance};
 use dualspeed_model::{ClipVit, Needs, Tower};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::features::{FeatureWork, configured};
@@ -49,6 +49,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
                 samples: usize::MAX,
                 progress,
                 interrupt: None,
+                on_error: OnError::Stop,
             };
             let batch = work.batch;
             let cache = configured(&base.data.features, &inner, &source, work, device)?;
