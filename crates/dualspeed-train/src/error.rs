@@ -301,6 +301,27 @@ pub enum TrainError {
         /// What to do.
         advice: String,
     },
+    /// The run was told to end while the data was checked.
+    #[error(
+        "interrupted at sample {done} of {of} while the data was checked; nothing is written, start it again"
+    )]
+    CheckInterrupted {
+        /// Samples that are done.
+        done: usize,
+        /// Samples in all.
+        of: usize,
+    },
+    /// Too many samples in a row cannot be used.
+    #[error(
+        "{in_a_row} samples in a row cannot be used, the last one: {last}; see whether the disk with the data is there, correct \
+         the data (`dualspeed data check` lists what is wrong), or raise data.max_skipped"
+    )]
+    TooManySamplesSkipped {
+        /// Samples in a row.
+        in_a_row: usize,
+        /// What was wrong with the last one.
+        last: String,
+    },
     /// A background thread ended without a result.
     #[error("the {what} thread stopped unexpectedly; its message is on stderr")]
     Thread {

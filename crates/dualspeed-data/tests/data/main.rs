@@ -3,6 +3,7 @@
 mod images;
 mod json;
 mod questions;
+mod records;
 mod sampler;
 mod scenes;
 mod sources;

@@ -8,7 +8,8 @@ use dualspeed_train::TrainError;
 use super::parser::{Cli, Command};
 use crate::backend::{BackendChoice, BackendTask};
 use crate::commands::{
-    assemble, assets, bench, eval, export, generate, inspect, prune, quickstart, train, train_tower,
+    assemble, assets, bench, data, eval, export, generate, inspect, prune, quickstart, train,
+    train_tower,
 };
 use crate::extensions::{Extensions, parts};
 use crate::interrupt::Interrupted;
@@ -50,7 +51,10 @@ pub(super) fn run<E: Extensions>(cli: &mut Cli) -> anyhow::Result<Outcome> {
 }
 
 fn is_interruption(error: &anyhow::Error) -> bool {
-    let of_features = |error| matches!(error, &TrainError::FeaturesInterrupted { .. });
+    let of_features = |error| {
+        use TrainError::{CheckInterrupted, FeaturesInterrupted};
+        matches!(error, &(FeaturesInterrupted { .. } | CheckInterrupted { .. }))
+    };
     error.is::<Interrupted>() || error.downcast_ref().is_some_and(of_features)
 }
 
@@ -69,6 +73,7 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Quickstart(args) => quickstart::run::<B, E>(args, global, device),
             Command::Train(args) => train::run::<B, E>(args, global, device),
             Command::Eval(args) => eval::run::<B, E>(args, global, device),
+            Command::Data(args) => data::run::<B, E>(args, global, device),
             Command::Generate(args) => {
                 generate::run::<B::InnerBackend, E>(args, global, &parts, device)
             }

@@ -4,6 +4,7 @@ pub(crate) mod assemble;
 pub(crate) mod assets;
 pub(crate) mod bench;
 mod checkpoint_args;
+pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;

@@ -1,7 +1,9 @@
 //! `dualspeed generate`: answers, one or many.
 
-use std::io::BufRead;
-use std::path::{Path, PathBuf};
+mod batch;
+mod output;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -9,15 +11,16 @@ use clap::{Args, ValueEnum};
 use dualspeed_model::Parts;
 use dualspeed_model::{GenerateOptions, PrunerSpec, TextTower, View};
 use dualspeed_ops::Backend;
-use serde::{Deserialize, Serialize};
 
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
 use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
-use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
-use crate::run_dir;
 use crate::output::{note, print, print_line};
+use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
+use crate::run_dir;
+use batch::answer_all;
+use output::OutputLine;
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
@@ -37,7 +40,8 @@ pub(crate) struct GenerateArgs {
     /// The question; `<image>` in it says where pictures stand.
     #[arg(long, required_unless_present = "batch")]
     prompt: Option<String>,
-    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}; prints JSONL.
+    /// Answer every line of a JSONL file: {"id": .., "image": .., "prompt": ..}, or LLaVA's {"question_id": .., "image": ..,
+    /// "text": ..}; prints JSONL. A line that cannot be answered is named and left out, and the exit code is then 1.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "image"])]
     batch: Option<PathBuf>,
     /// Print JSON with token ids and log-probabilities.
@@ -75,49 +79,6 @@ enum Switch {
     Off,
 }
 
-/// A line of `--batch`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BatchLine {
-    id: Option<String>,
-    prompt: String,
-    image: Option<OneOrMany>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(PathBuf),
-    Many(Vec<PathBuf>),
-}
-
-/// A line of what `--json` and `--batch` print.
-#[derive(Debug, Serialize)]
-struct OutputLine<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    prompt: &'a str,
-    text: &'a str,
-    prompt_ids: &'a [i64],
-    ids: &'a [i64],
-    log_probs: &'a [f64],
-    finished: bool,
-}
-
-impl<'a> OutputLine<'a> {
-    fn new(id: Option<&'a str>, prompt: &'a str, output: &'a GenerationOutput) -> Self {
-        Self {
-            id,
-            prompt,
-            text: &output.text,
-            prompt_ids: &output.prompt_ids,
-            ids: &output.generated.ids,
-            log_probs: &output.generated.log_probs,
-            finished: output.generated.finished,
-        }
-    }
-}
-
 pub(crate) fn run<B: Backend, E: Extensions>(
     args: &GenerateArgs,
     global: &GlobalArgs,
@@ -151,7 +112,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
         },
     };
     match &args.batch {
-        Some(path) => generate_batch(&pipeline, path, &settings, device),
+        Some(path) => answer_all(&pipeline, path, &settings, device),
         None => generate_one(&pipeline, args, &settings, device),
     }
 }
@@ -204,48 +165,7 @@ fn generate_one<B: Backend>(
     let output = pipeline.generate(&request, settings, device, &mut on_text)?;
     printed?;
     match args.json {
-        true => {
-            let line = OutputLine::new(None, &request.prompt, &output);
-            print_line(serde_json::to_string(&line)?)
-        }
+        true => print_line(serde_json::to_string(&OutputLine::new(&request.prompt, &output))?),
         false => print("\n"),
     }
-}
-
-/// Answers every line of a JSONL file with a line of JSON, in order.
-fn generate_batch<B: Backend>(
-    pipeline: &Pipeline<B>,
-    path: &Path,
-    settings: &GenerationSettings<'_, B>,
-    device: &B::Device,
-) -> anyhow::Result<()> {
-    let file = std::fs::File::open(path)
-        .with_context(|| format!("cannot read {}; check the path", path.display()))?;
-    // Images are named relative to the file that names them.
-    let root = path.parent().unwrap_or(Path::new(""));
-    for (number, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let place = || format!("{}:{}", path.display(), number + 1);
-        let line = line.with_context(place)?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let BatchLine { id, prompt, image } = serde_json::from_str(&line).with_context(|| {
-            format!(
-                "{}: a line looks like {{\"id\": \"1\", \"image\": \"a.png\", \"prompt\": \"..\"}}",
-                place()
-            )
-        })?;
-        let images = match image {
-            None => Vec::new(),
-            Some(OneOrMany::One(image)) => vec![image],
-            Some(OneOrMany::Many(images)) => images,
-        };
-        let images = images.into_iter().map(|image| root.join(image)).collect();
-        let request = GenerationRequest { prompt, images };
-        let output = pipeline.generate(&request, settings, device, &mut |_| {});
-        let output = output.with_context(place)?;
-        let line = OutputLine::new(id.as_deref(), &request.prompt, &output);
-        print_line(serde_json::to_string(&line)?)?;
-    }
-    Ok(())
 }
