@@ -3,6 +3,7 @@
 mod chat_templates;
 mod images;
 mod json;
+mod pictures;
 mod questions;
 mod records;
 mod sampler;
