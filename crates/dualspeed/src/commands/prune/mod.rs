@@ -13,7 +13,6 @@ use dualspeed_ops::Backend;
 
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, registry};
-use crate::output::print_line;
 
 /// Arguments of `prune`.
 #[derive(Debug, Args)]
