@@ -5,8 +5,8 @@
     python3 tests/reliability/soak.py --program target/release/dualspeed --out soak [--minutes 60] [--fault-every 120]
 
 Every two minutes one fault: an unreadable picture, a full disk, SIGTERM, SIGKILL, a clock that jumps, a truncated shard of
-features, a flipped bit in the newest checkpoint. After each the program is started again with --resume where it ended. Then
-the same run without any fault, as far as the first one came. Checked at the end:
+features, a flipped bit in the newest checkpoint. After each the program is started again with --resume where it ended. Beside it
+goes the same run without any fault, until it has come as far. Checked at the end:
 
  - metrics.jsonl and validation.jsonl hold every step once, in order, and equal those of the run without faults but for times;
  - the program ended as it should after every fault, and said in its log what it should;
@@ -72,10 +72,10 @@ projection_dim = 64
 mm_vision_select_layer = -2
 
 [model.text]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-intermediate_size = 64
+hidden_size = 128
+num_hidden_layers = 2
+num_attention_heads = 4
+intermediate_size = 352
 vocab_size = 178
 tie_word_embeddings = false
 
@@ -83,7 +83,7 @@ tie_word_embeddings = false
 warmup_ratio = 0.0001
 
 [batch]
-size = 2
+size = 4
 
 [checkpoint]
 every = 200
@@ -179,7 +179,7 @@ class Soak:
         self.options = options
         self.out = pathlib.Path(options.out).resolve()
         self.rng = random.Random(options.seed)
-        self.process = None
+        self.process = self.other = None
         self.ends = []  # exit codes, in order
         self.problems = []
         self.faults = []
@@ -465,6 +465,7 @@ class Soak:
 
     def go(self):
         self.begin = time.time()
+        self.start_reference()
         self.start()
         self.running()
         kinds = ["image", "disk", "term", "kill", "clock", "shard", "bit"]
@@ -483,17 +484,23 @@ class Soak:
         self.end(143)
         self.seconds = time.time() - self.begin
 
-    def reference(self, steps):
-        """The same run without any fault, as far as the first one came."""
-        run_dir = self.out / "reference"
+    def start_reference(self):
+        """Starts the same run without any fault."""
         with open(self.out / "reference.log", "w") as log:
-            process = subprocess.Popen(self.command("reference", run_dir), cwd=self.out, stdout=log, stderr=log)
+            command = self.command("reference", self.out / "reference")
+            self.other = subprocess.Popen(command, cwd=self.out, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def reference(self, steps):
+        """Waits until the run without faults has come as far; its directory."""
+        run_dir = self.out / "reference"
         path = run_dir / "metrics.jsonl"
-        while process.poll() is None:
+        while self.other.poll() is None:
             time.sleep(2)
-            if path.exists() and path.read_bytes().count(b"\n") >= steps + 1:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
+            with open(path, "rb") as file:
+                done = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+            if done > steps:
+                self.other.send_signal(signal.SIGTERM)
+                self.other.wait()
         return run_dir
 
     # -- the end
@@ -589,9 +596,10 @@ class Soak:
         (self.out / "memory.svg").write_text("\n".join(parts) + "\n")
 
     def clean(self):
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        for process in (self.process, self.other):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
         if self.mounted:
             kept = self.out / "run"
             if self.run_dir.exists() and not kept.exists():
