@@ -85,7 +85,7 @@ fn write_language_model(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
     });
     std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    let special = r#"{ "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "dualspeed_template": "chatml" }"#;
+    let special = r#"{ "bos_token": "<|im_start|>", "eos_token": "<|im_end|>" }"#;
     std::fs::write(dir.join("tokenizer_config.json"), special).unwrap();
 }
 

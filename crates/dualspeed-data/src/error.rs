@@ -196,6 +196,26 @@ pub enum EncodeError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A chat template cannot be followed.
+    #[error(
+        "{name}: {problem}; choose another template with --template NAME or --template FILE.jinja, or `template` in the \
+         configuration"
+    )]
+    Template {
+        /// The file of the template, or what it is.
+        name: String,
+        /// What is wrong, as far as possible with the line.
+        problem: String,
+    },
+    /// No template has this name.
+    #[error(
+        "no template is called {name:?}; there are plain, vicuna_v1, qa, llava_llama2, llama3, chatml, mistral_instruct, and \
+         files that end in .jinja"
+    )]
+    UnknownTemplate {
+        /// The name.
+        name: String,
+    },
     /// Truncation would drop an image.
     #[error(
         "image placeholder at token {position} lies beyond max_length {max_length}; raise max_length or shorten the text before the image"

@@ -3,7 +3,7 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | [`text`] | tokenizers, templates, token ids with labels built from segments |
+//! | [`text`] | tokenizers, chat templates, token ids with labels |
 //! | [`picture`] | loading images with limits, resampling, normalisation, tiles of images of any resolution |
 //! | [`question`] | questions whose answers can be scored |
 //! | [`example`] | [`Example`]: what every data set yields |
@@ -52,7 +52,7 @@ pub use source::{
     ExampleSource, MemorySource, Modality, SourceRegistry, SourceSpec, source_registry,
 };
 pub use text::{
-    BpeVocabulary, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Segment,
+    BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX,
     SentencePieceVocabulary, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
-    encode_training, read_tokenizer,
+    encode_training, read_chat_template, read_tokenizer,
 };

@@ -109,8 +109,8 @@ impl LlavaJson {
     }
 
     fn encode(&self, record: &Record) -> Result<Encoded, EncodeError> {
-        let LlavaJsonConfig { template, max_length, .. } = self.config;
-        encode_training(&record.conversation, template, &self.tokenizer, max_length)
+        let LlavaJsonConfig { template, max_length, .. } = &self.config;
+        encode_training(&record.conversation, template, &self.tokenizer, *max_length)
     }
 
     fn problem(&self, index: usize, problem: impl Into<RecordProblem>) -> DataError {

@@ -51,7 +51,12 @@ impl ProcessorFile {
     pub fn to_json(&self) -> Value {
         let ImageProcessor { size, fit, mean, std, .. } = &self.processor;
         let square = serde_json::json!({ "height": size, "width": size });
-        let kind = if self.pinpoints.is_some() { "LlavaNext" } else { "CLIP" };
+        // CLIP's class ignores `do_pad`.
+        let kind = match (&self.pinpoints, fit) {
+            (Some(_), _) => "LlavaNext",
+            (None, FitMode::Pad) => "Llava",
+            (None, FitMode::CentreCrop | FitMode::Resize) => "CLIP",
+        };
         let size = match fit {
             FitMode::CentreCrop => serde_json::json!({ "shortest_edge": size }),
             FitMode::Resize | FitMode::Pad => square.clone(),

@@ -94,6 +94,6 @@ impl ExampleSource for MemorySource {
     }
 
     fn template(&self) -> Template {
-        self.template
+        self.template.clone()
     }
 }

@@ -89,7 +89,7 @@ impl SentencePieceVocabulary {
         let special = SpecialTokens {
             bos: self.bos.map(name).transpose()?,
             eos: self.eos.map(name).transpose()?,
-            pad: None,
+            ..SpecialTokens::default()
         };
         TextTokenizer::new(inner, &special)
     }

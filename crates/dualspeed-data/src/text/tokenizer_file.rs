@@ -1,5 +1,6 @@
 //! Tokenizers from the files of a model: `tokenizer.json`, with `tokenizer_config.json` beside it.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -48,24 +49,41 @@ impl TextTokenizer {
     /// token is not in the vocabulary, or there is no end token.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, EncodeError> {
         let dir = dir.as_ref();
-        let path = dir.join("tokenizer_config.json");
-        let wrong = |reason: String| vocabulary(&path.display().to_string(), reason);
-        let config: Value = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?,
-            Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
-            Err(error) => return Err(wrong(error.to_string())),
-        };
-        // A token is text, or an object with the text in it.
-        let token = |name: &str| {
-            let value = config.get(name)?;
-            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some(text.to_owned())
-        };
-        let special = SpecialTokens {
-            bos: token("bos_token"),
-            eos: token("eos_token"),
-            pad: token("pad_token"),
-        };
+        let special = special_tokens(dir)?;
         Self::from_file(dir.join(TOKENIZER), &special)
+    }
+}
+
+/// The special tokens that `tokenizer_config.json` names, else those of `special_tokens_map.json`.
+fn special_tokens(dir: &Path) -> Result<SpecialTokens, EncodeError> {
+    let mut names = BTreeMap::new();
+    for file in ["special_tokens_map.json", "tokenizer_config.json"] {
+        let json = read_json(&dir.join(file))?;
+        let extra = json.get("extra_special_tokens");
+        for (name, token) in
+            [Some(&json), extra].into_iter().flatten().filter_map(Value::as_object).flatten()
+        {
+            // A token is text, or an object with the text in it.
+            let text = token.as_str().or_else(|| token.get("content")?.as_str());
+            if let Some(text) = text.filter(|_| name.ends_with("_token")) {
+                names.insert(name.clone(), text.to_owned());
+            }
+        }
+    }
+    Ok(SpecialTokens {
+        bos: names.get("bos_token").cloned(),
+        eos: names.get("eos_token").cloned(),
+        pad: names.get("pad_token").cloned(),
+        others: names,
+    })
+}
+
+/// The JSON of a file; null where there is no such file.
+pub(super) fn read_json(path: &Path) -> Result<Value, EncodeError> {
+    let wrong = |reason: String| vocabulary(&path.display().to_string(), reason);
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|error| wrong(error.to_string())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Value::Null),
+        Err(error) => Err(wrong(error.to_string())),
     }
 }

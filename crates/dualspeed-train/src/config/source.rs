@@ -9,7 +9,7 @@ use dualspeed_data::{
     SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer, TileConfig,
     read_tokenizer,
 };
-use dualspeed_model::LlavaConfig;
+use dualspeed_model::{Compat, LlavaConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{FeaturesConfig, invalid};
@@ -72,14 +72,29 @@ pub struct LlavaJsonSection {
     pub path: PathBuf,
     /// The folder that `image` paths are relative to.
     pub image_root: PathBuf,
-    /// A Hugging Face `tokenizer.json`.
-    pub tokenizer: PathBuf,
-    /// How conversations are written out.
-    pub template: Template,
+    /// A Hugging Face `tokenizer.json`, or a `tokenizer.model` of sentencepiece; left out: that of the checkpoint the run starts
+    /// from.
+    pub tokenizer: Option<PathBuf>,
+    /// How conversations are written out: the name of a template, a `.jinja` file, or the text of a chat template as
+    /// `{ jinja = ".." }`; left out: the chat template of the checkpoint the run starts from, else `qa`.
+    pub template: Option<Template>,
     /// The system prompt; left out: the template's own.
     pub system: Option<String>,
-    /// Whether images are padded to a square (LLaVA's `pad`) or resized to it as they are.
-    pub fit: FitMode,
+    /// Whether images are padded to a square (LLaVA's `pad`) or resized to it as they are; left out: as the checkpoint the run
+    /// starts from has it, else `pad`.
+    pub fit: Option<FitMode>,
+}
+
+impl LlavaJsonSection {
+    /// How conversations are written out.
+    pub fn template(&self) -> Template {
+        self.template.clone().unwrap_or_default()
+    }
+
+    /// How images become squares.
+    pub fn fit(&self) -> FitMode {
+        self.fit.unwrap_or_default()
+    }
 }
 
 const DEFAULT_SCENES: usize = 8192;
@@ -92,7 +107,8 @@ impl SourceConfig {
     }
 
     /// Opens the data set for a model's image size, and its tiles if it takes images of any resolution. `sources` are the
-    /// data sets that `source` may name; `seed` is the run's.
+    /// data sets that `source` may name; `seed` is the run's, and so is `compat`:
+    /// whether text is tokenized as LLaVA's published code does.
     ///
     /// # Errors
     /// What is wrong with the files, the scenes' section, or the name and its options.
@@ -100,18 +116,24 @@ impl SourceConfig {
         &self,
         model: &LlavaConfig,
         seed: u64,
+        compat: Compat,
         sources: &SourceRegistry,
     ) -> Result<Arc<dyn ExampleSource>, TrainError> {
         if let Some(section) = &self.llava_json {
             let config = LlavaJsonConfig {
                 image_root: section.image_root.clone(),
-                template: section.template,
+                template: section.template(),
                 system: section.system.clone(),
                 max_length: None,
-                processor: image_processor(model, section.fit),
+                processor: image_processor(model, section.fit()),
                 tiles: tiles(model),
             };
-            let tokenizer = open_tokenizer(&section.tokenizer)?;
+            let tokenizer = section.tokenizer.as_deref().ok_or_else(|| {
+                let advice = "name a tokenizer.json, or start from a checkpoint that has one";
+                let key = "data.train.llava_json.tokenizer";
+                TrainError::from(invalid(key, "none", "no tokenizer is known", advice))
+            })?;
+            let tokenizer = open_tokenizer(tokenizer, compat)?;
             return Ok(Arc::new(LlavaJson::open(&section.path, config, tokenizer)?));
         }
         if let Some(name) = &self.source {
@@ -121,7 +143,11 @@ impl SourceConfig {
                 seed,
                 processor: image_processor(model, FitMode::default()),
                 tiles: tiles(model),
-                tokenizer: self.tokenizer.as_deref().map(open_tokenizer).transpose()?,
+                tokenizer: self
+                    .tokenizer
+                    .as_deref()
+                    .map(|path| open_tokenizer(path, compat))
+                    .transpose()?,
             };
             return Ok(sources.build(name, &spec).map_err(DataError::from)?.into());
         }
@@ -143,7 +169,7 @@ impl SourceConfig {
         let processor = image_processor(model, config.processor().fit);
         let source = SceneSource::new(config, samples)?.with_processor(processor);
         Ok(match &self.tokenizer {
-            Some(path) => source.with_tokenizer(open_tokenizer(path)?),
+            Some(path) => source.with_tokenizer(open_tokenizer(path, Compat::Sane)?),
             None => source,
         })
     }
@@ -206,6 +232,7 @@ fn tiles(model: &LlavaConfig) -> Option<TileConfig> {
     })
 }
 
-fn open_tokenizer(path: &Path) -> Result<Arc<TextTokenizer>, TrainError> {
-    Ok(Arc::new(read_tokenizer(path).map_err(DataError::from)?))
+fn open_tokenizer(path: &Path, compat: Compat) -> Result<Arc<TextTokenizer>, TrainError> {
+    let tokenizer = read_tokenizer(path).map_err(DataError::from)?;
+    Ok(Arc::new(tokenizer.official(compat == Compat::Official)))
 }

@@ -63,12 +63,16 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    run_dir::adopt_base_checkpoint(&mut config)?;
+    for note in run_dir::adopt_base_checkpoint(&mut config)? {
+        eprintln!("{note}");
+    }
     let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
     let sources = sources::<E>();
-    let source = config.data.train.open(&config.model, config.seed, &sources)?;
+    let source = config.data.train.open(&config.model, config.seed, config.compat, &sources)?;
     let valid = config.data.valid.as_ref();
-    let valid = valid.map(|valid| valid.open(&config.model, config.seed, &sources)).transpose()?;
+    let valid = valid
+        .map(|valid| valid.open(&config.model, config.seed, config.compat, &sources))
+        .transpose()?;
     if args.verify_data {
         verify("data.train", &*source)?;
         valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;

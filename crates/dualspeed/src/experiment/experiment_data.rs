@@ -63,7 +63,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             .map(|index| test.get(index).map(|example| example.questions))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            train: cache(base.data.train.open(&base.model, base.seed, sources)?)?,
+            train: cache(base.data.train.open(&base.model, base.seed, base.compat, sources)?)?,
             held_out: cache(Arc::new(held_out_source(base, test_samples)?))?,
             test: cache(Arc::new(test))?,
             chance: chance(questions.iter().flatten()).accuracy,

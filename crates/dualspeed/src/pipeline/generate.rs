@@ -68,7 +68,7 @@ impl<B: Backend> Pipeline<B> {
             system: self.system.clone(),
             turns: vec![Turn::open(with_image_placeholders(request)?)],
         };
-        let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
+        let prompt_ids = encode_prompt(&conversation, &self.template, &self.tokenizer)?;
         let options = GenerateOptions {
             eos_token_ids: self.eos_token_ids.clone(),
             ..settings.options.clone()

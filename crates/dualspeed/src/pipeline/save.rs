@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
-use dualspeed_model::Llava;
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::export::{ExportOptions, Tokens, export_merged};
 use dualspeed_model::import::FloatType;
+use dualspeed_model::{Llava, SelectFeature};
 use dualspeed_ops::Backend;
 use serde_json::json;
 
@@ -44,7 +44,8 @@ impl<B: Backend> Pipeline<B> {
         self.save_processors(dir)
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `preprocessor_config.json`.
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `preprocessor_config.json` and
+    /// `processor_config.json`.
     fn save_processors(&self, dir: &Path) -> anyhow::Result<()> {
         let tokenizer = &self.tokenizer;
         let text = tokenizer.inner().to_string(true);
@@ -52,13 +53,16 @@ impl<B: Backend> Pipeline<B> {
         write_atomic(&dir.join("tokenizer.json"), text.as_bytes())?;
         let token =
             |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.inner().id_to_token(id));
+        let jinja = self.template.to_jinja(self.system.as_deref(), tokenizer)?;
+        write_atomic(&dir.join("chat_template.jinja"), jinja.as_bytes())?;
+        let image = tokenizer.image_id().and_then(token);
         let config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": tokenizer.bos_id().and_then(token),
             "eos_token": token(tokenizer.eos_id()),
             "pad_token": token(tokenizer.pad_id()),
-            "dualspeed_template": self.template,
-            "dualspeed_system": self.system,
+            "image_token": image.clone(),
+            "chat_template": jinja,
         });
         write_json(&dir.join("tokenizer_config.json"), &config)?;
         let anyres = self.model.llava_config().and_then(|config| config.anyres.as_ref());
@@ -66,6 +70,33 @@ impl<B: Backend> Pipeline<B> {
             processor: self.processor.clone(),
             pinpoints: anyres.map(|anyres| anyres.image_grid_pinpoints.clone()),
         };
-        write_json(&dir.join("preprocessor_config.json"), &processor.to_json())
+        write_json(&dir.join("preprocessor_config.json"), &processor.to_json())?;
+        match self.processor_config(image) {
+            Some(config) => write_json(&dir.join("processor_config.json"), &config),
+            None => Ok(()),
+        }
+    }
+
+    /// `LlavaProcessor` or `LlavaNextProcessor` of transformers, which puts visual tokens where the chat template has an image;
+    /// `None` where the vision tower is not one that transformers' LLaVA knows.
+    fn processor_config(&self, image: Option<String>) -> Option<serde_json::Value> {
+        let config = self.model.llava_config()?;
+        let vit = config.vision.vit()?;
+        let class = match &config.anyres {
+            Some(_) => "LlavaNextProcessor",
+            None => "LlavaProcessor",
+        };
+        let strategy = match vit.mm_vision_select_feature {
+            SelectFeature::Patch => "default",
+            SelectFeature::ClsPatch => "full",
+        };
+        Some(json!({
+            "processor_class": class,
+            "image_token": image.unwrap_or_else(|| self.tokenizer.image_token().to_owned()),
+            "patch_size": vit.patch_size,
+            "vision_feature_select_strategy": strategy,
+            // The class token, which the strategy `default` takes off again.
+            "num_additional_image_tokens": 1,
+        }))
     }
 }

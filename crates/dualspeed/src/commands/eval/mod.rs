@@ -54,7 +54,9 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let config = run_dir::read_config(&args.run)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
-            (Some(valid), _) => valid.open(&config.model, config.seed, &sources::<E>())?,
+            (Some(valid), _) => {
+                valid.open(&config.model, config.seed, config.compat, &sources::<E>())?
+            }
             (None, Some(_)) => {
                 Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
