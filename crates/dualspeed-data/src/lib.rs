@@ -52,7 +52,7 @@ pub use source::{
     ExampleSource, MemorySource, Modality, SourceRegistry, SourceSpec, source_registry,
 };
 pub use text::{
-    BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX,
-    SentencePieceVocabulary, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
+    AddedPiece, BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX,
+    PieceKind, SentencePieceVocabulary, SpacePrefix, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
     encode_training, read_chat_template, read_tokenizer,
 };

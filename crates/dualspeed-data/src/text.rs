@@ -11,6 +11,7 @@ mod marks;
 mod render;
 mod rendered_text;
 mod sentencepiece;
+mod sentencepiece_file;
 mod template;
 mod template_file;
 mod tokenizer;
@@ -23,7 +24,7 @@ pub use conversation::{
 };
 pub use encode::{Encoded, encode_prompt, encode_training};
 pub use ids::{IGNORE_INDEX, IMAGE_TOKEN_INDEX};
-pub use sentencepiece::SentencePieceVocabulary;
+pub use sentencepiece::{AddedPiece, PieceKind, SentencePieceVocabulary, SpacePrefix};
 pub use template::{Template, VICUNA_SYSTEM};
 pub use template_file::read_chat_template;
 pub use tokenizer::{SpecialTokens, TextTokenizer};

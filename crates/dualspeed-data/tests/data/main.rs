@@ -1,10 +1,12 @@
 //! Behaviour of dualspeed-data, one module per concept.
 
+mod chat_templates;
 mod images;
 mod json;
 mod questions;
 mod sampler;
 mod scenes;
+mod sentencepiece;
 mod sources;
 mod templates;
 mod text;
