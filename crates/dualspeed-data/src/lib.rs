@@ -52,7 +52,8 @@ pub use source::{
     ExampleSource, MemorySource, Modality, SourceRegistry, SourceSpec, source_registry,
 };
 pub use text::{
-    AddedPiece, BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX,
-    PieceKind, SentencePieceVocabulary, SpacePrefix, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
-    encode_training, read_chat_template, read_tokenizer,
+    AddedPiece, BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX, ImageToken, PieceKind, SentencePieceVocabulary, SpacePrefix, SpecialTokens,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
+    read_tokenizer,
 };

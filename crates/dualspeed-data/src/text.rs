@@ -6,6 +6,7 @@ mod conversation;
 mod date;
 mod encode;
 mod ids;
+mod image_token;
 mod jinja;
 mod marks;
 mod render;
@@ -24,6 +25,7 @@ pub use conversation::{
 };
 pub use encode::{Encoded, encode_prompt, encode_training};
 pub use ids::{IGNORE_INDEX, IMAGE_TOKEN_INDEX};
+pub use image_token::ImageToken;
 pub use sentencepiece::{AddedPiece, PieceKind, SentencePieceVocabulary, SpacePrefix};
 pub use template::{Template, VICUNA_SYSTEM};
 pub use template_file::read_chat_template;

@@ -243,7 +243,9 @@ impl SentencePieceVocabulary {
         let one = |name| [before.clone(), Some(text(name)), after.clone()].into_iter().flatten();
         let single: Vec<Value> = one("A").collect();
         let pair: Vec<Value> = one("A").chain(one("B")).collect();
-        Ok(json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens }))
+        Ok(
+            json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens }),
+        )
     }
 
     fn decoder(&self) -> Value {
@@ -289,8 +291,7 @@ impl SentencePieceVocabulary {
             let ids = self.tokens.iter().enumerate();
             ids.filter(|(id, _)| !reserved.contains(&(*id as u32)))
         };
-        let ids: BTreeMap<&str, usize> =
-            pieces().map(|(id, token)| (token.as_str(), id)).collect();
+        let ids: BTreeMap<&str, usize> = pieces().map(|(id, token)| (token.as_str(), id)).collect();
         let mut found = Vec::new();
         for (id, token) in pieces() {
             for (at, _) in token.char_indices().skip(1) {

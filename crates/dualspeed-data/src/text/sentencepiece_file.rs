@@ -101,7 +101,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<SentencePieceVocabulary, String> {
                             );
                         }
                         (24, Field::Number(1)) => {
-                            return Err("spaces stand behind words in it; that is not read here".into());
+                            return Err(
+                                "spaces stand behind words in it; that is not read here".into()
+                            );
                         }
                         (35, Field::Number(yes)) => vocabulary.byte_fallback = yes != 0,
                         // Ids are signed: -1, in ten bytes, is none.

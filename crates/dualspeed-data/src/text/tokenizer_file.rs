@@ -23,8 +23,8 @@ const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 /// [`EncodeError::Vocabulary`] if a file cannot be read or parsed, a named token is not in the vocabulary, or there is no
 /// end token.
 pub fn read_tokenizer(path: &Path) -> Result<TextTokenizer, EncodeError> {
-    let named = |name: &&str| path.file_name().is_some_and(|own| own == *name);
-    match (path.parent(), TOKENIZER.iter().find(named)) {
+    let named = TOKENIZER.iter().find(|name| path.file_name().is_some_and(|own| own == **name));
+    match (path.parent(), named) {
         (Some(dir), Some(name)) => read_named(dir, name),
         _ => TextTokenizer::from_file(path, &SpecialTokens::default()),
     }
@@ -99,9 +99,12 @@ fn sentencepiece(path: &Path, config: &Value, added: &Value) -> Result<Tokenizer
 
 /// The tokens of `added_tokens_decoder`, by id; of `added_tokens.json` where there are none.
 fn added_pieces(config: &Value, older: &Value) -> Result<Vec<AddedPiece>, String> {
-    let flag = |token: &Value, name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+    let flag =
+        |token: &Value, name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
     let mut pieces = Vec::new();
-    for (id, token) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+    for (id, token) in
+        config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten()
+    {
         let number = id.parse().map_err(|_| format!("added_tokens_decoder: {id:?} is no id"))?;
         let content = token.get("content").and_then(Value::as_str);
         pieces.push(AddedPiece {
@@ -121,7 +124,14 @@ fn added_pieces(config: &Value, older: &Value) -> Result<Vec<AddedPiece>, String
             // Older files do not say what their tokens are; all that LLaVA's code adds are special.
             let content = content.clone();
             let (lstrip, rstrip, normalized) = (false, false, false);
-            pieces.push(AddedPiece { id: number, content, special: true, lstrip, rstrip, normalized });
+            pieces.push(AddedPiece {
+                id: number,
+                content,
+                special: true,
+                lstrip,
+                rstrip,
+                normalized,
+            });
         }
     }
     pieces.sort_by_key(|piece| piece.id);

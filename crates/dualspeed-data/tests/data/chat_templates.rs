@@ -158,7 +158,8 @@ fn what_is_exported_writes_what_was_trained() {
                 assert_eq!(case.template, "plain");
                 continue;
             };
-            let exported = template.to_jinja(asked.system.as_deref(), &tokenizer).unwrap();
+            let exported =
+                template.to_jinja(asked.system.as_deref(), &tokenizer, "<image>").unwrap();
             let bare = Conversation { system: None, ..asked.clone() };
             let found = encode(&bare, &dated(&exported, &fixture.date)).unwrap();
             let what = format!("{} {:?}\n{exported}", case.template, asked);

@@ -15,11 +15,16 @@ fn expected() -> Value {
 
 /// The texts that the script draws: a linear congruential generator, its high bits.
 fn draw(expected: &Value) -> Vec<String> {
-    let alphabet: Vec<&str> =
-        expected["alphabet"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap()).collect();
+    let alphabet: Vec<&str> = expected["alphabet"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|piece| piece.as_str().unwrap())
+        .collect();
     let mut state = 1u64;
     let mut below = |limit: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % limit
     };
     let count = expected["count"].as_u64().unwrap();
@@ -46,7 +51,9 @@ fn pieces_are_those_of_sentencepiece() {
     for (name, raw) in expected["raw"].as_object().unwrap() {
         let path = Path::new(FIXTURES).join(format!("{name}.model"));
         let tokenizer = TextTokenizer::from_file(path, &SpecialTokens::default()).unwrap();
-        for (case, decoded) in raw["texts"].as_array().unwrap().iter().zip(raw["decoded"].as_array().unwrap()) {
+        for (case, decoded) in
+            raw["texts"].as_array().unwrap().iter().zip(raw["decoded"].as_array().unwrap())
+        {
             let text = case[0].as_str().unwrap();
             let found = tokenizer.encode(text).unwrap();
             assert_eq!(found, ids(&case[1]), "{name}: {text:?}");
@@ -61,7 +68,8 @@ fn pieces_are_those_of_sentencepiece() {
 /// A directory of a Llama: the model, and what is said of it beside it.
 fn directory(config: &Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::copy(Path::new(FIXTURES).join("bpe.model"), dir.path().join("tokenizer.model")).unwrap();
+    std::fs::copy(Path::new(FIXTURES).join("bpe.model"), dir.path().join("tokenizer.model"))
+        .unwrap();
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     dir
 }
@@ -123,7 +131,13 @@ fn damaged_models_are_errors() {
         read_tokenizer(&path)
     };
     assert!(open(&good).is_ok());
-    for bytes in [&b""[..], b"{}", b"version https://git-lfs", &good[..good.len() / 2], &[0x0a, 0xff, 0xff, 0x7f]] {
+    for bytes in [
+        &b""[..],
+        b"{}",
+        b"version https://git-lfs",
+        &good[..good.len() / 2],
+        &[0x0a, 0xff, 0xff, 0x7f],
+    ] {
         let error = open(bytes).unwrap_err().to_string();
         assert!(error.contains("tokenizer.model"), "{error}");
     }
