@@ -15,7 +15,8 @@ pub enum PieceKind {
     /// Pieces are merged pair by pair, the pair whose sum has the best score first (Llama 2's and Vicuna's).
     #[default]
     Bpe,
-    /// The cut with the best sum of scores.
+    /// The cut with the best sum of scores. Unlike sentencepiece, the tokenizer takes text that spells a control piece
+    /// or a byte for it.
     Unigram,
 }
 
@@ -201,7 +202,8 @@ impl SentencePieceVocabulary {
         let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
         let mut all = Vec::new();
         if self.collapse_spaces {
-            all.push(replace(json!({ "Regex": "^ +| +$" }), ""));
+            // At the end a space that was written as sentencepiece's own counts too.
+            all.push(replace(json!({ "Regex": format!("^ +|[ {SPACE}]+$") }), ""));
             all.push(replace(json!({ "Regex": " {2,}" }), " "));
         }
         // Metaspace does the rest where the space depends on the place in the text.

@@ -143,7 +143,9 @@ impl Template {
         if content == Content::Text {
             jinja += AS_TEXT;
         }
-        if let Some(system) = system {
+        // An empty one is written only where the template would put one of its own.
+        let own = self.own_system(tokenizer)?;
+        if let Some(system) = system.filter(|system| !system.is_empty() || own.is_some()) {
             let text = serde_json::Value::from(system);
             let content = match content {
                 Content::Parts => format!("[{{'type': 'text', 'text': {text}}}]"),
