@@ -30,7 +30,9 @@ pub(super) fn run<B: Backend>(
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let (Some(image), Some(keep), Some(out)) = (&args.image, args.keep, &args.out) else {
-        anyhow::bail!("give --image, --keep and --out");
+        anyhow::bail!(
+            "give --image, --keep and --out; or --features FILE with --keep, or --bench, or `--pruner help`"
+        );
     };
     let specs = parse_pruner_specs(&args.pruner, registry)?;
     let pruners = specs.iter().map(|spec| registry.build(spec)).collect::<Result<Vec<_>, _>>()?;
