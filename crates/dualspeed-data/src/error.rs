@@ -237,6 +237,26 @@ pub enum ImageError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Something that is no file, which is not opened: a named pipe would never end.
+    #[error("image {name} is {kind}; give an ordinary file")]
+    NotAFile {
+        /// The path.
+        name: String,
+        /// What it is, in words.
+        kind: &'static str,
+    },
+    /// The file is larger than allowed; it was not read.
+    #[error(
+        "image {name} has {bytes} bytes, more than the limit of {max_bytes}; is it an image? Raise max_bytes if so (`data.images` of a configuration)"
+    )]
+    TooManyBytes {
+        /// The file.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
     /// There are no bytes.
     #[error("image {name} is empty (0 bytes); fetch it again")]
     EmptyFile {
@@ -251,7 +271,7 @@ pub enum ImageError {
     },
     /// The header announces more pixels than allowed; nothing was decoded.
     #[error(
-        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down or raise ImageLimits"
+        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down, or raise max_side and max_pixels (`data.images` of a configuration, --max-side and --max-pixels)"
     )]
     TooLarge {
         /// The file.

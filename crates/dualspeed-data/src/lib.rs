@@ -38,9 +38,9 @@ pub use example::Example;
 pub use image::{Rgb, RgbImage};
 pub use llava_json::{LlavaJson, LlavaJsonConfig};
 pub use picture::{
-    FitMode, HostImage, ImageLimits, ImageProcessor, LoadedImage, ProcessorFile, TileConfig,
-    TiledImage, Tiling, decode_image, load_image, preprocess_bytes, preprocess_image,
-    read_processor,
+    FitMode, Grey16, HostImage, ImageLoading, ImageProcessor, LoadedImage, ProcessorFile,
+    TileConfig, TiledImage, Tiling, Transparency, check_image_file, decode_image, load_image,
+    preprocess_bytes, preprocess_image, printable, read_processor,
 };
 pub use question::{QuestionKind, QuestionMeta};
 pub use sampler::{BatchSampler, Grouping};

@@ -17,9 +17,11 @@ use dualspeed_core::hash::hex;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, EncodeError, ImageError, RecordProblem};
+use crate::error::{DataError, EncodeError, RecordProblem};
 use crate::example::Example;
-use crate::picture::{ImageProcessor, TileConfig, load_image, preprocess_image};
+use crate::picture::{
+    ImageProcessor, TileConfig, check_image_file, load_image, preprocess_image,
+};
 use crate::source::{ExampleSource, Modality};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 
@@ -94,10 +96,9 @@ impl LlavaJson {
         let missing = |index: usize| {
             self.records[index].images.iter().find_map(|name| {
                 let path = self.config.image_root.join(name);
-                std::fs::metadata(&path).err().map(|source| {
-                    let name = path.display().to_string();
-                    self.problem(index, ImageError::Read { name, source })
-                })
+                check_image_file(&path, &self.config.processor.loading)
+                    .err()
+                    .map(|error| self.problem(index, error))
             })
         };
         (0..self.records.len()).into_par_iter().find_map_first(missing).map_or(Ok(()), Err)
@@ -144,7 +145,7 @@ impl ExampleSource for LlavaJson {
                     images.push(Arc::new(image.map_err(|e| self.problem(index, e))?));
                 }
                 Some(tiles) => {
-                    let tiled = load_image(path, &processor.limits)
+                    let tiled = load_image(path, &processor.loading)
                         .and_then(|image| processor.process_tiles(&image.pixels, tiles))
                         .map_err(|e| self.problem(index, e))?;
                     images.extend(tiled.tiles);

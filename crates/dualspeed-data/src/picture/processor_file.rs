@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::load::ImageLimits;
+use super::loading::ImageLoading;
 use super::processor::{FitMode, ImageProcessor};
 use crate::error::{DataError, ImageProcessorError};
 
@@ -109,7 +109,7 @@ fn parse(json: &Value) -> Result<ProcessorFile, String> {
     let processor = ImageProcessor {
         mean: channels(json, "image_mean", clip.mean)?,
         std: channels(json, "image_std", clip.std)?,
-        limits: ImageLimits::default(),
+        loading: ImageLoading::default(),
         ..clip
     };
     processor.validate().map_err(|error| error.to_string())?;

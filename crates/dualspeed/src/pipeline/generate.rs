@@ -129,7 +129,7 @@ impl<B: Backend> Pipeline<B> {
                 pinpoints: anyres.image_grid_pinpoints.clone(),
                 side: model.config.visual_grid(),
             };
-            let image = load_image(path, &self.processor.limits)?;
+            let image = load_image(path, &self.processor.loading)?;
             let tiled = self.processor.process_tiles(&image.pixels, &config);
             let TiledImage { tiles: image_tiles, tiling } =
                 tiled.context("no resolution of image_grid_pinpoints is a grid of whole tiles")?;

@@ -45,7 +45,7 @@ pub(super) fn run<B: Backend>(
         None => (VisualEncoder::Tower(&tower), tower.geometry()),
     };
     let processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
-    let picture = load_image(image, &processor.limits)?.pixels;
+    let picture = load_image(image, &processor.loading)?.pixels;
     let (pixels, fitted) = (processor.process(&picture), processor.fit(&picture));
     let prompt = pruning_prompt(args)?;
     let everything = args.pruner.iter().any(|name| name == "all");
