@@ -2,6 +2,7 @@
 
 mod images;
 mod json;
+mod pictures;
 mod questions;
 mod sampler;
 mod scenes;
