@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
+use super::image_args::ImageArgs;
 use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
 use crate::pipeline::{GenerationOutput, GenerationRequest, GenerationSettings, Pipeline};
@@ -33,6 +34,9 @@ pub(crate) struct GenerateArgs {
     /// The picture (PNG, JPEG, WebP, GIF, BMP); repeat it for several.
     #[arg(long)]
     image: Vec<PathBuf>,
+    /// How pictures are read.
+    #[command(flatten)]
+    images: ImageArgs,
     /// The question; `<image>` in it says where pictures stand.
     #[arg(long, required_unless_present = "batch")]
     prompt: Option<String>,
@@ -123,7 +127,8 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let (pipeline, trained_pruner) = load::<B, E>(args, global, parts, device)?;
+    let (mut pipeline, trained_pruner) = load::<B, E>(args, global, parts, device)?;
+    pipeline.processor.loading = args.images.apply(pipeline.processor.loading)?;
     let spec = match &args.pruner {
         Some(name) => Some(name.parse()?),
         None => trained_pruner.or_else(|| args.keep.map(|_| PrunerSpec::default())),
