@@ -93,14 +93,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    println!("| samples apart by | 0 | 1 | 2 | 3 | more | most | of |\n|---|---|---|---|---|---|---|---|");
+    println!(
+        "| samples apart by | 0 | 1 | 2 | 3 | more | most | of |\n|---|---|---|---|---|---|---|---|"
+    );
     for (kind, (raw, fitted, count, equal)) in &rows {
         raw.print(&format!("{kind}: {equal} of {count} equal; decoded"));
         fitted.print(&format!("{kind}: padded and resized"));
     }
     before.print("jpg, the `image` crate: decoded");
     let rate = |time: Duration| pixels as f64 / time.as_secs_f64() / 1e6;
-    println!("\nJPEG, million pixels a second: {:.0}; the `image` crate {:.0}", rate(ours), rate(theirs));
+    println!(
+        "\nJPEG, million pixels a second: {:.0}; the `image` crate {:.0}",
+        rate(ours),
+        rate(theirs)
+    );
     let photo = RgbImage::from_fn(640, 480, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
     let to = side as u32;
     let fixed = fastest(|| resize_rgb(&photo, to, to, Filter::Bicubic));
@@ -113,6 +119,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let finish = |value: f32| value.round().clamp(0.0, 255.0);
         resample(read, (640, 480), (side, side), Filter::Bicubic, finish)
     });
-    println!("640 x 480 to {side} x {side}: {:.2} ms; in floats {:.2} ms", fixed.as_secs_f64() * 1e3, float.as_secs_f64() * 1e3);
+    println!(
+        "640 x 480 to {side} x {side}: {:.2} ms; in floats {:.2} ms",
+        fixed.as_secs_f64() * 1e3,
+        float.as_secs_f64() * 1e3
+    );
     Ok(())
 }

@@ -19,9 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, EncodeError, RecordProblem};
 use crate::example::Example;
-use crate::picture::{
-    ImageProcessor, TileConfig, check_image_file, load_image, preprocess_image,
-};
+use crate::picture::{ImageProcessor, TileConfig, check_image_file, load_image, preprocess_image};
 use crate::source::{ExampleSource, Modality};
 use crate::text::{Conversation, Encoded, Template, TextTokenizer, encode_training};
 

@@ -87,7 +87,8 @@ fn transparency_and_wide_grey_are_choices() {
         assert!(lighter, "{name} over white is nowhere darker");
     }
     let scaled = ImageLoading { grey16: Grey16::Scale, ..ImageLoading::default() };
-    let (clipped, scaled) = (load("grey_16.png", ImageLoading::default()), load("grey_16.png", scaled));
+    let (clipped, scaled) =
+        (load("grey_16.png", ImageLoading::default()), load("grey_16.png", scaled));
     // Its samples go up to 700 of 65535.
     assert!(clipped.as_raw().contains(&255) && scaled.as_raw().iter().all(|value| *value <= 2));
 }
@@ -182,7 +183,15 @@ fn crc32(data: &[u8]) -> u32 {
 #[test]
 fn damaged_files_do_not_panic() {
     let mut rng = dualspeed_core::rng::SplitMix::new(&[8]);
-    for name in ["420.jpg", "420_progressive.jpg", "restarts.jpg", "scans.jpg", "ycck.jpg", "rgba_16.png", "interlaced.png"] {
+    for name in [
+        "420.jpg",
+        "420_progressive.jpg",
+        "restarts.jpg",
+        "scans.jpg",
+        "ycck.jpg",
+        "rgba_16.png",
+        "interlaced.png",
+    ] {
         let whole = bytes(name);
         for _ in 0..150 {
             let mut broken = whole.clone();

@@ -205,11 +205,12 @@ impl<B: Backend> Pruner<B> for PruMerge {
                 selected.collect()
             }
         };
-        let rows = selected.into_iter().enumerate().map(|(image, selected)| match selected.dims() {
-            // Only the extra token, of all others.
-            [_, 0] => of(image).unsqueeze_dim(1),
-            _ => self.weights(selected, of(image), keys.clone().narrow(0, image, 1), true),
-        });
+        let rows =
+            selected.into_iter().enumerate().map(|(image, selected)| match selected.dims() {
+                // Only the extra token, of all others.
+                [_, 0] => of(image).unsqueeze_dim(1),
+                _ => self.weights(selected, of(image), keys.clone().narrow(0, image, 1), true),
+            });
         let rows: Vec<Tensor<B, 3>> = rows.collect();
         let lengths: Vec<usize> = rows.iter().map(|row| row.dims()[1]).collect();
         let most = lengths.iter().copied().max().unwrap_or(0);

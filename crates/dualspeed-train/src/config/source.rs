@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use dualspeed_core::Options;
 use dualspeed_data::{
-    DataError, ExampleSource, FitMode, Grouping, ImageLoading, ImageProcessor, LlavaJson, LlavaJsonConfig,
-    SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer, TileConfig,
-    read_tokenizer,
+    DataError, ExampleSource, FitMode, Grouping, ImageLoading, ImageProcessor, LlavaJson,
+    LlavaJsonConfig, SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer,
+    TileConfig, read_tokenizer,
 };
 use dualspeed_model::LlavaConfig;
 use serde::{Deserialize, Serialize};
@@ -197,10 +197,7 @@ impl SourceConfig {
 /// Makes the image processor of a model's vision tower.
 fn image_processor(model: &LlavaConfig, fit: FitMode, loading: ImageLoading) -> ImageProcessor {
     let vision = model.vision.geometry();
-    ImageProcessor {
-        loading,
-        ..ImageProcessor::new(vision.image_size, fit, vision.normalisation)
-    }
+    ImageProcessor { loading, ..ImageProcessor::new(vision.image_size, fit, vision.normalisation) }
 }
 
 /// The tiles that a model takes images in; `None` where an image is one tile.

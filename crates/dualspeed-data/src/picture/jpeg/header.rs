@@ -299,9 +299,8 @@ fn frame(data: &[u8], progressive: bool) -> Result<Frame, JpegError> {
         let quantisation = usize::from(entry[2]);
         components.push(Component { id: entry[0], sampling, quantisation, size: [0; 2] });
     }
-    let largest = [0, 1].map(|axis| {
-        components.iter().map(|component| component.sampling[axis]).max().unwrap_or(1)
-    });
+    let largest = [0, 1]
+        .map(|axis| components.iter().map(|component| component.sampling[axis]).max().unwrap_or(1));
     for component in &mut components {
         let [h, v] = component.sampling;
         if largest[0] % h != 0 || largest[1] % v != 0 {

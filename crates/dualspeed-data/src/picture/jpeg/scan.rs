@@ -107,7 +107,12 @@ impl Planes {
         &mut self,
         reader: &mut Reader<'_>,
         scan: &Scan,
-        mut block: impl FnMut(&mut Bits<'_>, &mut Carried, usize, &mut [i16; 64]) -> Result<(), JpegError>,
+        mut block: impl FnMut(
+            &mut Bits<'_>,
+            &mut Carried,
+            usize,
+            &mut [i16; 64],
+        ) -> Result<(), JpegError>,
     ) -> Result<(), JpegError> {
         const ENDS_EARLY: JpegError = JpegError::Truncated("the data of a scan ends early");
         // A component alone is coded block by block, without the blocks that show nothing.

@@ -163,9 +163,7 @@ fn dart_differs_in_the_order_of_pivots_only() {
         for (at, pivot) in pivots.iter().enumerate() {
             let quota = left / pivots.len() + usize::from(at < left % pivots.len());
             let mut open: Vec<usize> = (0..tokens.len()).filter(|i| !picked.contains(i)).collect();
-            open.sort_by(|a, b| {
-                cosine(pivot, &tokens[*a]).total_cmp(&cosine(pivot, &tokens[*b]))
-            });
+            open.sort_by(|a, b| cosine(pivot, &tokens[*a]).total_cmp(&cosine(pivot, &tokens[*b])));
             picked.extend(open.into_iter().take(quota));
         }
         sorted(picked)
