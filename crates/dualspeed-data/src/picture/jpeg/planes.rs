@@ -2,10 +2,8 @@
 
 use super::JpegError;
 use super::bits::Bits;
-use super::header::{Frame, Reader, Scan, ZIGZAG};
-use super::huffman::{HuffmanTable, extend};
+use super::header::{Frame, Reader, Scan};
 use super::idct::inverse_transform;
-use super::progressive;
 
 /// One component of the picture.
 pub(super) struct Plane {
@@ -53,8 +51,6 @@ pub(super) struct Carried {
     pub(super) empty_blocks: u32,
 }
 
-pub(super) const NO_TABLE: JpegError = JpegError::Broken("a Huffman table is missing");
-
 impl Planes {
     pub(super) fn new(frame: &Frame) -> Self {
         let units = frame.units();
@@ -75,31 +71,14 @@ impl Planes {
         Self { planes, progressive: frame.progressive, units }
     }
 
-    pub(super) fn decode_scan(
-        &mut self,
-        reader: &mut Reader<'_>,
-        scan: &Scan,
-    ) -> Result<(), JpegError> {
+    /// Remembers the quantisation tables that hold when the first scan of a component begins.
+    pub(super) fn begin_scan(&mut self, reader: &Reader<'_>, scan: &Scan) -> Result<(), JpegError> {
         for [index, ..] in &scan.components {
             if self.planes[*index].quantisation.is_none() {
                 self.planes[*index].quantisation = Some(*reader.quantisation(*index)?);
             }
         }
-        if self.progressive {
-            return progressive::decode_scan(self, reader, scan);
-        }
-        let tables = |reader: &Reader<'_>| {
-            let of = |[_, dc, ac]: &[usize; 3]| {
-                let (dc, ac) = (reader.dc[*dc].clone(), reader.ac[*ac].clone());
-                Ok((dc.ok_or(NO_TABLE)?, ac.ok_or(NO_TABLE)?))
-            };
-            scan.components.iter().map(of).collect::<Result<Vec<_>, _>>()
-        };
-        let tables = tables(reader)?;
-        self.walk(reader, scan, |bits, carried, slot, block| {
-            let (dc, ac) = &tables[slot];
-            sequential_block(bits, dc, ac, &mut carried.dc[slot], block)
-        })
+        Ok(())
     }
 
     /// Calls `block` for every block of a scan, in the order in which they are coded.
@@ -176,44 +155,5 @@ impl Planes {
             }
         }
         Ok(())
-    }
-}
-
-/// All coefficients of a block, in natural order.
-fn sequential_block(
-    bits: &mut Bits<'_>,
-    dc: &HuffmanTable,
-    ac: &HuffmanTable,
-    last: &mut i32,
-    block: &mut [i16; 64],
-) -> Result<(), JpegError> {
-    let size = u32::from(dc.symbol(bits)?);
-    *last = last.wrapping_add(extend(bits.take(size), size));
-    block[0] = *last as i16;
-    let mut k = 1;
-    while k < 64 {
-        if let Some((value, zeros)) = ac.short_coefficient(bits) {
-            k += usize::from(zeros);
-            block[usize::from(ZIGZAG[k & 63])] = value;
-            k += 1;
-            continue;
-        }
-        let symbol = ac.symbol(bits)?;
-        let (zeros, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-        match (size, zeros) {
-            (0, 15) => k += 16,
-            (0, _) => break,
-            _ => {
-                k += zeros;
-                let value = extend(bits.take(size), size);
-                block[usize::from(ZIGZAG[k & 63])] = value as i16;
-                k += 1;
-            }
-        }
-    }
-    match k {
-        // Zeros past the last coefficient.
-        65.. => Err(JpegError::Broken("the data of a scan is damaged")),
-        _ => Ok(()),
     }
 }
