@@ -136,7 +136,7 @@ pub enum TrainError {
         "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
          (if the change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
-        run.join(crate::origins::ORIGINS_FILE).display()
+        run.join(crate::run_files::ORIGINS_FILE).display()
     )]
     OriginChanged {
         /// The run directory.

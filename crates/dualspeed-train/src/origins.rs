@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::TrainConfig;
 use crate::content_hash::file_sha256;
 use crate::error::TrainError;
+use crate::run_files::ORIGINS_FILE;
 
-/// What a run started from, in its directory.
-pub const ORIGINS_FILE: &str = "origins.json";
 /// The origin of the model's weights: an earlier run, or a published checkpoint.
 pub const INIT_FROM: &str = "init_from";
 /// The origin of the vision tower, where it is not among the weights.
