@@ -242,8 +242,7 @@ fn a_read_that_hangs_does_not_keep_a_run_from_ending() {
     };
     let stuck = Arc::new(Hooked { scenes: scenes(12), hook: after(9, stuck) });
     let begin = Instant::now();
-    let job = TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) };
-    let outcome = train(job).unwrap();
+    let outcome = train(TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) }).unwrap();
     release.store(true, Ordering::SeqCst);
     assert!(begin.elapsed() < Duration::from_secs(30));
     assert!(outcome.interrupted && (1..=2).contains(&outcome.steps), "{}", outcome.steps);
