@@ -59,7 +59,12 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         Command::List => {
             for study in studies::STUDIES {
-                say(format_args!("{:<16} {} ({} arms)", study.name, study.question, study.arms.len()));
+                say(format_args!(
+                    "{:<16} {} ({} arms)",
+                    study.name,
+                    study.question,
+                    study.arms.len()
+                ));
                 say(format_args!("{:<16} {}", "", study.source));
             }
             Ok(())

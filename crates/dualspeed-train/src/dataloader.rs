@@ -15,6 +15,7 @@ use crate::error::TrainError;
 use crate::loader::{LoadError, WindowPlan, WindowStream};
 use crate::mode::Mode;
 use crate::patience::{Awaited, receive};
+use crate::samples::SampleCheck;
 use crate::step::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
 
 /// Micro-batches of the optimiser steps in `steps`, in order.
@@ -75,6 +76,10 @@ impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
                     runtime.errors.set(error.into());
                     return None;
                 }
+                Err(LoadError::TooManySkipped { in_a_row, last }) => {
+                    runtime.errors.set(TrainError::TooManySamplesSkipped { in_a_row, last });
+                    return None;
+                }
                 Err(LoadError::Stopped) => {
                     runtime.errors.set(TrainError::Thread { what: "data loading" });
                     return None;
@@ -82,9 +87,12 @@ impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
                 Err(LoadError::Interrupted) => return None,
             };
             let (step, count) = (window.step, window.batches.len());
+            let mut skipped = window.skipped.into_iter().map(|sample| sample.id).collect();
             self.queue.extend(window.batches.into_iter().enumerate().map(|(micro, batch)| {
                 let last = micro + 1 == count;
-                TrainInput { batch, step, mode: Mode::Fast, last, runtime: runtime.clone() }
+                let skipped = std::mem::take(&mut skipped);
+                let (mode, runtime) = (Mode::Fast, runtime.clone());
+                TrainInput { batch, step, mode, last, skipped, runtime }
             }));
             self.done += 1;
         }
@@ -103,6 +111,7 @@ pub(crate) struct ValidLoader<B: Backend> {
     pub(crate) source: Option<Arc<dyn ExampleSource>>,
     pub(crate) range: Range<usize>,
     pub(crate) batch: usize,
+    pub(crate) samples: SampleCheck,
     /// Set when the run is to end.
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) runtime: Arc<ValidRuntime<B>>,
@@ -114,14 +123,16 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
         let batches = self.source.clone().map(|source| {
             let (sender, receiver) = sync_channel(2);
             let (range, batch) = (self.range.clone(), self.batch.max(1));
+            let samples = self.samples.clone();
             thread::spawn(move || {
                 for start in range.clone().step_by(batch) {
                     let indices = start..(start + batch).min(range.end);
-                    let examples: Result<Vec<_>, _> =
-                        indices.map(|index| source.get(index)).collect();
-                    let failed = examples.is_err();
+                    let read = indices.len();
+                    let loaded = samples.load(&*source, indices);
+                    let failed = loaded.is_err();
+                    let made = loaded.map(|loaded| (read, collate(loaded.examples)));
                     // The receiver is gone when the validation was given up.
-                    if sender.send(examples.map(collate)).is_err() || failed {
+                    if sender.send(made).is_err() || failed {
                         return;
                     }
                 }
@@ -145,6 +156,7 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
             source: self.source.clone(),
             range: at(start)..at(end),
             batch: self.batch,
+            samples: self.samples.clone(),
             stop: self.stop.clone(),
             runtime: self.runtime.clone(),
         })
@@ -153,7 +165,8 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
 
 struct ValidIterator<'a, B: Backend> {
     loader: &'a ValidLoader<B>,
-    batches: Option<Receiver<Result<HostBatch, DataError>>>,
+    /// Samples that were read for a batch, and the batch.
+    batches: Option<Receiver<Result<(usize, HostBatch), DataError>>>,
     done: usize,
 }
 
@@ -162,17 +175,23 @@ impl<B: Backend> Iterator for ValidIterator<'_, B> {
 
     fn next(&mut self) -> Option<ValidInput<B>> {
         let ValidLoader { stop, runtime, range, .. } = self.loader;
-        let batches = self.batches.as_ref()?;
-        match receive(batches, Some(stop), "a validation batch") {
-            Awaited::Item(Ok(batch)) => {
-                self.done += batch.sample_ids.len();
-                return Some(ValidInput { batch, runtime: runtime.clone() });
+        loop {
+            match receive(self.batches.as_ref()?, Some(stop), "a validation batch") {
+                Awaited::Item(Ok((read, batch))) => {
+                    self.done += read;
+                    // Every sample of it was left out.
+                    if batch.sample_ids.is_empty() {
+                        continue;
+                    }
+                    return Some(ValidInput { batch, runtime: runtime.clone() });
+                }
+                Awaited::Item(Err(error)) => runtime.errors.set(error.into()),
+                Awaited::Closed if self.done < range.len() => {
+                    runtime.errors.set(TrainError::Thread { what: "validation data" });
+                }
+                Awaited::Closed | Awaited::Stopped => {}
             }
-            Awaited::Item(Err(error)) => runtime.errors.set(error.into()),
-            Awaited::Closed if self.done < range.len() => {
-                runtime.errors.set(TrainError::Thread { what: "validation data" });
-            }
-            Awaited::Closed | Awaited::Stopped => {}
+            break;
         }
         self.batches = None;
         None

@@ -136,7 +136,7 @@ pub enum TrainError {
         "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
          (if the change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
-        run.join(crate::origins::ORIGINS_FILE).display()
+        run.join(crate::run_files::ORIGINS_FILE).display()
     )]
     OriginChanged {
         /// The run directory.
@@ -300,6 +300,27 @@ pub enum TrainError {
         problem: String,
         /// What to do.
         advice: String,
+    },
+    /// The run was told to end while the data was checked.
+    #[error(
+        "interrupted at sample {done} of {of} while the data was checked; nothing is written, start it again"
+    )]
+    CheckInterrupted {
+        /// Samples that are done.
+        done: usize,
+        /// Samples in all.
+        of: usize,
+    },
+    /// Too many samples in a row cannot be used.
+    #[error(
+        "{in_a_row} samples in a row cannot be used, the last one: {last}; see whether the disk with the data is there, correct \
+         the data (`dualspeed data check` lists what is wrong), or raise data.max_skipped"
+    )]
+    TooManySamplesSkipped {
+        /// Samples in a row.
+        in_a_row: usize,
+        /// What was wrong with the last one.
+        last: String,
     },
     /// A background thread ended without a result.
     #[error("the {what} thread stopped unexpectedly; its message is on stderr")]

@@ -35,6 +35,7 @@ use crate::optim::{GroupedAdamW, HostMoments, Moments};
 use crate::origins::Origins;
 use crate::resume::{Resumed, first_sampler};
 use crate::run_dir;
+use crate::samples::{SampleCheck, sequence_limits};
 use crate::state::import_trainables;
 use crate::step::{DualSpeedModel, TrainRuntime, ValidRuntime};
 use crate::strategy::{Begin, DualSpeedStrategy, Reached};
@@ -146,6 +147,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
     let origins = job.origins.with_tokenizers(&config)?;
+    let samples_check = SampleCheck::new(&config, sequence_limits(&config, &*pruner));
+    let valid_check = samples_check.clone().full_view();
     // Until the end: nobody else writes here.
     let _lock = RunLock::take(&job.run_dir)?;
     let mut resumed = if job.resume {
@@ -187,6 +190,14 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
+    // The same data within the same limits was checked when the run began.
+    if !job.resume {
+        let shown = job.progress == Progress::Bar;
+        samples_check.whole("data.train", &*job.train, &job.interrupt, shown)?;
+        if let Some(valid) = job.valid.as_ref().filter(|_| config.validation.every > 0) {
+            valid_check.whole("data.valid", &**valid, &job.interrupt, shown)?;
+        }
+    }
     let samples = job
         .valid
         .as_ref()
@@ -203,6 +214,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             samples,
             progress: job.progress == Progress::Bar,
             interrupt: Some(&*job.interrupt),
+            on_error: config.data.on_error,
         };
         let needs = work(pruner.needs(), usize::MAX);
         features = configured(section, &*tower, &job.train, needs, &device)?.map(Arc::new);
@@ -263,7 +275,12 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         errors: errors.clone(),
     });
     let train_loader = TrainLoader {
-        plan: WindowPlan { source, sampler: Arc::new(sampler), micro_batch: config.batch.size },
+        plan: WindowPlan {
+            source,
+            sampler: Arc::new(sampler),
+            micro_batch: config.batch.size,
+            samples: samples_check,
+        },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
         stop: job.interrupt.clone(),
@@ -273,6 +290,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         source: valid,
         range: 0..samples,
         batch: config.batch.size,
+        samples: valid_check,
         stop: job.interrupt.clone(),
         runtime: valid_runtime,
     };

@@ -43,7 +43,9 @@ pub use dualspeed_train as train;
 
 pub mod assets;
 pub mod backend;
+mod base_text;
 pub mod bench;
+pub mod checkpoint_text;
 pub mod cli;
 pub mod clip;
 mod commands;

@@ -63,7 +63,10 @@ impl WholeDir {
         let foreign = match read_manifest(&target)? {
             Some(manifest) => {
                 let ours = |path: &Path| manifest.files.contains(&slashed(path));
-                there.into_iter().filter(|path| !ours(path) && path != Path::new(MANIFEST)).collect()
+                there
+                    .into_iter()
+                    .filter(|path| !ours(path) && path != Path::new(MANIFEST))
+                    .collect()
             }
             None if there.is_empty() => there,
             None => anyhow::bail!(
@@ -107,7 +110,8 @@ impl WholeDir {
     /// If the file system refuses, or if a file of others would be replaced. What was there is then still there.
     pub fn put_in_place(self) -> anyhow::Result<()> {
         let shown = self.target.display();
-        fs::remove_file(self.partial.join(LOCK)).with_context(|| format!("cannot finish {shown}"))?;
+        fs::remove_file(self.partial.join(LOCK))
+            .with_context(|| format!("cannot finish {shown}"))?;
         let files = list(&self.partial).with_context(|| format!("cannot list {shown}"))?;
         for path in &self.foreign {
             anyhow::ensure!(

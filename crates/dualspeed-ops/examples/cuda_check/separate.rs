@@ -124,11 +124,7 @@ fn adamw_run<T: Backend>(
     data: &[[Vec<f64>; 4]],
     config: AdamWConfig,
     losses: [f32; 2],
-    step: impl Fn(
-        Vec<AdamWTensor<T>>,
-        AdamWGuard<T>,
-        AdamWConfig,
-    ) -> dualspeed_ops::AdamWOutput<T>,
+    step: impl Fn(Vec<AdamWTensor<T>>, AdamWGuard<T>, AdamWConfig) -> dualspeed_ops::AdamWOutput<T>,
 ) -> (Vec<f64>, [f64; 3]) {
     let make = |values: &[f64]| primitive(tensor::<T, 1>(values, [values.len()], DType::F32));
     let mut state: Vec<[_; 3]> =

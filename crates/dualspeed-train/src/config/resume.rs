@@ -27,9 +27,10 @@ enum Verdict {
 }
 
 /// Sections and keys that change nothing of what is trained.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "checkpoint",
     "data.features",
+    "data.max_skipped",
     "data.on_error",
     "data.revised",
     "data.valid",

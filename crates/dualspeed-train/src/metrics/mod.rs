@@ -11,7 +11,6 @@ pub(crate) use burn_metrics::{NoMetricLogger, StepMetric, step_metrics};
 pub use custom::{MetricRegistry, RecordMetric, RunMetrics, metric_registry};
 pub(crate) use jsonl::JsonlLog;
 pub use jsonl::read_metrics;
-pub(crate) use progress::progress_bar;
-pub use progress::{Progress, ProgressBarRenderer};
+pub use progress::{Progress, ProgressBarRenderer, progress_bar};
 pub use record::{SkippedStep, StepRecord, StepTime, TimeSplit, Totals};
 pub(crate) use validation::{ValidationLog, ValidationRecord};

@@ -115,6 +115,9 @@ pub struct StepRecord {
     pub supervised_tokens: usize,
     /// Samples of the window.
     pub samples: usize,
+    /// Ids of samples of the window that could not be used and were left out (`data.on_error = "skip"`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_samples: Vec<String>,
     /// Tokens the language model saw (student view, padding left out).
     pub tokens: usize,
     /// Tokens of the same samples without pruning or isolator.
@@ -157,6 +160,7 @@ impl Default for StepRecord {
             metrics: BTreeMap::new(),
             supervised_tokens: 0,
             samples: 0,
+            skipped_samples: Vec::new(),
             tokens: 0,
             tokens_unpruned: 0,
             visual_tokens: 0,
@@ -194,6 +198,8 @@ pub struct Totals {
     pub skipped_in_a_row: u64,
     /// Samples.
     pub samples: u64,
+    /// Samples that were left out, counted each time.
+    pub skipped_samples: u64,
     /// Tokens the language model saw.
     pub tokens: u64,
     /// Tokens of the unpruned sequences.
@@ -219,6 +225,7 @@ impl Totals {
         self.skipped_steps += u64::from(skipped);
         self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
         self.samples += record.samples as u64;
+        self.skipped_samples += record.skipped_samples.len() as u64;
         self.tokens += record.tokens as u64;
         self.tokens_unpruned += record.tokens_unpruned as u64;
         self.supervised_tokens += record.supervised_tokens as u64;

@@ -304,9 +304,8 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         // An update can make up for the one before it, not for more; training loops are one step ahead at most.
         state.settle_but(1);
         let before = state.undecided.back();
-        let (applied_before, before) = before
-            .map(|update| (primitive(update.applied.clone()), update.params.clone()))
-            .unzip();
+        let (applied_before, before) =
+            before.map(|update| (primitive(update.applied.clone()), update.params.clone())).unzip();
         let mut collector = DeviceCollector::<B> {
             optim: self,
             state: &mut state,

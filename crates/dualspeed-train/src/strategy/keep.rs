@@ -57,7 +57,8 @@ impl<B: AutodiffBackend> Run<'_, B> {
         let logs = self.logs()?;
         logs.steps.sync()?;
         logs.validations.sync()?;
-        let best = logs.validations.best(&this.checkpoints.steps()?, this.config.checkpoint.keep_best);
+        let best =
+            logs.validations.best(&this.checkpoints.steps()?, this.config.checkpoint.keep_best);
         let mut tensors: BTreeMap<String, HostTensor> = export_trainables(&self.model.llava);
         let mut updates = BTreeMap::new();
         let state = this.optim.state();

@@ -94,8 +94,7 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for DualSpeed
         let model = learner.model();
         drop(learner);
         let modes = &mut self.modes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut run =
-            Run::new(self, model, modes, &valid, &mut processor, &components.interrupter);
+        let mut run = Run::new(self, model, modes, &valid, &mut processor, &components.interrupter);
         let mut batches = train.iter();
         let steps = catch_unwind(AssertUnwindSafe(|| run.steps(&mut *batches)));
         let steps = steps.unwrap_or_else(|panic| Err(TrainError::from_panic(&*panic)));

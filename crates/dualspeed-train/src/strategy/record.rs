@@ -141,6 +141,7 @@ pub(super) fn record<B: AutodiffBackend>(
         parts: others.map(|((name, _), _)| (name.clone(), mean(name))).collect(),
         supervised_tokens: counts.supervised_tokens,
         samples: counts.samples,
+        skipped_samples: window.skipped.clone(),
         tokens: counts.tokens,
         tokens_unpruned: counts.tokens_unpruned,
         visual_tokens: counts.visual_tokens,
@@ -194,13 +195,8 @@ fn reason(record: &StepRecord) -> String {
 /// The figures of a record that JSON has no number for, by key.
 fn non_finite(record: &StepRecord) -> BTreeMap<String, String> {
     let StepRecord { loss, ce, kl, accuracy, grad_norm, .. } = record;
-    let named = [
-        ("loss", loss),
-        ("ce", ce),
-        ("kl", kl),
-        ("accuracy", accuracy),
-        ("grad_norm", grad_norm),
-    ];
+    let named =
+        [("loss", loss), ("ce", ce), ("kl", kl), ("accuracy", accuracy), ("grad_norm", grad_norm)];
     let named = named.into_iter().map(|(name, value)| (name.to_owned(), *value));
     let parts = record.parts.iter().map(|(name, value)| (format!("parts.{name}"), *value));
     let all = named.chain(parts).filter(|(_, value)| !value.is_finite());

@@ -1,8 +1,8 @@
 //! The loop over optimiser steps.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use burn::data::dataloader::{DataLoaderIterator, Progress};
@@ -18,7 +18,7 @@ use super::{Components, DualSpeedStrategy, Reached};
 use crate::error::TrainError;
 use crate::metrics::{JsonlLog, StepRecord, TimeSplit, Totals, ValidationLog};
 use crate::mode::{LaggedSchedule, Mode, PastStep};
-use crate::run_dir::{METRICS_FILE, VALIDATION_FILE};
+use crate::run_files::{METRICS_FILE, VALIDATION_FILE};
 use crate::step::{DualSpeedModel, MicroOutput, TrainInput};
 
 /// One call of `fit`.
@@ -231,6 +231,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
             };
             input.mode = mode;
             let (last, samples) = (input.last, input.batch.sample_ids.clone());
+            let skipped = input.skipped.clone();
             let output = match refused {
                 Some(_) => None,
                 None => {
@@ -249,7 +250,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
             let first = window.is_none();
             let (grads, item) = match output {
                 Some(output) => (Some(output.grads), output.item),
-                None => (None, MicroOutput::of_samples(samples)),
+                None => (None, MicroOutput { skipped, ..MicroOutput::of_samples(samples) }),
             };
             time.add(&item.time);
             let whole = match window.take() {
@@ -287,8 +288,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         let now = Instant::now();
         let seconds = now.duration_since(std::mem::replace(&mut self.clock, now)).as_secs_f64();
         let of = (step, mode, lr);
-        let record =
-            record(self.strategy, &mut self.totals, of, &window, &numbers, time, seconds);
+        let record = record(self.strategy, &mut self.totals, of, &window, &numbers, time, seconds);
         if record.skipped.is_none() {
             self.modes.finished(PastStep { step, mode, loss: record.loss });
         }

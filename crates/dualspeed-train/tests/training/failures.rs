@@ -242,7 +242,8 @@ fn a_read_that_hangs_does_not_keep_a_run_from_ending() {
     };
     let stuck = Arc::new(Hooked { scenes: scenes(12), hook: after(9, stuck) });
     let begin = Instant::now();
-    let outcome = train(TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) }).unwrap();
+    let stopped = TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) };
+    let outcome = train(stopped).unwrap();
     release.store(true, Ordering::SeqCst);
     assert!(begin.elapsed() < Duration::from_secs(30));
     assert!(outcome.interrupted && (1..=2).contains(&outcome.steps), "{}", outcome.steps);
@@ -322,9 +323,8 @@ fn an_earlier_run_makes_room_only_for_one_that_works() {
     let mine = run_dir.join("checkpoints/mine.bin");
     fs::write(&mine, "mine").unwrap();
     let (metrics, tensors) = (timeless(&run_dir), checkpoint(&run_dir, 4));
-    let over = |source, config| {
-        train(TrainJob { overwrite: true, ..on(source, config, &run_dir, false) })
-    };
+    let over =
+        |source, config| train(TrainJob { overwrite: true, ..on(source, config, &run_dir, false) });
     // The first sample cannot be read; the device is asked for what it cannot do; the disk has no room.
     let error = over(hooked(|_, _| Err(unreadable())), six()).err().unwrap();
     assert!(matches!(error, TrainError::Data(_)), "{error:?}");

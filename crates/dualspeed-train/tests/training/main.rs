@@ -8,5 +8,6 @@ mod named;
 mod rerun;
 mod resume;
 mod runs;
+mod skip;
 mod support;
 mod updates;

@@ -35,7 +35,7 @@ pub fn main_with<E: Extensions>() -> ExitCode {
         .without_time()
         .with_target(false)
         .init();
-    match run::<E>(&Cli::parse()) {
+    match run::<E>(&mut Cli::parse()) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(error) => {

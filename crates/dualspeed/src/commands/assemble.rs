@@ -17,8 +17,8 @@ use super::assets;
 use super::checkpoint_args::parse_name;
 use super::global_args::GlobalArgs;
 use crate::assets::{ASSETS, Asset, cache_dir};
-use crate::pipeline::{GenerativeModel, Pipeline, PipelineOptions, dtype_to_read};
 use crate::output::say;
+use crate::pipeline::{GenerativeModel, Pipeline, PipelineOptions, dtype_to_read};
 use crate::whole_dir::WholeDir;
 
 /// Bytes of a weights file at most.

@@ -36,7 +36,12 @@ impl<B: AutodiffBackend> ExperimentData<B> {
         let model = model.with_vision_tower(self.tower.clone())?;
         let text_only = scene_config(config)?.text_only;
         let source = match text_only {
-            true => config.data.train.open(&config.model, config.seed, &sources::<E>())?,
+            true => config.data.train.open(
+                &config.model,
+                config.seed,
+                config.compat,
+                &sources::<E>(),
+            )?,
             false => self.train.source(),
         };
         let training = Training::begin();

@@ -4,8 +4,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
 use dualspeed_model::{Dtype, LoraTarget, Needs, VisionTower, VitConfig};
 use dualspeed_ops::{
-    AdamWConfig, AdamWGuard, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext, BlockLinear,
-    BlockParams, PerTarget,
+    AdamWConfig, AdamWGuard, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext,
+    BlockLinear, BlockParams, PerTarget,
 };
 
 use super::shapes::Shapes;

@@ -14,10 +14,10 @@ use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
 use crate::extensions::{Extensions, parts, registry, sources};
+use crate::output::print_line;
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
-use crate::output::print_line;
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
@@ -56,7 +56,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
             (Some(valid), _) => {
-                let source = valid.open(&config.model, config.seed, &sources::<E>())?;
+                let source =
+                    valid.open(&config.model, config.seed, config.compat, &sources::<E>())?;
                 run_dir::warn_of_other_data(&args.run, &*source)?;
                 source
             }

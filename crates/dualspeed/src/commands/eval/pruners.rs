@@ -17,8 +17,8 @@ use crate::commands::global_args::GlobalArgs;
 use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
 use crate::files::write_atomic;
-use crate::report::table::plain_table;
 use crate::output::{note, print_line};
+use crate::report::table::plain_table;
 
 /// One pruner's results; `None` where it cannot make that count.
 struct Row {

@@ -9,8 +9,8 @@ use crate::bench::prune::{self, KEEP_RATIO, PruneShapes};
 use crate::bench::{Filter, PruneRow, Row};
 use crate::commands::global_args::GlobalArgs;
 use crate::commands::pruner_specs::parse_pruner_specs;
-use crate::report::table::plain_table;
 use crate::output::{note, print, print_line};
+use crate::report::table::plain_table;
 
 /// Times the pruners of `--pruner`, all where none is named, and prints tables or JSON.
 pub(super) fn run<B: Backend>(
