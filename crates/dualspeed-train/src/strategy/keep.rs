@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
 
 use burn::module::AutodiffModule;
 use burn_train::{EventProcessorTraining, InferenceStep, LearnerEvent, TrainingItem};
@@ -19,7 +20,9 @@ impl<B: AutodiffBackend> Run<'_, B> {
     /// Saves all steps that are done and recorded, after `error` has ended the run; says what is saved.
     pub(super) fn rescue(&mut self, error: TrainError) -> TrainError {
         let this = self.strategy;
-        if !this.save {
+        let untouched = this.begin.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !this.save || untouched && self.open.is_none() {
+            // Nothing of this run is on disk, nor is to be.
             return error;
         }
         if let Some(open) = self.open.take() {
