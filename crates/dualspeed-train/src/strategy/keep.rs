@@ -20,15 +20,17 @@ impl<B: AutodiffBackend> Run<'_, B> {
     /// Saves all steps that are done and recorded, after `error` has ended the run; says what is saved.
     pub(super) fn rescue(&mut self, error: TrainError) -> TrainError {
         let this = self.strategy;
-        let untouched = this.begin.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !this.save || untouched && self.open.is_none() {
-            // Nothing of this run is on disk, nor is to be.
+        if !this.save {
             return error;
         }
         if let Some(open) = self.open.take() {
             // Whatever becomes of it: the first error is the one to report.
             let finished = catch_unwind(AssertUnwindSafe(|| self.finish(open)));
             tracing::debug!(ok = finished.is_ok_and(|result| result.is_ok()), "the step in flight");
+        }
+        if this.begin.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            // Nothing of this run is on disk; what is there is another's.
+            return error;
         }
         // A model with a step that has no record, or with half an update, is no state to go on from.
         let good = self.recorded == self.launched && !self.updating.get();
