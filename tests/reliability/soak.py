@@ -345,11 +345,18 @@ class Soak:
         if code != expected:
             self.problem(f"the program ended with {code}, expected {expected}")
 
-    def said(self, *words, what):
-        """Whether the log since the start before this one has one of the words."""
-        text = self.log_path.read_text(errors="replace")[self.fault_mark :]
-        if not any(word in text for word in words):
-            self.problem(f"{what}: none of {words} in the log")
+    def said(self, *words, what, patience=60):
+        """Waits until the log since the fault has one of the words: a sample is named when its turn comes."""
+        until = time.time() + patience
+        while True:
+            with open(self.log_path, errors="replace") as log:
+                log.seek(self.fault_mark)
+                text = log.read()
+            if any(word in text for word in words):
+                return
+            if time.time() > until:
+                return self.problem(f"{what}: none of {words} in the log")
+            time.sleep(1)
 
     # -- faults
 
