@@ -294,6 +294,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         }
         self.logs()?.steps.write(&record)?;
         self.recorded = step + 1;
+        self.strategy.begun.store(true, Ordering::SeqCst);
         let Some(skipped) = record.skipped else {
             self.announce(&record);
             return Ok(());

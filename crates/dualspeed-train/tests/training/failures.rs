@@ -19,7 +19,7 @@ use crate::support::{Train, config, job, model, run, scenes, timeless, weights};
 
 type Hook = dyn Fn(usize, &mut Example) -> Result<(), DataError> + Send + Sync;
 
-/// The usual scenes, with a hand on every example that is made.
+/// The usual scenes, with a hand on every example that is made with its picture.
 struct Hooked {
     scenes: Arc<dyn ExampleSource>,
     hook: Box<Hook>,
@@ -33,6 +33,9 @@ impl ExampleSource for Hooked {
         let mut example = self.scenes.get(index)?;
         (self.hook)(index, &mut example)?;
         Ok(example)
+    }
+    fn outline(&self, index: usize) -> Result<Example, DataError> {
+        self.scenes.outline(index)
     }
     fn modality(&self, index: usize) -> Modality {
         self.scenes.modality(index)
@@ -65,9 +68,11 @@ fn unreadable() -> DataError {
     DataError::Read { path: "some.jpg".into(), source }
 }
 
-/// Six steps in twos: fast and slow in turn.
+/// Six steps, fast and slow in turn; samples are read in their order.
 fn six() -> TrainConfig {
-    TrainConfig { steps: Some(6), ..config() }
+    let mut config = TrainConfig { steps: Some(6), ..config() };
+    config.data.workers = Some(1);
+    config
 }
 
 fn checkpoint(run_dir: &Path, step: u64) -> Vec<u8> {
@@ -293,8 +298,7 @@ fn a_run_ends_between_two_micro_batches() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = six();
     (config.batch.size, config.batch.accumulation) = (1, 4);
-    // As one worker reads: the flag goes up while the second step is read, whose window is whole by then or not.
-    config.data.workers = Some(1);
+    // The flag goes up while the second window is read.
     let interrupt = Arc::new(AtomicBool::new(false));
     let signal = interrupt.clone();
     let hook = after(6, move || {
@@ -325,7 +329,7 @@ fn an_earlier_run_makes_room_only_for_one_that_works() {
     let (metrics, tensors) = (timeless(&run_dir), checkpoint(&run_dir, 4));
     let over =
         |source, config| train(TrainJob { overwrite: true, ..on(source, config, &run_dir, false) });
-    // The first sample cannot be read; the device is asked for what it cannot do; the disk has no room.
+    // The first sample cannot be read; a pruner that nobody knows.
     let error = over(hooked(|_, _| Err(unreadable())), six()).err().unwrap();
     assert!(matches!(error, TrainError::Data(_)), "{error:?}");
     let mut bad = six();

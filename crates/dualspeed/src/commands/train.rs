@@ -112,6 +112,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         origins,
         progress: progress(args, global),
         interrupt,
+        begun: training.begun.clone(),
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     });
