@@ -150,7 +150,7 @@ impl Origins {
             [(TRAIN_DATA, Some(&config.data.train)), (VALID_DATA, config.data.valid.as_ref())];
         for (name, source) in sources {
             let Some(source) = source else { continue };
-            let of_file = source.llava_json.as_ref().map(|section| &section.tokenizer);
+            let of_file = source.llava_json.as_ref().and_then(|section| section.tokenizer.as_ref());
             let path = of_file.or(source.tokenizer.as_ref()).filter(|path| path.exists());
             if let Some(path) = path {
                 self.insert(&format!("{name}.tokenizer"), Origin::of_tokenizer(path)?);

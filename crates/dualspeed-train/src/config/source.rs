@@ -48,6 +48,7 @@ impl Default for DataConfig {
             on_error: OnError::default(),
             max_skipped: 100,
             workers: None,
+            revised: Vec::new(),
             features: FeaturesConfig::default(),
         }
     }
