@@ -108,7 +108,7 @@ fn tokenizer(vocabulary: GgufVocabulary) -> bool {
             unknown,
             bos,
             eos,
-            add_space_prefix: vocabulary.add_space_prefix,
+            ..SentencePieceVocabulary::default()
         }
         .tokenizer(),
         _ => BpeVocabulary { tokens, merges, pre, special, bos, eos }.tokenizer(),

@@ -48,6 +48,11 @@ fn damage_is_named_and_costs_a_checkpoint_at_most() {
     assert_eq!(metrics(&run), metrics(&bench.path("whole")));
     assert!(run.join("checkpoints/damaged-step-00000004").is_dir());
 
+    // An earlier one can be asked for.
+    let earlier =
+        bench.run(&["eval", "--run", "run/checkpoints/step-00000002", "--limit", "2"]).ok();
+    assert_ne!(earlier, bench.run(&["eval", "--run", "run", "--limit", "2"]).ok());
+
     // Every command that loads the model says so, and every one says what to do when none is left.
     flip(&checkpoint(&run, 6).join("state.json"));
     let ask = ["generate", "--run", "run", "--prompt", "how many ?", "--max-new-tokens", "2"];
@@ -98,7 +103,7 @@ fn what_a_run_started_from_is_checked_by_content() {
     std::fs::remove_dir_all(bench.path("moved")).unwrap();
     stage_1("seed=1");
     std::fs::rename(bench.path("first"), bench.path("moved")).unwrap();
-    let parts = ["init_from", "moved", "trained weights is another", "origins.json"];
+    let parts = ["init_from", "moved", "changed: weights", "origins.json"];
     bench.run(&["train", "--resume", "second"]).refused(&parts);
     bench.run(&["eval", "--run", "second", "--limit", "2"]).refused(&parts);
     bench.run(&["generate", "--run", "second", "--prompt", "how many ?"]).refused(&parts);
@@ -145,7 +150,7 @@ fn a_tokenizer_that_was_replaced_is_noticed() {
     vocabulary.insert("one".into(), two);
     vocabulary.insert("two".into(), one);
     std::fs::write(bench.path("words.json"), words.to_string()).unwrap();
-    let parts = ["data.train.tokenizer", "words.json", "is another"];
+    let parts = ["data.train.tokenizer", "words.json", "changed: tokenizer"];
     bench.run(&["train", "--resume", "run"]).refused(&parts);
     bench.run(&["generate", "--run", "run", "--prompt", "how many ?"]).refused(&parts);
     // Elsewhere, as it was.

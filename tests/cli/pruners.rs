@@ -20,6 +20,9 @@ fn prune_writes_a_picture_or_nothing() {
     prune("half.png", "14", &[]).refused(&["half.png"]);
     prune("empty.png", "14", &[]).refused(&["empty.png", "empty"]);
     prune("text.png", "14", &[]).refused(&["text.png", "PNG"]);
+    prune(".", "14", &[]).refused(&["a directory"]);
+    prune("discs.png", "14", &["--max-pixels", "10"]).refused(&["discs.png", "--max-pixels"]);
+    prune("discs.png", "14", &["--transparency", "pink"]).refused(&["pink", "drop", "white"]);
     prune("discs.png", "0", &[]).refused(&["divprune", "0", "144"]);
     prune("discs.png", "145", &[]).refused(&["145", "144"]);
     prune("discs.png", "14", &["--pruner", "divprun"]).refused(&["divprun", "divprune"]);

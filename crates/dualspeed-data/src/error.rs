@@ -304,7 +304,7 @@ pub enum ImageError {
     },
     /// The file is larger than allowed; it was not read.
     #[error(
-        "image {name} has {bytes} bytes, more than the limit of {max_bytes}; is it an image? Raise max_bytes if so (`data.images` of a configuration)"
+        "image {name} has {bytes} bytes, more than the limit of {max_bytes}; is it an image? Raise max_bytes if so (`data.train.images` of a configuration, --max-bytes)"
     )]
     TooManyBytes {
         /// The file.
@@ -328,7 +328,7 @@ pub enum ImageError {
     },
     /// The header announces more pixels than allowed; nothing was decoded.
     #[error(
-        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down, or raise max_side and max_pixels (`data.images` of a configuration, --max-side and --max-pixels)"
+        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down, or raise max_side and max_pixels (`data.train.images` of a configuration, --max-side, --max-pixels)"
     )]
     TooLarge {
         /// The file.

@@ -65,7 +65,8 @@ pub use source::{
     SourceSpec, source_registry,
 };
 pub use text::{
-    BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX, IMAGE_TOKEN_INDEX,
-    SentencePieceVocabulary, SpecialTokens, Template, TextTokenizer, Turn, encode_prompt,
-    encode_training, read_chat_template, read_tokenizer,
+    AddedPiece, BpeVocabulary, ChatTemplate, Conversation, Encoded, IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX, ImageToken, PieceKind, SentencePieceVocabulary, SpacePrefix, SpecialTokens,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
+    read_tokenizer,
 };

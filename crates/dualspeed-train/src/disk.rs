@@ -26,8 +26,9 @@ pub(crate) fn probe(dir: &Path, bytes: u64, keep: usize) -> Result<(), TrainErro
     let steps = checkpoints.steps()?;
     let there: u64 = steps.iter().map(|step| size(&checkpoints.path(*step))).sum();
     let all = (keep as u64 + 1) * bytes + OTHERS;
+    let (free_gib, needed_gib) = (gib(free), gib(bytes + OTHERS));
     if free < bytes + OTHERS && free + there < all {
-        return Err(TrainError::NoSpace { path: dir.to_owned(), free, needed: bytes + OTHERS });
+        return Err(TrainError::NoSpace { path: dir.to_owned(), free_gib, needed_gib });
     }
     if free + there < all {
         tracing::warn!(
@@ -40,7 +41,7 @@ pub(crate) fn probe(dir: &Path, bytes: u64, keep: usize) -> Result<(), TrainErro
     Ok(())
 }
 
-pub(crate) fn gib(bytes: u64) -> f64 {
+fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1u32 << 30)
 }
 

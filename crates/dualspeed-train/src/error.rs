@@ -136,7 +136,7 @@ pub enum TrainError {
         "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
          (if the change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
-        run.join(crate::origins::ORIGINS_FILE).display()
+        run.join(crate::run_files::ORIGINS_FILE).display()
     )]
     OriginChanged {
         /// The run directory.
@@ -189,16 +189,15 @@ pub enum TrainError {
     },
     /// The disk has no room for a checkpoint.
     #[error(
-        "{path} has {:.2} GiB free and a checkpoint takes {:.2}: free some, or choose another directory",
-        crate::disk::gib(*free), crate::disk::gib(*needed)
+        "{path} has {free_gib:.2} GiB free and a checkpoint takes {needed_gib:.2}: free some, or choose another directory"
     )]
     NoSpace {
         /// The run directory.
         path: PathBuf,
-        /// Bytes that are free.
-        free: u64,
-        /// Bytes of one checkpoint.
-        needed: u64,
+        /// What is free.
+        free_gib: f64,
+        /// What one checkpoint takes.
+        needed_gib: f64,
     },
     /// The loss of a step in the training of a vision tower is not a number.
     #[error(
@@ -241,12 +240,12 @@ pub enum TrainError {
         step: u64,
     },
     /// A run was ended by an error.
-    #[error("{error}; {kept}")]
+    #[error("{error}; {saved}")]
     Ended {
         /// The error.
         error: Box<TrainError>,
-        /// What is left of the run.
-        kept: Kept,
+        /// What of the run is in checkpoints.
+        saved: SavedSteps,
     },
     /// No parameter is trainable in this stage.
     #[error("stage {stage} leaves no parameter to train: {advice}")]
@@ -345,9 +344,9 @@ pub enum TrainError {
     },
 }
 
-/// What is left of a run that an error ended.
+/// What of a run that an error ended is in checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum SavedSteps {
     /// A checkpoint has every step that was done.
     All {
         /// Steps.
@@ -371,7 +370,7 @@ pub enum Kept {
     },
 }
 
-impl std::fmt::Display for Kept {
+impl std::fmt::Display for SavedSteps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::All { step, run } => {

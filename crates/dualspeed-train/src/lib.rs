@@ -46,6 +46,7 @@ mod patience;
 mod records;
 mod resume;
 mod run_dir;
+mod run_files;
 pub mod samples;
 mod state;
 pub mod step;
@@ -53,13 +54,12 @@ pub mod strategy;
 pub mod tower_training;
 pub mod train;
 
-pub use checkpoint::{check_format, model_digest};
+pub use checkpoint::{check_format, model_digest, run_and_step};
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
-pub use error::{ConfigError, Kept, TrainError};
+pub use error::{ConfigError, SavedSteps, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::{FeatureCache, FeatureStore};
-pub use lock::LOCK_FILE;
 pub use memory::MemoryPlan;
 pub use metrics::{
     MetricRegistry, Progress, RecordMetric, SkippedStep, StepRecord, TimeSplit, Totals,
@@ -69,9 +69,10 @@ pub use mode::{
     AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, PastStep, Periodic, ScheduleRegistry,
     ScheduleSpec,
 };
-pub use origins::{ORIGINS_FILE, Origin, Origins};
-pub use resume::RESUMES_FILE;
-pub use run_dir::{CONFIG_FILE, METRICS_FILE, VALIDATION_FILE};
+pub use origins::{Origin, Origins};
+pub use run_files::{
+    CONFIG_FILE, LOCK_FILE, METRICS_FILE, ORIGINS_FILE, RESUMES_FILE, VALIDATION_FILE,
+};
 pub use samples::{SampleCheck, sequence_limits};
 pub use tower_training::{TowerConfig, TowerOutcome, train_tower};
 pub use train::{TrainJob, TrainOutcome, load_trained, train};

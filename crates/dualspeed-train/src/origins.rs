@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::TrainConfig;
 use crate::content_hash::file_sha256;
 use crate::error::TrainError;
+use crate::run_files::ORIGINS_FILE;
 
-/// What a run started from, in its directory.
-pub const ORIGINS_FILE: &str = "origins.json";
 /// The origin of the model's weights: an earlier run, or a published checkpoint.
 pub const INIT_FROM: &str = "init_from";
 /// The origin of the vision tower, where it is not among the weights.
@@ -101,32 +100,31 @@ impl Origin {
 
     fn place(&self) -> String {
         let path = self.path.as_ref().map(|path| format!(" {}", path.display()));
-        path.unwrap_or_default()
+        let step = self.step.map(|step| format!(" at step {step}"));
+        path.unwrap_or_default() + &step.unwrap_or_default()
     }
 
     /// What is another than in `now`, if anything.
     fn change(&self, now: &Self) -> Option<String> {
         let parts: BTreeSet<&String> = self.content.keys().chain(now.content.keys()).collect();
-        let changed = parts.into_iter().filter_map(|part| {
-            match (self.content.get(part), now.content.get(part)) {
-                (Some(before), Some(now)) if before == now => None,
-                (Some(_), Some(_)) => Some(format!("{part} is another")),
-                (Some(_), None) => Some(format!("{part} is gone")),
-                _ => Some(format!("{part} is new")),
-            }
-        });
-        let changed: Vec<String> = changed.collect();
-        if changed.is_empty() {
+        let mut changes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for part in parts {
+            let change = match (self.content.get(part), now.content.get(part)) {
+                (Some(before), Some(now)) if before == now => continue,
+                (Some(_), Some(_)) => "changed",
+                (Some(_), None) => "gone",
+                _ => "new",
+            };
+            changes.entry(change).or_default().push(part);
+        }
+        if changes.is_empty() {
             return None;
         }
-        let step = |origin: &Self| origin.step.map(|step| format!(", at step {step}"));
-        let (before, after) = (step(self).unwrap_or_default(), step(now).unwrap_or_default());
-        Some(format!(
-            "{}{before} -> now{}{after}: {}",
-            self.place(),
-            now.place(),
-            changed.join(", ")
-        ))
+        let changes: Vec<String> =
+            changes.iter().map(|(how, parts)| format!("{how}: {}", parts.join(", "))).collect();
+        let (before, after) = (self.place(), now.place());
+        let moved = if before == after { String::new() } else { format!(" -> now{after}") };
+        Some(format!("{before}{moved} ({})", changes.join("; ")))
     }
 }
 
@@ -253,13 +251,13 @@ mod tests {
             |now: &Origins| recorded.check(now, dir.path()).map_err(|error| error.to_string());
         check(&origins(&write("b/copied.json", "one"))).unwrap();
         let error = check(&origins(&write("a/tokenizer.json", "two"))).unwrap_err();
-        for words in ["a/tokenizer.json", "tokenizer is another", ORIGINS_FILE] {
+        for words in ["a/tokenizer.json", "changed: tokenizer", ORIGINS_FILE] {
             assert!(error.contains(words), "{error}");
         }
         // What stands beside it counts where it is read.
         write("a/tokenizer.json", "one");
         write("a/tokenizer_config.json", "{}");
-        assert!(check(&origins(&first)).unwrap_err().contains("tokenizer_config.json is new"));
+        assert!(check(&origins(&first)).unwrap_err().contains("new: tokenizer_config.json"));
         // What was never recorded is not compared.
         check(&Origins::default()).unwrap();
     }

@@ -10,13 +10,12 @@ use std::path::Path;
 use dualspeed_core::files;
 use dualspeed_core::hash::hex;
 use dualspeed_data::{ExampleSource, Modality, RecordKey};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
-
-/// The records of the training data, one a line: id, hash of the content, whether it has pictures, length.
-pub(crate) const RECORDS_FILE: &str = "records.jsonl";
+use crate::run_files::RECORDS_FILE;
 
 /// How many records messages name.
 const SHOWN: usize = 10;
@@ -53,8 +52,7 @@ pub(crate) struct Moved {
 impl Records {
     /// The records of a source, if it tells them.
     pub(crate) fn of(source: &dyn ExampleSource, shapes: &[(Modality, usize)]) -> Option<Self> {
-        let keys: Option<Vec<_>> = (0..source.len()).map(|index| source.record(index)).collect();
-        Some(Self { keys: keys?, shapes: shapes.to_vec() })
+        Some(Self { keys: keys(source)?, shapes: shapes.to_vec() })
     }
 
     /// Writes them into a run directory.
@@ -116,9 +114,7 @@ impl Records {
 
     /// Looks up where the records stand in `source` now; `None` if it does not tell its records.
     pub(crate) fn moved(&self, source: &dyn ExampleSource) -> Option<Moved> {
-        let now: Option<Vec<RecordKey>> =
-            (0..source.len()).map(|index| source.record(index)).collect();
-        let now = now?;
+        let now = keys(source)?;
         if now.len() == self.keys.len()
             && now.iter().zip(&self.keys).all(|(now, before)| now.digest == before.digest)
         {
@@ -201,6 +197,11 @@ impl Moved {
     pub(crate) fn is_nothing(&self) -> bool {
         self.places.is_empty()
     }
+}
+
+/// The keys of all records, if a source tells them.
+fn keys(source: &dyn ExampleSource) -> Option<Vec<RecordKey>> {
+    (0..source.len()).into_par_iter().map(|index| source.record(index)).collect()
 }
 
 fn named(ids: &[String], what: &str) -> String {

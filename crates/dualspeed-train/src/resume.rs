@@ -13,9 +13,7 @@ use crate::metrics::JsonlLog;
 use crate::origins::Origins;
 use crate::records::{Moved, Records};
 use crate::run_dir;
-
-/// When a run was resumed, from which checkpoint, and with what changed: one record each time.
-pub const RESUMES_FILE: &str = "resumes.jsonl";
+use crate::run_files::RESUMES_FILE;
 
 /// A run that goes on.
 pub(crate) struct Resumed {

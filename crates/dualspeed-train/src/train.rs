@@ -13,7 +13,9 @@ use dualspeed_model::nn::params::trainable_parameters;
 use dualspeed_model::{Llava, Needs, ParamInfo};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
-use crate::checkpoint::{CheckpointState, Checkpoints, Contents, HostTensor, Loaded};
+use crate::checkpoint::{
+    self, CheckpointState, Checkpoints, Contents, HostTensor, Loaded, run_and_step,
+};
 use crate::config::{TrainConfig, invalid};
 use crate::dataloader::{TrainLoader, ValidLoader};
 use crate::disk;
@@ -373,17 +375,26 @@ fn restore_optimiser<B: AutodiffBackend>(
     Ok(())
 }
 
-/// The model of a run directory: `model` with the trainable parameters of the newest checkpoint,
-/// and that checkpoint's step.
+/// The model of a run directory, or of one checkpoint in it: `model` with the trainable parameters of the newest whole
+/// checkpoint, or of that one, and its step.
 ///
 /// # Errors
-/// `NoCheckpoint`, `CheckpointFormat` when another version wrote it, or `BadCheckpoint` when it does not fit the model.
+/// `NoCheckpoint`, `NoWholeCheckpoint`, `CheckpointFormat` when another version wrote it, or `BadCheckpoint` when it does not fit
+/// the model, or the one that was asked for is damaged.
 pub fn load_trained<B: Backend>(
     model: Llava<B>,
-    run_dir: &Path,
+    dir: &Path,
 ) -> Result<(Llava<B>, u64), TrainError> {
-    let latest = Checkpoints::new(run_dir, 1).load_latest(Contents::Model)?;
-    let Loaded { path, state, tensors, .. } = latest;
+    let (path, state, tensors) = match run_and_step(dir) {
+        Some(_) => {
+            let (state, tensors) = checkpoint::load(dir, Contents::Model)?;
+            (dir.to_owned(), state, tensors)
+        }
+        None => {
+            let latest = Checkpoints::new(dir, 1).load_latest(Contents::Model)?;
+            (latest.path, latest.state, latest.tensors)
+        }
+    };
     let model = import_trainables(model, &tensors)
         .map_err(|problem| TrainError::BadCheckpoint { path, problem })?;
     Ok((model, state.step))

@@ -37,7 +37,7 @@ pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Origins, TrainErr
 /// # Errors
 /// If the checkpoint of that step cannot be read.
 pub(crate) fn of_run(run: &Path, step: u64) -> Result<Origins, TrainError> {
-    let origin = Origin::of(Some(run.to_owned()), "trained weights", model_digest(run, step)?);
+    let origin = Origin::of(Some(run.to_owned()), "weights", model_digest(run, step)?);
     let mut origins = Origins::default();
     origins.insert(INIT_FROM, Origin { step: Some(step), ..origin });
     Ok(origins)

@@ -7,7 +7,9 @@ use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
 use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
 use dualspeed_ops::Backend;
 use dualspeed_train::origins::VALID_DATA;
-use dualspeed_train::{Origin, Origins, TrainConfig, TrainError, check_format, load_trained};
+use dualspeed_train::{
+    Origin, Origins, TrainConfig, TrainError, check_format, load_trained, run_and_step,
+};
 
 use crate::base_text::adopt_text;
 use crate::embedded_tower;
@@ -16,12 +18,17 @@ use crate::origins::{of_checkpoint, of_embedded_tower, of_run};
 /// Runs that start from one another at most; a longer chain is a circle, as stages are two or three.
 const MAX_CHAIN: usize = 16;
 
-/// Reads the configuration that the run in `dir` was made with.
+/// The run directory that `dir` is, or is a checkpoint of.
+fn run_of(dir: &Path) -> &Path {
+    run_and_step(dir).map_or(dir, |(run, _)| run)
+}
+
+/// Reads the configuration that the run in `dir` was made with; `dir` may also be one of its checkpoints.
 ///
 /// # Errors
 /// If `dir` is no run directory, or one of another version.
 pub fn read_config(dir: &Path) -> anyhow::Result<TrainConfig> {
-    let path = dir.join("config.toml");
+    let path = run_of(dir).join("config.toml");
     anyhow::ensure!(
         path.is_file(),
         "{} is no run directory: it has no config.toml (quickstart's runs are in runs/quickstart/seed-0/)",
@@ -36,8 +43,9 @@ pub fn read_config(dir: &Path) -> anyhow::Result<TrainConfig> {
 /// The configuration in a run directory, once its checkpoints are known to be of this version: keys of another version
 /// would be refused one by one, to no end.
 fn own_config(dir: &Path) -> Result<TrainConfig, TrainError> {
-    check_format(dir)?;
-    Ok(TrainConfig::load(&dir.join("config.toml"), &[])?)
+    let run = run_of(dir);
+    check_format(run)?;
+    Ok(TrainConfig::load(&run.join("config.toml"), &[])?)
 }
 
 /// Whether a directory holds a published checkpoint, not a run.
@@ -84,7 +92,7 @@ fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<PathBu
     for _ in 0..MAX_CHAIN {
         match from {
             Some(dir) if is_checkpoint(&dir) => return Ok(Some(dir)),
-            Some(dir) if dir.join("config.toml").is_file() => {
+            Some(dir) if run_of(&dir).join("config.toml").is_file() => {
                 from = own_config(&dir)?.init_from;
             }
             _ => return Ok(None),
@@ -183,7 +191,7 @@ fn initial_model_at<B: Backend>(
         run.display()
     );
     let (mut model, step) = load_model_at::<B>(run, parts, device, depth + 1)?;
-    let origins = of_run(run, step)?;
+    let origins = of_run(run_of(run), step)?;
     model.config.max_length = config.model.max_length;
     model.config.pad_to_multiple = config.model.pad_to_multiple;
     match (&config.model.lora, &earlier.model.lora) {
@@ -197,7 +205,7 @@ fn initial_model_at<B: Backend>(
 }
 
 /// Loads the model that the run in `dir` ended with, or the newest checkpoint of one that has not ended. A checkpoint that
-/// is damaged is named in a warning, and the one before it loaded.
+/// is damaged is named in a warning, and the one before it loaded. `dir` may also be one checkpoint of a run.
 ///
 /// # Errors
 /// If `dir` is no run directory, no checkpoint of it is whole, or what the run started from is no longer what it was: the
@@ -217,7 +225,8 @@ pub fn load_model<B: Backend>(
 /// If the record of it cannot be read.
 pub(crate) fn warn_of_other_data(dir: &Path, source: &dyn ExampleSource) -> Result<(), TrainError> {
     let now = Origin::of(None, "fingerprint", source.fingerprint());
-    let recorded = Origins::read(dir)?.and_then(|recorded| recorded.get(VALID_DATA).cloned());
+    let recorded =
+        Origins::read(run_of(dir))?.and_then(|recorded| recorded.get(VALID_DATA).cloned());
     if recorded.is_some_and(|recorded| recorded.content != now.content) {
         tracing::warn!(
             "data.valid is not what {} was validated on: its results here and in validation.jsonl do not compare",
@@ -240,8 +249,9 @@ fn load_model_at<B: Backend>(
     if depth == 0 {
         origins = origins.with_tokenizers(&config)?;
     }
-    if let Some(recorded) = Origins::read(dir)? {
-        recorded.check(&origins, dir)?;
+    let run = run_of(dir);
+    if let Some(recorded) = Origins::read(run)? {
+        recorded.check(&origins, run)?;
     }
     // What was trained in half precision runs in f32 where the backend has nothing else.
     if !B::supports_dtype(device, model.config.dtype.float().into()) {

@@ -10,6 +10,9 @@ pub(super) struct Builtin {
     pub(super) tokens: &'static [&'static str],
 }
 
+/// What turns messages of parts into messages of text, before a template that knows only those.
+pub(super) const AS_TEXT: &str = include_str!("templates/as_text.jinja");
+
 /// All of them.
 pub(super) const BUILTIN: [Builtin; 7] = [
     Builtin { name: "plain", jinja: include_str!("templates/plain.jinja"), tokens: &[] },

@@ -55,8 +55,17 @@ pub(super) fn render(
 }
 
 impl Rendered {
-    /// Finds out whether the last answer has an end token.
+    /// Takes end tokens that stand right behind answers into them, and finds out whether the last answer has one.
     fn close(&mut self, tokenizer: &TextTokenizer) {
+        for answer in &mut self.answers {
+            let (said, after) = (&self.text[answer.clone()], &self.text[answer.end..]);
+            if !tokenizer.ends_with_special(said)
+                && let Some(token) = tokenizer.leading_special(after)
+                && !self.text.starts_with(token)
+            {
+                answer.end += token.len();
+            }
+        }
         let Some(last) = self.answers.last_mut() else { return };
         if tokenizer.ends_with_special(&self.text[last.clone()]) {
             return;

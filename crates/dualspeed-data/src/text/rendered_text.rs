@@ -176,6 +176,13 @@ impl RenderedText {
         guarded
     }
 
+    /// The special token that a text begins with; an image is none.
+    pub(super) fn leading_special(&self, text: &str) -> Option<&str> {
+        let mut tokens = self.special.iter().filter(|token| **token != self.image_token);
+        tokens.find(|token| text.starts_with(token.as_str())).map(String::as_str)
+    }
+
+    /// Whether a text ends in a special token, white space aside.
     pub(super) fn ends_with_special(&self, text: &str) -> bool {
         let text = text.trim_end();
         self.special.iter().any(|token| text.ends_with(token.as_str()))

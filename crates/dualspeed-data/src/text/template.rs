@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::builtin::{BUILTIN, Builtin};
+use super::builtin::{AS_TEXT, BUILTIN, Builtin};
 use super::chat_template::{ChatTemplate, Content};
 use super::tokenizer::TextTokenizer;
 use crate::error::EncodeError;
@@ -126,8 +126,9 @@ impl Template {
         Ok(COMPILED[index].get_or_init(|| template).clone())
     }
 
-    /// The template in Jinja with what it is used with written into it: `system` instead of its own system prompt, and the
-    /// tokenizer's way of ending a caption.
+    /// The template in Jinja as transformers' LLaVA is to use it, with what it is used with written into it: `system` instead of
+    /// its own system prompt, the tokenizer's way of ending a caption, images where it knows only text, and `image_token` as
+    /// what stands for one.
     ///
     /// # Errors
     /// [`EncodeError::Template`] if it cannot be followed.
@@ -135,11 +136,18 @@ impl Template {
         &self,
         system: Option<&str>,
         tokenizer: &TextTokenizer,
+        image_token: &str,
     ) -> Result<String, EncodeError> {
         let mut jinja = String::new();
-        if let Some(system) = system {
+        let content = self.chat_template()?.content();
+        if content == Content::Text {
+            jinja += AS_TEXT;
+        }
+        // An empty one is written only where the template would put one of its own.
+        let own = self.own_system(tokenizer)?;
+        if let Some(system) = system.filter(|system| !system.is_empty() || own.is_some()) {
             let text = serde_json::Value::from(system);
-            let content = match self.chat_template()?.content() {
+            let content = match content {
                 Content::Parts => format!("[{{'type': 'text', 'text': {text}}}]"),
                 Content::Text => text.to_string(),
             };
@@ -152,7 +160,9 @@ impl Template {
         if tokenizer.is_official() && self.jinja().contains("official") {
             jinja += "{%- set official = true -%}\n";
         }
-        Ok(jinja + self.jinja())
+        jinja += self.jinja();
+        let own = tokenizer.image_token();
+        Ok(if own == image_token { jinja } else { jinja.replace(own, image_token) })
     }
 
     /// Finds the system prompt that is used where none is given; `None` if the template has none of its own.

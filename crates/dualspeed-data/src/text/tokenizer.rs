@@ -199,6 +199,11 @@ impl TextTokenizer {
         self.rendered.ends_with_special(text)
     }
 
+    /// The special token that text begins with.
+    pub(super) fn leading_special(&self, text: &str) -> Option<&str> {
+        self.rendered.leading_special(text)
+    }
+
     /// The wrapped tokenizer.
     pub fn inner(&self) -> &Tokenizer {
         &self.inner

@@ -12,6 +12,8 @@ use super::state::CheckpointState;
 use super::tensor::HostTensor;
 use crate::error::TrainError;
 
+/// The folder of a run's checkpoints.
+const DIR: &str = "checkpoints";
 /// What is being written has this before its step.
 const TEMPORARY: &str = ".tmp-";
 /// What is being removed has this before its step: a checkpoint is there whole or not at all.
@@ -45,7 +47,7 @@ pub struct Loaded {
 impl Checkpoints {
     /// The checkpoints under `run_dir`; the last `keep` (at least one) are kept.
     pub fn new(run_dir: &Path, keep: usize) -> Self {
-        let dir = run_dir.join("checkpoints");
+        let dir = run_dir.join(DIR);
         Self { run_dir: run_dir.to_owned(), dir, keep: keep.max(1) }
     }
 
@@ -254,6 +256,16 @@ fn remove(path: &Path) -> Result<(), TrainError> {
         }
         _ => Ok(()),
     }
+}
+
+/// The run directory and the step of one of its checkpoints; `None` for any other directory.
+pub fn run_and_step(dir: &Path) -> Option<(&Path, u64)> {
+    let step = dir.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+    let checkpoints = dir.parent().filter(|parent| parent.file_name().is_some_and(|n| n == DIR))?;
+    let run = checkpoints.parent()?;
+    // `checkpoints/step-..` is of the working directory.
+    let run = if run.as_os_str().is_empty() { Path::new(".") } else { run };
+    (Checkpoints::new(run, 1).path(step).file_name() == dir.file_name()).then_some((run, step))
 }
 
 /// Checks that this version reads the newest checkpoint of a run, if it has one: the config of a run that another version

@@ -19,7 +19,7 @@ mod tests;
 
 pub(crate) use checksums::MODEL_PREFIX;
 pub use files::{Contents, load};
-pub use folder::{Checkpoints, Loaded, check_format, model_digest};
+pub use folder::{Checkpoints, Loaded, check_format, model_digest, run_and_step};
 pub use state::CheckpointState;
 pub use tensor::HostTensor;
 

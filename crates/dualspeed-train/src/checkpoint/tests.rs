@@ -218,3 +218,17 @@ fn an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run() {
     save(&checkpoints, 2, &[]);
     assert_eq!(latest(&checkpoints).unwrap().state.step, 2);
 }
+
+#[test]
+fn a_checkpoint_knows_its_run() {
+    let path = |text: &'static str| {
+        run_and_step(Path::new(text)).map(|(run, step)| (run.to_str().unwrap(), step))
+    };
+    assert_eq!(path("a/b/checkpoints/step-00000012"), Some(("a/b", 12)));
+    assert_eq!(path("checkpoints/step-00000012/"), Some((".", 12)));
+    for other in
+        ["a/b", "a/step-00000012", "a/checkpoints/step-12", "a/checkpoints/damaged-step-00000012"]
+    {
+        assert_eq!(path(other), None);
+    }
+}

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use dualspeed_core::Options;
 use dualspeed_data::{
-    DataError, ExampleSource, FitMode, Grouping, ImageProcessor, LlavaJson, LlavaJsonConfig,
-    OnError, SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template, TextTokenizer,
-    TileConfig, read_tokenizer,
+    DataError, ExampleSource, FitMode, Grouping, ImageLoading, ImageProcessor, LlavaJson,
+    LlavaJsonConfig, OnError, SceneConfig, SceneSource, SourceRegistry, SourceSpec, Template,
+    TextTokenizer, TileConfig, read_tokenizer,
 };
 use dualspeed_model::{Compat, LlavaConfig};
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ pub struct SourceConfig {
     pub tokenizer: Option<PathBuf>,
     /// Conversations from disk.
     pub llava_json: Option<LlavaJsonSection>,
+    /// How image files become pixels, of conversations from disk and of data sets by name: orientation, transparency, limits.
+    pub images: ImageLoading,
     /// Name of a data set that the program registered.
     pub source: Option<String>,
     /// Options of the data set that `source` names.
@@ -168,7 +170,7 @@ impl SourceConfig {
                 template: section.template(),
                 system: section.system.clone(),
                 max_length: None,
-                processor: image_processor(model, section.fit()),
+                processor: image_processor(model, section.fit(), self.images),
                 tiles: tiles(model),
                 on_error,
             };
@@ -185,7 +187,7 @@ impl SourceConfig {
                 options: self.options.clone().unwrap_or_default(),
                 samples: self.samples,
                 seed,
-                processor: image_processor(model, FitMode::default()),
+                processor: image_processor(model, FitMode::default(), self.images),
                 tiles: tiles(model),
                 tokenizer: self
                     .tokenizer
@@ -210,7 +212,7 @@ impl SourceConfig {
         model: &LlavaConfig,
     ) -> Result<SceneSource, TrainError> {
         let config = SceneConfig { image_size: model.vision.geometry().image_size, ..scenes };
-        let processor = image_processor(model, config.processor().fit);
+        let processor = image_processor(model, config.processor().fit, self.images);
         let source = SceneSource::new(config, samples)?.with_processor(processor);
         Ok(match &self.tokenizer {
             Some(path) => source.with_tokenizer(open_tokenizer(path, Compat::Sane)?),
@@ -263,9 +265,9 @@ impl SourceConfig {
 }
 
 /// Makes the image processor of a model's vision tower.
-fn image_processor(model: &LlavaConfig, fit: FitMode) -> ImageProcessor {
+fn image_processor(model: &LlavaConfig, fit: FitMode, loading: ImageLoading) -> ImageProcessor {
     let vision = model.vision.geometry();
-    ImageProcessor::new(vision.image_size, fit, vision.normalisation)
+    ImageProcessor { loading, ..ImageProcessor::new(vision.image_size, fit, vision.normalisation) }
 }
 
 /// The tiles that a model takes images in; `None` where an image is one tile.

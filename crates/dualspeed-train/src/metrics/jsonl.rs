@@ -53,8 +53,8 @@ impl JsonlLog {
         let length = file.metadata().map_err(TrainError::io("open", path))?.len();
         if length != kept.len {
             file.set_len(kept.len).map_err(TrainError::io("shorten", path))?;
+            file.sync_all().map_err(TrainError::io("sync", path))?;
         }
-        file.sync_all().map_err(TrainError::io("sync", path))?;
         if let Some(line) = kept.unreadable.first() {
             tracing::warn!("{}: line {line} is no record; it stays as it is", path.display());
         }

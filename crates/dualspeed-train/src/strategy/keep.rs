@@ -9,14 +9,14 @@ use dualspeed_ops::AutodiffBackend;
 
 use super::run::Run;
 use crate::checkpoint::{CheckpointState, HostTensor};
-use crate::error::{Kept, TrainError};
+use crate::error::{SavedSteps, TrainError};
 use crate::metrics::ValidationRecord;
 use crate::optim::all_finite;
 use crate::state::export_trainables;
 use crate::step::ValidOutput;
 
 impl<B: AutodiffBackend> Run<'_, B> {
-    /// Saves all steps that are done and recorded, after `error` has ended the run; says what is kept.
+    /// Saves all steps that are done and recorded, after `error` has ended the run; says what is saved.
     pub(super) fn rescue(&mut self, error: TrainError) -> TrainError {
         let this = self.strategy;
         if !this.save {
@@ -41,13 +41,13 @@ impl<B: AutodiffBackend> Run<'_, B> {
         }
         let run = this.run_dir.clone();
         let newest = this.checkpoints.steps().ok().and_then(|steps| steps.last().copied());
-        let kept = match newest {
-            Some(step) if step == self.recorded => Kept::All { step, run },
-            Some(step) => Kept::Until { step, done: self.recorded, run },
-            None if self.recorded > 0 => Kept::Nothing { done: self.recorded },
+        let saved = match newest {
+            Some(step) if step == self.recorded => SavedSteps::All { step, run },
+            Some(step) => SavedSteps::Until { step, done: self.recorded, run },
+            None if self.recorded > 0 => SavedSteps::Nothing { done: self.recorded },
             None => return error,
         };
-        TrainError::Ended { error: Box::new(error), kept }
+        TrainError::Ended { error: Box::new(error), saved }
     }
 
     /// Writes the checkpoint of `step`, which all steps before have led to.

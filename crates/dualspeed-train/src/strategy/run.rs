@@ -18,7 +18,7 @@ use super::{Components, DualSpeedStrategy, Reached};
 use crate::error::TrainError;
 use crate::metrics::{JsonlLog, StepRecord, TimeSplit, Totals, ValidationLog};
 use crate::mode::{LaggedSchedule, Mode, PastStep};
-use crate::run_dir::{METRICS_FILE, VALIDATION_FILE};
+use crate::run_files::{METRICS_FILE, VALIDATION_FILE};
 use crate::step::{DualSpeedModel, MicroOutput, TrainInput};
 
 /// One call of `fit`.

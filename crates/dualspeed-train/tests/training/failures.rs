@@ -10,8 +10,8 @@ use burn::module::AutodiffModule;
 use dualspeed_data::{DataError, Example, ExampleSource, HostImage, Modality};
 use dualspeed_train::config::CacheMode;
 use dualspeed_train::{
-    Kept, METRICS_FILE, Mode, TrainConfig, TrainError, TrainJob, VALIDATION_FILE, load_trained,
-    read_metrics, train,
+    METRICS_FILE, Mode, SavedSteps, TrainConfig, TrainError, TrainJob, VALIDATION_FILE,
+    load_trained, read_metrics, train,
 };
 use serde_json::Value;
 
@@ -91,9 +91,9 @@ fn an_error_saves_the_steps_that_are_done() {
 
     let broken = Arc::new(Hooked { scenes: scenes(12), hook: after(15, || Err(unreadable())) });
     let error = train(on(broken, six(), &run_dir, false)).err().unwrap();
-    let TrainError::Ended { error: cause, kept } = &error else { panic!("{error:?}") };
+    let TrainError::Ended { error: cause, saved } = &error else { panic!("{error:?}") };
     assert!(matches!(**cause, TrainError::Data(DataError::Read { .. })), "{cause}");
-    assert_eq!(*kept, Kept::All { step: 3, run: run_dir.clone() });
+    assert_eq!(*saved, SavedSteps::All { step: 3, run: run_dir.clone() });
     let message = error.to_string();
     for words in ["some.jpg", "all 3 steps are saved", "--resume"] {
         assert!(message.contains(words), "{message}");
@@ -103,7 +103,7 @@ fn an_error_saves_the_steps_that_are_done() {
     let panics = hooked(|_, _| panic!("a bug in a reader"));
     let error = train(on(panics, six(), &run_dir, true)).err().unwrap();
     assert!(
-        matches!(error, TrainError::Ended { kept: Kept::All { step: 3, .. }, .. }),
+        matches!(error, TrainError::Ended { saved: SavedSteps::All { step: 3, .. }, .. }),
         "{error:?}"
     );
 
@@ -126,7 +126,7 @@ fn an_error_in_validation_saves_too_and_the_validation_is_made_up() {
     let broken = Arc::new(Hooked { scenes: scenes(5), hook: after(7, || Err(unreadable())) });
     let error = with(broken, &run_dir, false).err().unwrap();
     assert!(
-        matches!(error, TrainError::Ended { kept: Kept::All { step: 4, .. }, .. }),
+        matches!(error, TrainError::Ended { saved: SavedSteps::All { step: 4, .. }, .. }),
         "{error:?}"
     );
     with(scenes(5), &run_dir, true).unwrap();
@@ -204,7 +204,7 @@ fn too_many_skipped_steps_end_the_run_and_nothing_that_is_not_finite_is_saved() 
     config.checkpoint.keep = 1;
     let before = weights(&model(&config).valid());
     let error = train(job(config.clone(), dir.path())).err().unwrap();
-    let TrainError::Ended { error: cause, kept: Kept::All { step: 3, .. } } = &error else {
+    let TrainError::Ended { error: cause, saved: SavedSteps::All { step: 3, .. } } = &error else {
         panic!("{error:?}")
     };
     assert!(
@@ -242,8 +242,8 @@ fn a_read_that_hangs_does_not_keep_a_run_from_ending() {
     };
     let stuck = Arc::new(Hooked { scenes: scenes(12), hook: after(9, stuck) });
     let begin = Instant::now();
-    let job = TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) };
-    let outcome = train(job).unwrap();
+    let stopped = TrainJob { interrupt, ..on(stuck, six(), &run_dir, false) };
+    let outcome = train(stopped).unwrap();
     release.store(true, Ordering::SeqCst);
     assert!(begin.elapsed() < Duration::from_secs(30));
     assert!(outcome.interrupted && (1..=2).contains(&outcome.steps), "{}", outcome.steps);

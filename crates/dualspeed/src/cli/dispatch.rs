@@ -6,7 +6,7 @@ use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::TrainError;
 
 use super::parser::{Cli, Command};
-use crate::backend::BackendTask;
+use crate::backend::{BackendChoice, BackendTask};
 use crate::commands::{
     assemble, assets, bench, data, eval, export, generate, inspect, prune, quickstart, train,
     train_tower,
@@ -25,8 +25,19 @@ pub(super) enum Outcome {
 }
 
 /// Runs the command of `cli` on its backend, with the pruners of `E`.
-pub(super) fn run<E: Extensions>(cli: &Cli) -> anyhow::Result<Outcome> {
-    let global = &cli.global;
+pub(super) fn run<E: Extensions>(cli: &mut Cli) -> anyhow::Result<Outcome> {
+    let asked = cli.global.backend;
+    cli.global.backend = asked.resolve(cli.global.device);
+    let (cli, global) = (&*cli, &cli.global);
+    let computes = !matches!(cli.command, Command::Inspect(_) | Command::Assets(_));
+    // One line, and only where there was something to choose.
+    if asked != global.backend
+        && BackendChoice::compiled_in().count() > 1
+        && computes
+        && !global.quiet
+    {
+        eprintln!("backend: {} (--backend takes another)", global.backend.name());
+    }
     match global.backend.run(global.device, Dispatch::<E> { cli, extensions: PhantomData }) {
         Ok(()) => Ok(Outcome::Done),
         // `| head`: it has what it wanted.

@@ -17,7 +17,7 @@ use crate::whole_dir::WholeDir;
 /// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
     /// A checkpoint to convert.

@@ -9,6 +9,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod global_args;
+mod image_args;
 pub(crate) mod inspect;
 mod overwrite;
 pub(crate) mod prune;

@@ -64,7 +64,10 @@ impl<B: Backend> Pipeline<B> {
         let tokenizer = tokenizer.official(config.compat == Compat::Official);
         let model = GenerativeModel::Llava(Box::new(run_dir::load_model(dir, parts, device)?));
         let vision = config.model.vision.geometry();
-        let processor = ImageProcessor::new(vision.image_size, fit, vision.normalisation);
+        let processor = ImageProcessor {
+            loading: data.images,
+            ..ImageProcessor::new(vision.image_size, fit, vision.normalisation)
+        };
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = tokenizer.image_id();
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })

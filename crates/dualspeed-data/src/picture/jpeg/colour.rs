@@ -8,7 +8,7 @@ use image::RgbImage;
 
 use super::JpegError;
 use super::header::{Colours, Frame};
-use super::scan::Planes;
+use super::planes::Planes;
 use super::upsample::Upsampler;
 
 /// The picture of finished planes.

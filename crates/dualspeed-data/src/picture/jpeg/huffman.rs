@@ -19,6 +19,7 @@ pub(super) struct HuffmanTable {
     symbols: Vec<u8>,
 }
 
+pub(super) const NO_TABLE: JpegError = JpegError::Broken("a Huffman table is missing");
 const BAD_CODE: JpegError = JpegError::Broken("the data of a scan is damaged");
 
 impl HuffmanTable {

@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `header` | segments: sizes, tables, which colours the components are |
 //! | `huffman`, `bits` | code tables; bits of a scan |
-//! | `scan`, `progressive` | coefficients of a scan |
+//! | `planes` | samples of every component, block by block |
+//! | `sequential`, `progressive` | coefficients of a scan |
 //! | `idct`, `upsample`, `colour` | coefficients to samples, to full size, to RGB |
 //!
 //! Source: ITU-T T.81; the choices that the standard leaves open are libjpeg-turbo's (jidctint.c, jdsample.c, jdcolor.c).
@@ -18,14 +19,15 @@ mod colour;
 mod header;
 mod huffman;
 mod idct;
+mod planes;
 mod progressive;
-mod scan;
+mod sequential;
 mod upsample;
 
 use image::RgbImage;
 
 use header::{Frame, Reader, Segment};
-use scan::Planes;
+use planes::Planes;
 
 /// Why a file is no picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +78,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(RgbImage, Option<&[u8]>), JpegErro
                 if scans > MAX_SCANS {
                     return Err(JpegError::Broken("there are more than 500 scans"));
                 }
-                planes.decode_scan(&mut reader, &scan)?;
+                planes.begin_scan(&reader, &scan)?;
+                match reader.frame()?.progressive {
+                    true => progressive::decode_scan(planes, &mut reader, &scan)?,
+                    false => sequential::decode_scan(planes, &mut reader, &scan)?,
+                }
             }
             Segment::End => break,
             Segment::Other => {}

@@ -3,8 +3,8 @@
 use super::JpegError;
 use super::bits::Bits;
 use super::header::{Reader, Scan, ZIGZAG};
-use super::huffman::{HuffmanTable, extend};
-use super::scan::{Carried, NO_TABLE, Planes};
+use super::huffman::{HuffmanTable, NO_TABLE, extend};
+use super::planes::{Carried, Planes};
 
 const DAMAGED: JpegError = JpegError::Broken("the data of a scan is damaged");
 

@@ -6,7 +6,7 @@
 use dualspeed_core::multiversion;
 
 use super::header::Component;
-use super::scan::Plane;
+use super::planes::Plane;
 
 /// How one component is brought to full size.
 pub(super) struct Upsampler<'a> {

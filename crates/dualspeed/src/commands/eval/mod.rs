@@ -22,7 +22,7 @@ use crate::run_dir;
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long)]
     run: PathBuf,
     /// Number of test examples (all by default).

@@ -14,6 +14,7 @@ use dualspeed_ops::Backend;
 
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
+use super::image_args::ImageArgs;
 use crate::clip::ClipTextTower;
 use crate::extensions::{Extensions, registry, sources};
 use crate::output::{note, print, print_line};
@@ -25,7 +26,7 @@ use output::OutputLine;
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// The run directory.
+    /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
     /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
@@ -37,6 +38,9 @@ pub(crate) struct GenerateArgs {
     /// The picture (PNG, JPEG, WebP, GIF, BMP); repeat it for several.
     #[arg(long)]
     image: Vec<PathBuf>,
+    /// How pictures are read.
+    #[command(flatten)]
+    images: ImageArgs,
     /// The question; `<image>` in it says where pictures stand.
     #[arg(long, required_unless_present = "batch")]
     prompt: Option<String>,
@@ -85,7 +89,8 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    let (pipeline, trained_pruner) = load::<B, E>(args, global, parts, device)?;
+    let (mut pipeline, trained_pruner) = load::<B, E>(args, global, parts, device)?;
+    pipeline.processor.loading = args.images.apply(pipeline.processor.loading)?;
     let spec = match &args.pruner {
         Some(name) => Some(name.parse()?),
         None => trained_pruner.or_else(|| args.keep.map(|_| PrunerSpec::default())),

@@ -45,7 +45,8 @@ pub(super) fn run<B: Backend>(
         Some(model) => (VisualEncoder::Llava(model), model.config.vision.geometry()),
         None => (VisualEncoder::Tower(&tower), tower.geometry()),
     };
-    let processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
+    let mut processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
+    processor.loading = args.images.apply(processor.loading)?;
     let picture = load_image(image, &processor.loading)?.pixels;
     let (pixels, fitted) = (processor.process(&picture), processor.fit(&picture));
     let prompt = pruning_prompt(args)?;

@@ -12,8 +12,8 @@ use dualspeed_model::Parts;
 use dualspeed_ops::Backend;
 
 use super::global_args::GlobalArgs;
+use super::image_args::ImageArgs;
 use crate::extensions::{Extensions, registry};
-use crate::output::print_line;
 
 /// Arguments of `prune`.
 #[derive(Debug, Args)]
@@ -21,6 +21,9 @@ pub(crate) struct PruneArgs {
     /// The picture.
     #[arg(long)]
     image: Option<PathBuf>,
+    /// How the picture is read.
+    #[command(flatten)]
+    images: ImageArgs,
     /// Pruners by name, separated by commas; `all`, or `help` to list them with their options. Options follow the name:
     /// `visionzip:compat=official:contextual=10`.
     #[arg(long, default_value = "divprune", value_delimiter = ',')]
