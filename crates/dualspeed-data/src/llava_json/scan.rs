@@ -159,9 +159,14 @@ impl Scanner {
                     self.state = State::After;
                     return Ok(true);
                 }
-                _ => {
-                    let found = char::from(byte);
-                    return Err(self.error(at, &format!("{found:?} closes what was not opened; the records from here on were not read")));
+                expected => {
+                    let (expected, found) = (expected.map(char::from), char::from(byte));
+                    let problem = match expected {
+                        Some(expected) => format!("{expected:?} is missing before {found:?}"),
+                        None => format!("{found:?} closes what was not opened"),
+                    };
+                    let reason = format!("{problem}; the records from here on were not read");
+                    return Err(self.error(at, &reason));
                 }
             },
             _ if self.open.is_empty() && (byte == b',' || byte.is_ascii_whitespace()) => {
