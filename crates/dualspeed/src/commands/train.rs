@@ -70,7 +70,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    for line in run_dir::adopt_base_checkpoint(&mut config)? {
+    let notes = run_dir::adopt_base_checkpoint(&mut config)?;
+    for line in notes.iter().filter(|_| !global.quiet) {
         note(format_args!("{line}"));
     }
     let (model, origins) =
