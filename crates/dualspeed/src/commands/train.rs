@@ -63,7 +63,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    for note in run_dir::adopt_base_checkpoint(&mut config)? {
+    let notes = run_dir::adopt_base_checkpoint(&mut config)?;
+    for note in notes.iter().filter(|_| !global.quiet) {
         eprintln!("{note}");
     }
     let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
