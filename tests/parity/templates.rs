@@ -12,9 +12,8 @@ use crate::support::fixture;
 const UNKNOWN: i64 = 0;
 const IMAGE: i64 = -200;
 const FIRST: i64 = 92;
-const W: fn(i64) -> i64 = |number| number;
 
-/// The tiny LLaVA with words `w3` .. `w89` by id, and these tokens from id 92 on.
+/// The tiny LLaVA with words `w3` .. `w89` of the ids 3 .. 89, and these tokens from id 92 on.
 fn checkpoint(dir: &Path, tokens: &[&str], named: Value, template: Option<&str>) -> PathBuf {
     let model = dir.join("model");
     std::fs::create_dir_all(&model).unwrap();
@@ -79,9 +78,9 @@ fn chatml_has_the_system_prompt_that_is_given_and_no_other() {
     let tokens = ["<|im_start|>", "<|im_end|>"];
     let model = checkpoint(dir.path(), &tokens, named, Some(CHATML)).display().to_string();
     let [start, end] = [FIRST, FIRST + 1];
-    let asked = [start, UNKNOWN, IMAGE, W(10), W(11), end, start, UNKNOWN];
+    let asked = [start, UNKNOWN, IMAGE, 10, 11, end, start, UNKNOWN];
     assert_eq!(prompt(dir.path(), &["--model", &model]), asked);
-    let system = [&[start, UNKNOWN, W(20), end][..], &asked].concat();
+    let system = [&[start, UNKNOWN, 20, end][..], &asked].concat();
     assert_eq!(prompt(dir.path(), &["--model", &model, "--system", "w20"]), system);
     // By the name of the library's template the same is written.
     assert_eq!(prompt(dir.path(), &["--model", &model, "--template", "chatml"]), asked);
@@ -95,7 +94,7 @@ fn llama_3_is_written_as_its_template_says() {
     let tokens = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
     let model = checkpoint(dir.path(), &tokens, named, Some(LLAMA3)).display().to_string();
     let [begin, header, end, eot] = [FIRST, FIRST + 1, FIRST + 2, FIRST + 3];
-    let asked = [begin, header, UNKNOWN, end, IMAGE, W(10), W(11), eot, header, UNKNOWN, end];
+    let asked = [begin, header, UNKNOWN, end, IMAGE, 10, 11, eot, header, UNKNOWN, end];
     assert_eq!(prompt(dir.path(), &["--model", &model]), asked);
     assert_eq!(prompt(dir.path(), &["--model", &model, "--template", "llama3"]), asked);
     let image = picture(dir.path());
@@ -112,8 +111,8 @@ fn llama_3_is_written_as_its_template_says() {
     refused(&["--template", &file], "not me");
     std::fs::write(&file, CHATML.replace("<|im_start|>", "w30").replace("<|im_end|>", "w31"))
         .unwrap();
-    let by_file = [W(30), UNKNOWN, IMAGE, W(10), W(11)];
-    assert_eq!(prompt(dir.path(), &["--model", &model, "--template", &file])[..5], by_file);
+    let by_file = [30, UNKNOWN, IMAGE, 10];
+    assert_eq!(prompt(dir.path(), &["--model", &model, "--template", &file])[..4], by_file);
     // A template that is broken is not passed over.
     std::fs::write(Path::new(&model).join("chat_template.jinja"), "{% for %}").unwrap();
     refused(&[], "chat_template.jinja");
@@ -193,7 +192,7 @@ fn a_run_takes_template_tokenizer_and_fit_from_its_checkpoint() {
     let told = train(&said, &other.display().to_string(), &["--init-from", &from]);
     assert!(!told.contains("template") && !told.contains("fit:"), "{told}");
     let asked = prompt(dir.path(), &["--run", &other.display().to_string()]);
-    assert_eq!(asked[..2], [1, W(50)]);
+    assert_eq!(asked[..2], [1, 50]);
 }
 
 /// A template that ends no answer: LLaVA-1.5's in transformers' layout.
@@ -224,7 +223,7 @@ fn an_export_has_the_trained_template_and_the_processor_that_fits_as_trained() {
             "padded",
             "template = \"vicuna_v1\"\nfit = \"pad\"\nsystem = \"w50 'w51' \\\"w52\\\"\"",
             "LlavaImageProcessor",
-            W(50),
+            50,
         ),
         ("cropped", "template = \"qa\"\nfit = \"centre_crop\"", "CLIPImageProcessor", IMAGE),
     ] {
