@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use dualspeed_data::{FitMode, Template, read_processor, read_tokenizer};
+use anyhow::Context;
+use dualspeed_data::{FitMode, Template, read_tokenizer};
 use dualspeed_train::config::LlavaJsonSection;
 use dualspeed_train::{Stage, TrainConfig};
 
-use crate::checkpoint_text::{CheckpointTemplate, checkpoint_template};
+use crate::checkpoint_text::{CheckpointTemplate, checkpoint_fit, checkpoint_template};
 
 /// Fills in what the sections of conversations from disk leave to the checkpoint in `dir`. Returns a line on everything that was
 /// taken, and a warning where a template leaves something to be known.
@@ -43,10 +44,7 @@ fn adopt_section(
         }
     }
     if section.fit.is_none() {
-        let (fit, origin) = match read_processor(dir)? {
-            Some(file) => (file.processor.fit, "the checkpoint's image processor"),
-            None => (FitMode::Pad, "the checkpoint has no image processor"),
-        };
+        let (fit, origin) = checkpoint_fit(dir).with_context(|| format!("or set {key}.fit"))?;
         section.fit = Some(fit);
         notes.push(format!("{key}: fit: {} ({origin})", name_of(fit)));
     }

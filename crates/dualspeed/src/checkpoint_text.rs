@@ -1,9 +1,9 @@
-//! How a checkpoint's conversations are written out.
+//! How a checkpoint's conversations are written out, and its pictures fitted.
 
 use std::path::Path;
 
 use anyhow::Context;
-use dualspeed_data::{ChatTemplate, Template, read_chat_template};
+use dualspeed_data::{ChatTemplate, FitMode, Template, read_chat_template, read_processor};
 use serde_json::Value;
 
 /// How a checkpoint's conversations are written out, and how that is known.
@@ -36,13 +36,14 @@ pub fn checkpoint_template(
         let origin = format!("the chat template in {}", name.unwrap_or_default());
         return Ok(CheckpointTemplate { template: Template::Jinja(template), origin, known: true });
     }
-    let kind = model_type(dir)?;
-    let template = match kind.as_str() {
+    let config = read_config(dir)?;
+    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let template = match kind {
         "llava_mistral" => Template::MistralInstruct,
         "llava_qwen" | "llava_qwen2" => Template::Chatml,
         _ => Template::VicunaV1,
     };
-    let known = kind.starts_with("llava_") && kind != "llava_next";
+    let known = is_original(kind);
     let origin = match known {
         true => format!("what LLaVA's code uses for models of type {kind}"),
         false => "the checkpoint brings no chat template".to_owned(),
@@ -50,14 +51,38 @@ pub fn checkpoint_template(
     Ok(CheckpointTemplate { template, origin, known })
 }
 
-/// `model_type` of `config.json`; empty where there is none.
-fn model_type(dir: &Path) -> anyhow::Result<String> {
+/// How a checkpoint fits pictures into squares, and how that is known: as LLaVA's own `config.json` says, else as its image
+/// processor does, else as LLaVA 1.5 does.
+///
+/// # Errors
+/// If a file is malformed, or the image processor does what has no counterpart here.
+pub fn checkpoint_fit(dir: &Path) -> anyhow::Result<(FitMode, &'static str)> {
+    let config = read_config(dir)?;
+    let text = |key: &str| config.get(key).and_then(Value::as_str);
+    let original = is_original(text("model_type").unwrap_or_default());
+    if original && text("image_aspect_ratio") == Some("pad") {
+        return Ok((FitMode::Pad, "image_aspect_ratio in config.json"));
+    }
+    Ok(match read_processor(dir)? {
+        Some(file) => (file.processor.fit, "the checkpoint's image processor"),
+        None if original => {
+            (FitMode::CentreCrop, "LLaVA's code where image_aspect_ratio is not pad")
+        }
+        None => (FitMode::Pad, "the checkpoint has no image processor"),
+    })
+}
+
+/// Whether a model type is one of LLaVA's own code.
+fn is_original(kind: &str) -> bool {
+    kind.starts_with("llava_") && !kind.starts_with("llava_next") && kind != "llava_onevision"
+}
+
+/// `config.json`; null where there is none.
+fn read_config(dir: &Path) -> anyhow::Result<Value> {
     let path = dir.join("config.json");
     if !path.is_file() {
-        return Ok(String::new());
+        return Ok(Value::Null);
     }
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let json: Value = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is malformed", path.display()))?;
-    Ok(json.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned())
+    serde_json::from_slice(&text).with_context(|| format!("{} is malformed", path.display()))
 }
