@@ -37,12 +37,13 @@ pub(super) fn render(
     let writer = Writer { conversation, tokenizer, chat: &chat, tokens: tokenizer.variables() };
     writer.check_marks()?;
     let open = conversation.turns.last().is_some_and(|turn| turn.assistant.is_none());
-    let full = writer.write(conversation.turns.len(), open, open)?;
+    let messages = writer.messages();
+    let full = writer.write(&messages, open)?;
     let (text, answers) = match (chat.marks_generation(), open) {
         (true, _) => cut_marks(&full)?,
         (false, true) => (full, Vec::new()),
         (false, false) => {
-            let answers = writer.find_answers(&full)?;
+            let answers = writer.find_answers(&messages, &full)?;
             (full, answers)
         }
     };
@@ -88,22 +89,24 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes the first `turns` turns; the last one without its answer if `open`.
-    fn write(&self, turns: usize, open: bool, prompt: bool) -> Result<String, EncodeError> {
+    /// All messages, in order.
+    fn messages(&self) -> Vec<Value> {
         let mut messages = Vec::new();
-        if let Some(system) = self.system()? {
+        if let Some(system) = self.system() {
             messages.push(self.message("system", vec![Part::Text(system)]));
         }
-        for (index, Turn { user, assistant }) in
-            self.conversation.turns.iter().take(turns).enumerate()
-        {
+        for Turn { user, assistant } in &self.conversation.turns {
             messages.push(self.message("user", self.user_parts(user)));
-            if let Some(answer) = assistant.as_deref().filter(|_| !open || index + 1 < turns) {
+            if let Some(answer) = assistant {
                 let answer = if self.tokenizer.is_official() { answer } else { answer.trim() };
                 messages.push(self.message("assistant", vec![Part::Text(answer)]));
             }
         }
-        self.chat.render(messages, self.tokens, prompt)
+        messages
+    }
+
+    fn write(&self, messages: &[Value], prompt: bool) -> Result<String, EncodeError> {
+        self.chat.render(messages.to_vec(), self.tokens, prompt)
     }
 
     /// What a human says. The published code trims text beside images only.
@@ -115,10 +118,10 @@ impl Writer<'_> {
     }
 
     /// The system message. An empty system prompt is written only where the template would put one of its own.
-    fn system(&self) -> Result<Option<&str>, EncodeError> {
+    fn system(&self) -> Option<&str> {
         match self.conversation.system.as_deref() {
-            Some("") if self.chat.own_system(self.tokens).is_none() => Ok(None),
-            system => Ok(system),
+            Some("") if self.chat.own_system(self.tokens).is_none() => None,
+            system => system,
         }
     }
 
@@ -202,7 +205,7 @@ impl Writer<'_> {
     fn check_system(&self, text: &str) -> Result<(), EncodeError> {
         match self.conversation.system.as_deref().map(str::trim) {
             Some(system) if !text.contains(&self.guarded(system)) => {
-                Err(self.error("it has no place for a system prompt; leave `system` out, or"))
+                Err(self.error("it has no place for the system prompt that is given"))
             }
             _ => Ok(()),
         }
@@ -210,14 +213,20 @@ impl Writer<'_> {
 
     /// Finds the answers of a template that does not mark them: what stands between the text that asks for an answer and
     /// the text with that answer.
-    fn find_answers(&self, full: &str) -> Result<Vec<Range<usize>>, EncodeError> {
+    fn find_answers(
+        &self,
+        messages: &[Value],
+        full: &str,
+    ) -> Result<Vec<Range<usize>>, EncodeError> {
         let turns = self.conversation.turns.len();
         let mut answers: Vec<Range<usize>> = Vec::with_capacity(turns);
+        let front = messages.len() - 2 * turns;
         for turn in 1..=turns {
-            let prompt = self.write(turn, true, true)?;
+            let said = &messages[..front + 2 * turn];
+            let prompt = self.write(&said[..said.len() - 1], true)?;
             let answered = match turn == turns {
                 true => full.to_owned(),
-                false => self.write(turn, false, false)?,
+                false => self.write(said, false)?,
             };
             let after = answers.last().map_or(0, |last| last.end);
             let fits = full.starts_with(&prompt)

@@ -35,6 +35,8 @@ pub(super) struct RenderedText {
     added: AddedVocabulary,
     /// Tokens that a conversation's text must not spell; the longest first.
     special: Vec<String>,
+    /// What those begin with.
+    first: Vec<char>,
     pub(super) image_token: String,
     image_id: Option<u32>,
     bos: Option<String>,
@@ -71,10 +73,15 @@ impl RenderedText {
             .map(|token| token.content.clone())
             .collect();
         special.sort_by_key(|token| (std::cmp::Reverse(token.len()), token.clone()));
+        let mut first: Vec<char> =
+            special.iter().filter_map(|token| token.chars().next()).collect();
+        first.sort_unstable();
+        first.dedup();
         let image_id = added.token_to_id(&image_token, inner.get_model());
         let variables = names.iter().map(|(name, token)| (name.clone(), Value::from(token)));
         Ok(Self {
             special,
+            first,
             image_id,
             bos: names.get("bos_token").cloned(),
             around: around(inner)?,
@@ -164,6 +171,9 @@ impl RenderedText {
 
     /// Breaks up special tokens in a text.
     pub(super) fn guard<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
+        if !text.contains(&self.first[..]) {
+            return Cow::Borrowed(text);
+        }
         let mut guarded = Cow::Borrowed(text);
         for token in &self.special {
             let mut chars = token.chars();
