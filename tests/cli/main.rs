@@ -1,7 +1,9 @@
 //! The program as a user runs it: exit codes, messages, and what is on disk afterwards.
 
 mod bench;
+mod hub;
 mod pruners;
+mod published;
 mod quickstart;
 mod support;
 mod train;
@@ -13,8 +15,31 @@ fn help_of_every_command_names_its_flags() {
     let bench = Bench::new();
     let commands: &[(&str, &[&str])] = &[
         ("quickstart", &["--seeds", "--out", "--set", "--overwrite", "--print-config"]),
-        ("train", &["--config", "--set", "--resume", "--init-from", "--overwrite"]),
-        ("eval", &["--run", "--limit", "--json", "--pruner", "--keep", "--markdown"]),
+        (
+            "train",
+            &[
+                "--config",
+                "--set",
+                "--resume",
+                "--init-from",
+                "--vision-tower",
+                "--adapter",
+                "--part",
+            ],
+        ),
+        (
+            "eval",
+            &[
+                "--run",
+                "--model",
+                "--config",
+                "--vision-tower",
+                "--limit",
+                "--json",
+                "--pruner",
+                "--keep",
+            ],
+        ),
         ("generate", &["--run", "--image", "--prompt", "--temperature", "--top-p", "--keep"]),
         ("prune", &["--image", "--pruner", "--keep", "--out", "--features", "--bench", "--json"]),
         ("bench", &["--suite", "--size", "--case", "--steps", "--json", "--plot", "--plain"]),

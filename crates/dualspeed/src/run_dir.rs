@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
-use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
+use dualspeed_model::import::{AnyModel, Architecture, FloatType, LoadOptions, NewProjector};
+use dualspeed_model::{
+    AnyresConfig, Dtype, Llava, LlavaConfig, LoraConfig, Parts, VisionConfig, require_dtype,
+};
 use dualspeed_ops::Backend;
+use dualspeed_train::config::InitConfig;
 use dualspeed_train::{TrainConfig, TrainError, check_format, load_trained};
 
+use crate::checkpoint::{self, OpenedCheckpoint};
 use crate::embedded_tower;
 
 /// Runs that start from one another at most; a longer chain is a circle, as stages are two or three.
@@ -36,49 +40,103 @@ fn own_config(dir: &Path) -> Result<TrainConfig, TrainError> {
     Ok(TrainConfig::load(&dir.join("config.toml"), &[])?)
 }
 
-/// Whether a directory holds a published checkpoint, not a run.
-pub fn is_checkpoint(dir: &Path) -> bool {
-    !dir.join("config.toml").is_file() && dir.join("config.json").is_file()
+/// Whether a path is a published checkpoint, or an adapter's or parts' directory that belongs on one, not a run.
+pub fn is_checkpoint(path: &Path) -> bool {
+    !path.join("config.toml").is_file() && checkpoint::is_checkpoint(path)
 }
 
 /// Replaces the architecture in `config` by that of the published checkpoint that the run starts from, itself or through
 /// the runs that `init_from` leads to; without such a checkpoint nothing changes.
 ///
-/// Isolator, adapters, lengths, precision and what becomes of newlines and positions after pruning stay as configured.
-/// Generated scenes are then in the words of the checkpoint's tokenizer.
+/// The adapters of the checkpoint that `init_from` itself names become `model.lora`, where the configuration has none. Isolator, lengths,
+/// precision and what becomes of newlines and positions after pruning stay as configured. Generated scenes are then in the words of the
+/// checkpoint's tokenizer.
 ///
 /// # Errors
-/// If the checkpoint cannot be read or is no LLaVA.
+/// If the checkpoint cannot be read or is no LLaVA, or has an isolator or adapters of another size than the configuration.
 pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
-    let Some(dir) = resolve_base_checkpoint(config)? else { return Ok(()) };
-    let tokenizer = dir.join("tokenizer.json");
+    let Some((dir, init)) = resolve_base_checkpoint(config)? else { return Ok(()) };
+    let opened = open_base(config, &dir, &init, None)?;
+    let tokenizer = opened.base.join("tokenizer.json");
     for data in [Some(&mut config.data.train), config.data.valid.as_mut()].into_iter().flatten() {
         if data.llava_json.is_none() && data.tokenizer.is_none() && tokenizer.is_file() {
             data.tokenizer = Some(tokenizer.clone());
         }
     }
-    let checkpoint = Checkpoint::open(&dir, &LoadOptions::default())?;
-    let Architecture::Llava(base) = &checkpoint.config.architecture else {
-        anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())
+    let Architecture::Llava(base) = &opened.checkpoint.config.architecture else {
+        anyhow::bail!(
+            "{} is no LLaVA; training starts from a model with vision, or from a language model with --vision-tower DIR",
+            dir.display()
+        )
     };
+    let first = config.init_from.as_ref() == Some(&dir);
     let model = &mut config.model;
     let newline = model.anyres.as_ref().map(|anyres| anyres.newline).unwrap_or_default();
     model.anyres = base.anyres.clone().map(|anyres| AnyresConfig { newline, ..anyres });
     model.vision = base.vision.clone();
     model.text = base.text.clone();
     model.mm_projector_type = base.mm_projector_type.clone();
+    if first {
+        adopt_lora(model, base, &dir)?;
+        let (found, wanted) = (base.isolator_length, model.isolator_length);
+        anyhow::ensure!(
+            found == 0 || wanted == 0 || found == wanted,
+            "the mode isolator of {} has {found} rows, model.isolator_length is {wanted}; set it to {found} to go on with that \
+             isolator, or to 0 to leave it out",
+            dir.display()
+        );
+    }
     model.validate()?;
     Ok(())
 }
 
-/// The published checkpoint that `config.init_from` names, or that the first of the runs it leads to started from.
-fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<PathBuf>> {
-    let mut from = config.init_from.clone();
+/// [`adopt_base_checkpoint`] for a model that is used as it is: its isolator and its adapters become those of `config` too.
+///
+/// # Errors
+/// As [`adopt_base_checkpoint`].
+pub fn adopt_whole_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
+    if let Some((dir, init)) = resolve_base_checkpoint(config)? {
+        let opened = open_base(config, &dir, &init, None)?;
+        if let Architecture::Llava(base) = &opened.checkpoint.config.architecture {
+            config.model.isolator_length = base.isolator_length;
+            config.model.lora = base.lora.clone();
+        }
+    }
+    adopt_base_checkpoint(config)
+}
+
+/// Takes over the adapters of a checkpoint, or checks that the configured ones are the same but for their dropout.
+fn adopt_lora(model: &mut LlavaConfig, base: &LlavaConfig, dir: &Path) -> anyhow::Result<()> {
+    let Some(found) = &base.lora else { return Ok(()) };
+    let Some(wanted) = &model.lora else {
+        model.lora = Some(found.clone());
+        return Ok(());
+    };
+    let same = LoraConfig { dropout: found.dropout, ..wanted.clone() };
+    anyhow::ensure!(
+        same == *found,
+        "the adapters of {} have r = {}, alpha = {} on {} kinds of layers, [model.lora] says r = {}, alpha = {} on {}; leave \
+         [model.lora] out to train those on, or fold them first: `dualspeed export --format hf`",
+        dir.display(),
+        found.r,
+        found.alpha,
+        found.targets.len(),
+        wanted.r,
+        wanted.alpha,
+        wanted.targets.len()
+    );
+    Ok(())
+}
+
+/// The published checkpoint that `config.init_from` names, or that the first of the runs it leads to started from, and what is put on it.
+fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<(PathBuf, InitConfig)>> {
+    let (mut from, mut init) = (config.init_from.clone(), config.init.clone());
     for _ in 0..MAX_CHAIN {
         match from {
-            Some(dir) if is_checkpoint(&dir) => return Ok(Some(dir)),
+            Some(dir) if is_checkpoint(&dir) => return Ok(Some((dir, init))),
             Some(dir) if dir.join("config.toml").is_file() => {
-                from = own_config(&dir)?.init_from;
+                let earlier = own_config(&dir)?;
+                (from, init) = (earlier.init_from, earlier.init);
             }
             _ => return Ok(None),
         }
@@ -86,28 +144,52 @@ fn resolve_base_checkpoint(config: &TrainConfig) -> anyhow::Result<Option<PathBu
     Ok(None)
 }
 
+/// Opens the published checkpoint in `dir` with what `init` puts on it. A language model with a vision tower gets a new projector.
+fn open_base(
+    config: &TrainConfig,
+    dir: &Path,
+    init: &InitConfig,
+    dtype: Option<FloatType>,
+) -> anyhow::Result<OpenedCheckpoint> {
+    let kind = config.model.mm_projector_type.clone();
+    let load = LoadOptions {
+        dtype,
+        vision_tower: init.vision_tower.clone(),
+        adapter: init.adapter.clone(),
+        parts: init.parts.clone(),
+        new_projector: Some(NewProjector { kind, seed: config.seed }),
+    };
+    OpenedCheckpoint::open(dir, &load, true)
+}
+
 /// The model of the published checkpoint in `dir` with the isolator and adapters of `config`.
 fn model_from_checkpoint<B: Backend>(
     config: &TrainConfig,
     dir: &Path,
+    parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
-    let dtype = match config.model.dtype {
-        Dtype::Float32 => FloatType::F32,
-        Dtype::BFloat16 => FloatType::Bf16,
-        Dtype::Float16 => FloatType::F16,
+    let opened = open_base(config, dir, &config.init, Some(config.model.dtype.into()))?;
+    let model = match opened.checkpoint.load_with::<B>(parts, &opened.load, device)?.0 {
+        AnyModel::Llava(model) => *model,
+        _ => {
+            anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())
+        }
     };
-    let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
-    let (mut model, _) = Checkpoint::open(dir, &options)?.load_llava::<B>(&options, device)?;
+    let mut model = model;
     let length = config.model.isolator_length;
     if model.config.isolator_length != length {
         model = model.with_isolator_length(length, device, config.seed)?;
     }
-    if let Some(lora) = &config.model.lora {
-        model = model.with_lora(lora, device, config.seed)?;
-    }
+    model = match (&config.model.lora, &model.config.lora) {
+        (Some(lora), Some(_)) => model.with_lora_dropout(lora.dropout),
+        (Some(lora), None) => model.with_lora(lora, device, config.seed)?,
+        (None, _) => model,
+    };
     anyhow::ensure!(
-        model.config.text == config.model.text && model.config.vision == config.model.vision,
+        model.config.text == config.model.text
+            && model.config.vision == config.model.vision
+            && model.config.lora == config.model.lora,
         "{} has changed since this run began; its config.json no longer says what config.toml does",
         dir.display()
     );
@@ -119,12 +201,14 @@ fn model_from_checkpoint<B: Backend>(
 /// `parts`), or the model that the run `config.init_from` ended with, or the published checkpoint it names.
 ///
 /// # Errors
-/// If the tower or the earlier run does not fit the configuration.
+/// If the tower or the earlier run does not fit the configuration; before anything is read, if the backend has no numbers of
+/// `model.dtype`.
 pub fn initial_model<B: Backend>(
     config: &TrainConfig,
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
+    require_dtype::<B>(config.model.dtype, device)?;
     initial_model_at(config, parts, device, 0)
 }
 
@@ -144,11 +228,12 @@ fn initial_model_at<B: Backend>(
         };
     };
     if is_checkpoint(run) {
-        return model_from_checkpoint(config, run, device);
+        return model_from_checkpoint(config, run, parts, device);
     }
     let earlier = read_config(run)?;
-    // Adapters and lengths may differ between stages, the weights' shapes may not.
+    // Adapters, lengths and precision may differ between stages, the weights' shapes may not.
     let same = LlavaConfig {
+        dtype: earlier.model.dtype,
         lora: earlier.model.lora.clone(),
         max_length: earlier.model.max_length,
         pad_to_multiple: earlier.model.pad_to_multiple,
@@ -159,7 +244,8 @@ fn initial_model_at<B: Backend>(
         "the model in {} has another architecture than [model] here; copy that section from its config.toml",
         run.display()
     );
-    let mut model = load_model_at::<B>(run, parts, device, depth + 1)?;
+    let dtype = Some(config.model.dtype);
+    let mut model = load_model_at::<B>(run, parts, device, depth + 1, dtype)?;
     model.config.max_length = config.model.max_length;
     model.config.pad_to_multiple = config.model.pad_to_multiple;
     match (&config.model.lora, &earlier.model.lora) {
@@ -181,19 +267,22 @@ pub fn load_model<B: Backend>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<Llava<B>> {
-    load_model_at(dir, parts, device, 0)
+    load_model_at(dir, parts, device, 0, None)
 }
 
+/// [`load_model`] with frozen weights of type `dtype`, the run's own by default.
 fn load_model_at<B: Backend>(
     dir: &Path,
     parts: &Parts,
     device: &B::Device,
     depth: usize,
+    dtype: Option<Dtype>,
 ) -> anyhow::Result<Llava<B>> {
-    let mut model = initial_model_at(&read_config(dir)?, parts, device, depth)?;
+    let mut config = read_config(dir)?;
+    let own = config.model.dtype;
     // What was trained in half precision runs in f32 where the backend has nothing else.
-    if !B::supports_dtype(device, model.config.dtype.float().into()) {
-        model.config.dtype = Dtype::Float32;
-    }
+    let has_own = B::supports_dtype(device, own.float().into());
+    config.model.dtype = dtype.unwrap_or(if has_own { own } else { Dtype::Float32 });
+    let model = initial_model_at(&config, parts, device, depth)?;
     Ok(load_trained(model, dir)?.0)
 }

@@ -1,15 +1,19 @@
 //! `dualspeed train`: one model from a configuration, fresh, from an earlier run, or resumed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use dualspeed_data::ExampleSource;
+use dualspeed_model::import::LoadOptions;
+use dualspeed_model::require_dtype;
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::{MemoryPlan, Progress, TrainConfig, TrainJob, train};
 
+use super::checkpoint_args::PutArgs;
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, doors, parts, sources};
+use crate::hub;
 use crate::interrupt::{Interrupted, ctrl_c_flag};
 use crate::run_dir;
 
@@ -31,9 +35,13 @@ pub(crate) struct TrainArgs {
     /// Continue the run in DIR at the step it stopped at.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
-    /// Start from the model that another run ended with (stage 2 after stage 1), or from a published checkpoint.
-    #[arg(long, value_name = "DIR")]
+    /// Start from the model that another run ended with (stage 2 after stage 1), from a published checkpoint (a directory, a GGUF file,
+    /// a name on the hub), or from a language model with --vision-tower.
+    #[arg(long, value_name = "PATH")]
     init_from: Option<PathBuf>,
+    /// What is put on that checkpoint.
+    #[command(flatten)]
+    put: PutArgs,
     /// First decode every image and encode every conversation, and name all that cannot be used.
     #[arg(long)]
     verify_data: bool,
@@ -57,12 +65,9 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         }
         (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
     };
-    if let Some(earlier) = &args.init_from {
-        // Absolute, so that the run can be resumed and loaded from anywhere.
-        let found = std::fs::canonicalize(earlier);
-        config.init_from =
-            Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
-    }
+    // Before anything is read that may be large, or downloaded.
+    require_dtype::<B>(config.model.dtype, device)?;
+    init_from(&mut config, args, !global.quiet)?;
     run_dir::adopt_base_checkpoint(&mut config)?;
     let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
     let sources = sources::<E>();
@@ -103,6 +108,37 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         outcome.train_seconds,
         dir.display()
     );
+    Ok(())
+}
+
+/// Puts `--init-from` and what is put on it into the configuration: absolute, so that the run can be resumed and loaded from anywhere,
+/// and a name on the hub as the files that were found under it.
+fn init_from(config: &mut TrainConfig, args: &TrainArgs, progress: bool) -> anyhow::Result<()> {
+    let find = |path: &Path| {
+        let found = hub::locate(path, progress)?;
+        std::fs::canonicalize(&found).with_context(|| format!("cannot find {}", found.display()))
+    };
+    if let Some(earlier) = &args.init_from {
+        config.init_from = Some(find(earlier)?);
+    }
+    let LoadOptions { vision_tower, adapter, parts, .. } = args.put.load_options();
+    let init = &mut config.init;
+    init.vision_tower = vision_tower.or(init.vision_tower.take());
+    init.adapter = adapter.or(init.adapter.take());
+    init.parts.extend(parts);
+    if !args.put.is_empty() {
+        let run = |dir: &PathBuf| dir.join("config.toml").is_file();
+        anyhow::ensure!(
+            config.init_from.as_ref().is_some_and(|dir| !run(dir)),
+            "--vision-tower, --adapter and --part are put on a checkpoint; give it with --init-from (a run brings its own)"
+        );
+    }
+    for path in [&mut init.vision_tower, &mut init.adapter].into_iter().flatten() {
+        *path = find(path)?;
+    }
+    for path in &mut init.parts {
+        *path = find(path)?;
+    }
     Ok(())
 }
 

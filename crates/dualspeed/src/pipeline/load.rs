@@ -8,15 +8,16 @@ use dualspeed_data::{
     read_tokenizer, scene_tokenizer,
 };
 use dualspeed_model::Parts;
-use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
+use dualspeed_model::import::{AnyModel, LoadReport};
+use dualspeed_model::require_dtype;
 use dualspeed_ops::Backend;
 
 use super::Pipeline;
-use super::checkpoint::OpenedCheckpoint;
 use super::gguf_tokenizer::gguf_tokenizer;
 use super::model::GenerativeModel;
 use super::options::PipelineOptions;
 use super::text_files::{chat_template, eos_token_ids, read_json};
+use crate::checkpoint::OpenedCheckpoint;
 use crate::clip::with_visual_projection;
 use crate::run_dir;
 
@@ -63,22 +64,41 @@ impl<B: Backend> Pipeline<B> {
         let vision = config.model.vision.geometry();
         let processor = ImageProcessor::new(vision.image_size, fit, vision.normalisation);
         let eos_token_ids = vec![tokenizer.eos_id()];
-        let image_token_id = None;
-        Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
+        let text_files = match (&data.llava_json, &data.tokenizer) {
+            (Some(json), _) => json.tokenizer.parent().map(Path::to_owned),
+            (None, path) => path.as_ref().and_then(|path| path.parent()).map(Path::to_owned),
+        };
+        Ok(Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id: None,
+            text_files,
+        })
     }
 
-    /// The pipeline of a checkpoint directory, an adapter directory, or a GGUF file, and how the loading went.
+    /// The pipeline of a checkpoint, whatever [`OpenedCheckpoint::open`] opens, and how the loading went. `parts` are vision towers
+    /// that its configuration may name.
     ///
     /// # Errors
-    /// What is missing or damaged, by file and key.
+    /// What is missing or damaged, by file and key; before anything is read, if the backend has no numbers of the type asked for.
     pub fn from_checkpoint(
         path: &Path,
         options: &PipelineOptions,
+        parts: &Parts,
         device: &B::Device,
     ) -> anyhow::Result<(Self, LoadReport)> {
-        let opened = OpenedCheckpoint::open(path, options)?;
-        let OpenedCheckpoint { checkpoint, base, adapter, vocabulary } = opened;
-        let (model, report) = checkpoint.load::<B>(&options.load, device)?;
+        if let Some(dtype) = options.load.dtype {
+            require_dtype::<B>(dtype.into(), device)?;
+        }
+        let opened = OpenedCheckpoint::open(path, &options.load, options.progress)?;
+        for note in opened.notes() {
+            eprintln!("{note}");
+        }
+        let (model, report) = opened.checkpoint.load_with::<B>(parts, &opened.load, device)?;
         let model = match model {
             AnyModel::Llava(model) => GenerativeModel::Llava(model),
             AnyModel::Decoder(model) => GenerativeModel::Decoder(model),
@@ -86,8 +106,9 @@ impl<B: Backend> Pipeline<B> {
                 anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
             }
         };
-        let adapter = adapter.as_deref().or(options.adapter.as_deref());
-        let model = with_parts(model, path, adapter, options, device)?;
+        let model = with_projection(model, path, options.clip.as_deref(), device)?;
+        let processor = image_processor_of(&opened, options.fit, &model)?;
+        let OpenedCheckpoint { checkpoint, base, vocabulary, .. } = opened;
         let tokenizer = match &vocabulary {
             Some(vocabulary) => gguf_tokenizer(vocabulary)?,
             None => TextTokenizer::from_dir(&base)?,
@@ -102,14 +123,21 @@ impl<B: Backend> Pipeline<B> {
             let found = jinja.as_deref().and_then(Template::recognise);
             found.unwrap_or(Template::VicunaV1)
         });
-        let processor = image_processor_of(&base, options.fit, &model)?;
         let mut eos_token_ids = eos_token_ids(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
         let exported = tokenizer_config.get("dualspeed_system").and_then(|system| system.as_str());
         let system = options.system.clone().or(exported.map(str::to_owned));
         let image_token_id = checkpoint.config.image_token_id;
-        let pipeline =
-            Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };
+        let pipeline = Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id,
+            text_files: vocabulary.is_none().then_some(base),
+        };
         pipeline.check_vocabulary()?;
         Ok((pipeline, report))
     }
@@ -127,63 +155,65 @@ impl<B: Backend> Pipeline<B> {
     }
 }
 
-/// Puts the adapter, single parts and CLIP's projection on the model of `path`.
-fn with_parts<B: Backend>(
+/// Puts the projection into CLIP's shared space on the model of `path`.
+fn with_projection<B: Backend>(
     model: GenerativeModel<B>,
     path: &Path,
-    adapter: Option<&Path>,
-    options: &PipelineOptions,
+    clip: Option<&Path>,
     device: &B::Device,
 ) -> anyhow::Result<GenerativeModel<B>> {
-    let mut model = model;
-    if let Some(dir) = adapter {
-        let GenerativeModel::Llava(llava) = model else {
-            anyhow::bail!(
-                "adapters are put on models with vision here; {} has none",
-                path.display()
-            )
-        };
-        model = GenerativeModel::Llava(Box::new(Adapter::open(dir)?.apply(*llava, device)?));
-    }
-    for file in &options.parts {
-        let GenerativeModel::Llava(llava) = model else {
-            anyhow::bail!("{} has no parts like {}", path.display(), file.display())
-        };
-        model = GenerativeModel::Llava(Box::new(load_extra(*llava, file, device)?));
-    }
-    if let Some(dir) = &options.clip {
-        let GenerativeModel::Llava(llava) = model else {
+    match (clip, model) {
+        (None, model) => Ok(model),
+        (Some(dir), GenerativeModel::Llava(llava)) => {
+            Ok(GenerativeModel::Llava(Box::new(with_visual_projection(*llava, dir, device)?)))
+        }
+        (Some(_), GenerativeModel::Decoder(_)) => {
             anyhow::bail!("--clip is for models with vision; {} has none", path.display())
-        };
-        model = GenerativeModel::Llava(Box::new(with_visual_projection(*llava, dir, device)?));
+        }
     }
-    Ok(model)
 }
 
-/// The image processor of a directory, or LLaVA 1.5's for the tower's size.
+/// The image processor of a checkpoint: sizes and normalisation of `preprocessor_config.json`, in the checkpoint or beside its vision
+/// tower, and how rectangles become squares: as the caller says, else as LLaVA's own `config.json` does, else as that file does.
 fn image_processor_of<B: Backend>(
-    dir: &Path,
+    opened: &OpenedCheckpoint,
     fit: Option<FitMode>,
     model: &GenerativeModel<B>,
 ) -> anyhow::Result<ImageProcessor> {
-    let vision = match model {
-        GenerativeModel::Llava(model) => model.config.vision.geometry(),
+    let (vision, anyres) = match model {
+        GenerativeModel::Llava(model) => (model.config.vision.geometry(), &model.config.anyres),
         GenerativeModel::Decoder(_) => return Ok(ImageProcessor::default()),
     };
     let side = vision.image_size;
-    let found = match read_processor(dir) {
-        Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
-        // With --fit, whatever the file says is overridden.
-        Err(error) if fit.is_none() => return Err(error.into()),
-        Err(_) => None,
+    let original = opened.checkpoint.config.original;
+    let said = match (original, opened.image_aspect_ratio().as_deref()) {
+        (true, _) if anyres.is_some() => Some(FitMode::Resize),
+        (true, Some("pad")) => Some(FitMode::Pad),
+        // Any other word, and none, leaves it to the vision tower's processor.
+        _ => None,
     };
-    let mut processor =
-        found.unwrap_or_else(|| ImageProcessor::new(side, FitMode::Pad, vision.normalisation));
-    processor.fit = fit.unwrap_or(processor.fit);
+    let mut found = None;
+    for dir in &opened.processors {
+        found = match read_processor(dir) {
+            Ok(found) => found.map(|ProcessorFile { processor, .. }| (processor, dir)),
+            // With --fit, whatever the file says is overridden.
+            Err(error) if fit.is_none() => return Err(error.into()),
+            Err(_) => None,
+        };
+        if found.is_some() {
+            break;
+        }
+    }
+    let place = found.as_ref().map_or(&opened.base, |(_, dir)| *dir).clone();
+    // CLIP's own way, which LLaVA's code follows where nothing else is said.
+    let usual = if original { FitMode::CentreCrop } else { FitMode::Pad };
+    let plain = || ImageProcessor::new(side, usual, vision.normalisation);
+    let mut processor = found.map_or_else(plain, |(processor, _)| processor);
+    processor.fit = fit.or(said).unwrap_or(processor.fit);
     anyhow::ensure!(
         processor.size == side,
         "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",
-        dir.display(),
+        place.display(),
         processor.size
     );
     Ok(processor)
