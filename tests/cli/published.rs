@@ -309,7 +309,7 @@ fn exported_as_the_published_trainer_writes_it() {
             "{name}"
         );
     };
-    ["tokenizer.model", "special_tokens_map.json"].map(same);
+    ["tokenizer.model", "special_tokens_map.json"].into_iter().for_each(same);
     let text: Value =
         serde_json::from_slice(&std::fs::read(out.join("tokenizer.json")).unwrap()).unwrap();
     assert!(text["model"]["merges"][0].is_string(), "tokenizers 0.15 reads no pairs");

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use dualspeed_data::picture::ProcessorFile;
+use dualspeed_data::{FitMode, ImageProcessor, read_processor};
 use dualspeed_model::import::config::{HfConfig, read_config};
 use dualspeed_model::import::{
-    Adapter, Checkpoint, Gguf, GgufVocabulary, ImportError, LoadOptions, has_parts, has_weights,
+    Adapter, Architecture, Checkpoint, Gguf, GgufVocabulary, ImportError, LoadOptions, has_parts,
+    has_weights,
 };
 
 use crate::hub;
@@ -117,6 +120,45 @@ impl OpenedCheckpoint {
             image_aspect_ratio
         });
         said.next().or(own)
+    }
+
+    /// The image processor in the checkpoint's files or beside its vision tower, and the directory that has it.
+    ///
+    /// # Errors
+    /// If a file is malformed, or says what has no counterpart here.
+    pub fn image_processor(&self) -> anyhow::Result<Option<(ImageProcessor, &Path)>> {
+        for dir in &self.processors {
+            if let Some(ProcessorFile { processor, .. }) = read_processor(dir)? {
+                return Ok(Some((processor, dir)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How rectangles become squares, and who says so: LLaVA's own `config.json`, else the image processor, else what the code that
+    /// wrote the checkpoint does without one.
+    ///
+    /// # Errors
+    /// As [`OpenedCheckpoint::image_processor`].
+    pub fn image_fit(&self) -> anyhow::Result<(FitMode, String)> {
+        let HfConfig { architecture, original, .. } = &self.checkpoint.config;
+        let anyres = match architecture {
+            Architecture::Llava(config) => config.anyres.is_some(),
+            _ => false,
+        };
+        let aspect = self.image_aspect_ratio();
+        Ok(match (original, aspect.as_deref(), self.image_processor()?) {
+            (true, ..) if anyres => (FitMode::Resize, "tiles of any resolution".into()),
+            (true, Some("pad"), _) => {
+                (FitMode::Pad, "image_aspect_ratio of its config.json".into())
+            }
+            (_, _, Some((processor, dir))) => {
+                (processor.fit, format!("the image processor in {}", dir.display()))
+            }
+            // CLIP's own way, which LLaVA's code follows where nothing else is said.
+            (true, ..) => (FitMode::CentreCrop, "it does not say pad".into()),
+            (false, ..) => (FitMode::Pad, "it has no image processor".into()),
+        })
     }
 
     /// A line on everything that is not as a reader of the files might think.

@@ -11,6 +11,7 @@ use dualspeed_ops::Backend;
 use super::checkpoint_args::CheckpointArgs;
 use super::global_args::GlobalArgs;
 use super::overwrite::refuse_occupied;
+use crate::checkpoint::OpenedCheckpoint;
 use crate::extensions::{Extensions, sources};
 use crate::pipeline::{GenerativeModel, Pipeline, dtype_to_read};
 
@@ -68,6 +69,14 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     let mut options = args.checkpoint.options(global)?;
     let dtype = options.load.dtype;
     options.load.dtype = dtype_to_read(dtype);
+    if let (Some(base), Some(path)) = (&args.base, &args.model) {
+        let opened = OpenedCheckpoint::open(path, &options.load, !global.quiet)?;
+        anyhow::ensure!(
+            opened.checkpoint.adapter().is_none_or(|adapter| adapter.folded() == 0),
+            "{base} is no longer the base of this adapter: a part of it is folded into the base's weights; leave --base out, and \
+             the base is written too"
+        );
+    }
     let pipeline = match (&args.run, &args.model) {
         (Some(dir), _) => Pipeline::<B>::from_run(dir, parts, &sources::<E>(), device)?,
         (None, Some(path)) => Pipeline::from_checkpoint(path, &options, parts, device)?.0,

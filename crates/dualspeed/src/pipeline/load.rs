@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    FitMode, ImageProcessor, SourceRegistry, Template, TextTokenizer, read_processor,
-    read_tokenizer, scene_tokenizer,
+    FitMode, ImageProcessor, SourceRegistry, Template, TextTokenizer, read_tokenizer,
+    scene_tokenizer,
 };
 use dualspeed_model::Parts;
 use dualspeed_model::import::{AnyModel, LoadReport};
@@ -173,48 +172,31 @@ fn with_projection<B: Backend>(
     }
 }
 
-/// The image processor of a checkpoint: sizes and normalisation of `preprocessor_config.json`, in the checkpoint or beside its vision
-/// tower, and how rectangles become squares: as the caller says, else as LLaVA's own `config.json` does, else as that file does.
+/// The image processor of a checkpoint: sizes and normalisation of its files, else of its vision tower; how rectangles become squares as
+/// the caller says, else as its files do.
 fn image_processor_of<B: Backend>(
     opened: &OpenedCheckpoint,
     fit: Option<FitMode>,
     model: &GenerativeModel<B>,
 ) -> anyhow::Result<ImageProcessor> {
-    let (vision, anyres) = match model {
-        GenerativeModel::Llava(model) => (model.config.vision.geometry(), &model.config.anyres),
+    let vision = match model {
+        GenerativeModel::Llava(model) => model.config.vision.geometry(),
         GenerativeModel::Decoder(_) => return Ok(ImageProcessor::default()),
     };
     let side = vision.image_size;
-    let original = opened.checkpoint.config.original;
-    let said = match (original, opened.image_aspect_ratio().as_deref()) {
-        (true, _) if anyres.is_some() => Some(FitMode::Resize),
-        (true, Some("pad")) => Some(FitMode::Pad),
-        // Any other word, and none, leaves it to the vision tower's processor.
-        _ => None,
+    let plain = |fit| ImageProcessor::new(side, fit, vision.normalisation);
+    let (found, fit) = match fit {
+        // Whatever the file says is overridden, even where it cannot be read.
+        Some(fit) => (opened.image_processor().ok().flatten(), fit),
+        None => (opened.image_processor()?, opened.image_fit()?.0),
     };
-    let mut found = None;
-    for dir in &opened.processors {
-        found = match read_processor(dir) {
-            Ok(found) => found.map(|ProcessorFile { processor, .. }| (processor, dir)),
-            // With --fit, whatever the file says is overridden.
-            Err(error) if fit.is_none() => return Err(error.into()),
-            Err(_) => None,
-        };
-        if found.is_some() {
-            break;
-        }
-    }
-    let place = found.as_ref().map_or(&opened.base, |(_, dir)| *dir).clone();
-    // CLIP's own way, which LLaVA's code follows where nothing else is said.
-    let usual = if original { FitMode::CentreCrop } else { FitMode::Pad };
-    let plain = || ImageProcessor::new(side, usual, vision.normalisation);
-    let mut processor = found.map_or_else(plain, |(processor, _)| processor);
-    processor.fit = fit.or(said).unwrap_or(processor.fit);
+    let place = found.as_ref().map_or(&*opened.base, |(_, dir)| *dir).to_owned();
+    let processor = found.map_or_else(|| plain(fit), |(processor, _)| processor);
     anyhow::ensure!(
         processor.size == side,
         "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",
         place.display(),
         processor.size
     );
-    Ok(processor)
+    Ok(ImageProcessor { fit, ..processor })
 }
