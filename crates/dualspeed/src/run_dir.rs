@@ -48,14 +48,15 @@ pub fn is_checkpoint(path: &Path) -> bool {
 /// Replaces the architecture in `config` by that of the published checkpoint that the run starts from, itself or through
 /// the runs that `init_from` leads to; without such a checkpoint nothing changes.
 ///
-/// The adapters of the checkpoint that `init_from` itself names become `model.lora`, where the configuration has none. Isolator, lengths,
+/// The adapters of the checkpoint that `init_from` itself names become `model.lora`, where the configuration has none. What was taken
+/// over and might surprise is told in the lines that are returned. Isolator, lengths,
 /// precision and what becomes of newlines and positions after pruning stay as configured. Generated scenes are then in the words of the
 /// checkpoint's tokenizer.
 ///
 /// # Errors
 /// If the checkpoint cannot be read or is no LLaVA, or has an isolator or adapters of another size than the configuration.
-pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
-    let Some((dir, init)) = resolve_base_checkpoint(config)? else { return Ok(()) };
+pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<Vec<String>> {
+    let Some((dir, init)) = resolve_base_checkpoint(config)? else { return Ok(Vec::new()) };
     let opened = open_base(config, &dir, &init, None)?;
     let tokenizer = opened.base.join("tokenizer.json");
     for data in [Some(&mut config.data.train), config.data.valid.as_mut()].into_iter().flatten() {
@@ -69,6 +70,7 @@ pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
             dir.display()
         )
     };
+    let mut notes = opened.notes();
     let first = config.init_from.as_ref() == Some(&dir);
     let model = &mut config.model;
     let newline = model.anyres.as_ref().map(|anyres| anyres.newline).unwrap_or_default();
@@ -77,7 +79,7 @@ pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
     model.text = base.text.clone();
     model.mm_projector_type = base.mm_projector_type.clone();
     if first {
-        adopt_lora(model, base, &dir)?;
+        notes.extend(adopt_lora(model, base, &dir)?);
         let (found, wanted) = (base.isolator_length, model.isolator_length);
         anyhow::ensure!(
             found == 0 || wanted == 0 || found == wanted,
@@ -87,14 +89,14 @@ pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
         );
     }
     model.validate()?;
-    Ok(())
+    Ok(notes)
 }
 
 /// [`adopt_base_checkpoint`] for a model that is used as it is: its isolator and its adapters become those of `config` too.
 ///
 /// # Errors
 /// As [`adopt_base_checkpoint`].
-pub fn adopt_whole_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
+pub fn adopt_whole_checkpoint(config: &mut TrainConfig) -> anyhow::Result<Vec<String>> {
     if let Some((dir, init)) = resolve_base_checkpoint(config)? {
         let opened = open_base(config, &dir, &init, None)?;
         if let Architecture::Llava(base) = &opened.checkpoint.config.architecture {
@@ -105,27 +107,46 @@ pub fn adopt_whole_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
     adopt_base_checkpoint(config)
 }
 
-/// Takes over the adapters of a checkpoint, or checks that the configured ones are the same but for their dropout.
-fn adopt_lora(model: &mut LlavaConfig, base: &LlavaConfig, dir: &Path) -> anyhow::Result<()> {
-    let Some(found) = &base.lora else { return Ok(()) };
-    let Some(wanted) = &model.lora else {
-        model.lora = Some(found.clone());
-        return Ok(());
+/// Takes over the adapters of a checkpoint, or checks that the configured ones are the same but for their dropout. A configuration that
+/// leaves `targets` out means those that there are.
+fn adopt_lora(
+    model: &mut LlavaConfig,
+    base: &LlavaConfig,
+    dir: &Path,
+) -> anyhow::Result<Option<String>> {
+    let Some(found) = &base.lora else { return Ok(None) };
+    let names = |lora: &LoraConfig| {
+        lora.targets.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ")
     };
+    let Some(wanted) = &mut model.lora else {
+        let note = format!(
+            "model.lora: r = {}, alpha = {}, as in {}",
+            found.r,
+            found.alpha,
+            dir.display()
+        );
+        model.lora = Some(found.clone());
+        return Ok(Some(note));
+    };
+    let mut note = None;
+    if wanted.targets == LoraConfig::default().targets && wanted.targets != found.targets {
+        note = Some(format!("model.lora.targets: {}, as in {}", names(found), dir.display()));
+        wanted.targets = found.targets.clone();
+    }
     let same = LoraConfig { dropout: found.dropout, ..wanted.clone() };
     anyhow::ensure!(
         same == *found,
-        "the adapters of {} have r = {}, alpha = {} on {} kinds of layers, [model.lora] says r = {}, alpha = {} on {}; leave \
-         [model.lora] out to train those on, or fold them first: `dualspeed export --format hf`",
+        "the adapters of {} have r = {}, alpha = {} on {}; [model.lora] says r = {}, alpha = {} on {}: leave [model.lora] out to train \
+         those on, or fold them first, `dualspeed export --format hf`",
         dir.display(),
         found.r,
         found.alpha,
-        found.targets.len(),
+        names(found),
         wanted.r,
         wanted.alpha,
-        wanted.targets.len()
+        names(wanted)
     );
-    Ok(())
+    Ok(note)
 }
 
 /// The published checkpoint that `config.init_from` names, or that the first of the runs it leads to started from, and what is put on it.

@@ -68,7 +68,9 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     // Before anything is read that may be large, or downloaded.
     require_dtype::<B>(config.model.dtype, device)?;
     init_from(&mut config, args, !global.quiet)?;
-    run_dir::adopt_base_checkpoint(&mut config)?;
+    for note in run_dir::adopt_base_checkpoint(&mut config)? {
+        eprintln!("{note}");
+    }
     let model = run_dir::initial_model::<B>(&config, &parts::<B, E>(), device)?;
     let sources = sources::<E>();
     let source = config.data.train.open(&config.model, config.seed, &sources)?;

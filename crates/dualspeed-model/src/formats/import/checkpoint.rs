@@ -53,7 +53,7 @@ pub struct NewProjector {
 
 /// A checkpoint whose headers have been read.
 pub struct Checkpoint {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// What `config.json` says, corrected by what the weights show.
     pub config: HfConfig,
     /// The directory that the vision tower's weights or sizes are from, if it is one of its own.

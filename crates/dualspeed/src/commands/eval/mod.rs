@@ -138,7 +138,9 @@ fn read_config(args: &EvalArgs, progress: bool) -> anyhow::Result<TrainConfig> {
     config.init_from = Some(model);
     config.init =
         InitConfig { vision_tower: load.vision_tower, adapter: load.adapter, parts: load.parts };
-    run_dir::adopt_whole_checkpoint(&mut config)?;
+    for note in run_dir::adopt_whole_checkpoint(&mut config)? {
+        eprintln!("{note}");
+    }
     Ok(config)
 }
 
