@@ -7,8 +7,7 @@ use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{FitMode, ImageProcessor, read_processor};
 use dualspeed_model::import::config::{HfConfig, read_config};
 use dualspeed_model::import::{
-    Adapter, Architecture, Checkpoint, Gguf, GgufVocabulary, ImportError, LoadOptions, has_parts,
-    has_weights,
+    Adapter, Architecture, Checkpoint, Gguf, GgufVocabulary, LoadOptions, has_parts, has_weights,
 };
 
 use crate::hub;
@@ -49,13 +48,7 @@ impl OpenedCheckpoint {
             parts: load.parts.iter().map(locate).collect::<Result<_, _>>()?,
             ..load.clone()
         };
-        let find = |name: &str| {
-            let found = hub::find(name, progress);
-            found.map_err(|error| ImportError::Malformed {
-                path: PathBuf::from(name),
-                problem: format!("{error:#}"),
-            })
-        };
+        let find = |name: &str| hub::find(name, progress);
         if path.is_file() {
             return Self::open_file(path, load, &find);
         }
@@ -88,7 +81,7 @@ impl OpenedCheckpoint {
     fn open_file(
         path: &Path,
         load: LoadOptions,
-        find: &dyn Fn(&str) -> Result<Option<PathBuf>, ImportError>,
+        find: &dyn Fn(&str) -> Option<PathBuf>,
     ) -> anyhow::Result<Self> {
         anyhow::ensure!(
             !path.extension().is_some_and(|end| end == "bin" || end == "safetensors"),
@@ -220,7 +213,7 @@ fn base_model(
     let here = [dir.join(name), PathBuf::from(name)].into_iter().find(|path| path.is_dir());
     match here {
         Some(path) => Ok(path),
-        None => hub::find(name, progress)?.with_context(|| {
+        None => hub::find(name, progress).with_context(|| {
             format!(
                 "the base model {name:?} of {} is no directory here and not in the hub's cache; {advice}",
                 dir.display()

@@ -32,17 +32,15 @@ pub fn locate(path: &Path, progress: bool) -> anyhow::Result<PathBuf> {
 }
 
 /// The directory of a name that a checkpoint's file has, if it is one of the hub's: from the cache, or downloaded into it. `None` if it
-/// is no name, or the hub cannot be asked for it.
-///
-/// # Errors
-/// If a download fails.
-pub fn find(name: &str, progress: bool) -> anyhow::Result<Option<PathBuf>> {
-    let Some(name) = RepoName::parse(name) else { return Ok(None) };
+/// is no name, or nothing is found under it: many such names are paths on another machine. Why a download failed is logged.
+pub fn find(name: &str, progress: bool) -> Option<PathBuf> {
+    let name = RepoName::parse(name)?;
     let environment = HubEnvironment::read();
     if cfg!(feature = "hub") && !environment.offline {
-        return fetch(&name, progress).map(Some);
+        let fetched = fetch(&name, progress);
+        return fetched.inspect_err(|error| tracing::warn!("{error:#}")).ok();
     }
-    Ok(cache::snapshot(&environment, &name))
+    cache::snapshot(&environment, &name)
 }
 
 #[cfg(feature = "hub")]

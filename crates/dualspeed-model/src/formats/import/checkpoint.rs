@@ -100,13 +100,13 @@ impl Checkpoint {
     /// # Errors
     /// [`ImportError`] names the file, and the field or key.
     pub fn open(dir: &Path, options: &LoadOptions) -> Result<Self, ImportError> {
-        Self::open_with(dir, options, &|_| Ok(None))
+        Self::open_with(dir, options, &|_| None)
     }
 
     /// [`Checkpoint::open`] where `find` looks for vision towers that are in no directory here.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; also what `find` says.
+    /// As [`Checkpoint::open`].
     pub fn open_with(
         dir: &Path,
         options: &LoadOptions,

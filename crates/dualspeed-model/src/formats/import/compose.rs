@@ -122,7 +122,11 @@ impl Checkpoint {
         let name = name.map(|name| TowerName { dir, name });
         let dir = match (&options.vision_tower, &name) {
             (Some(dir), _) => Some(dir.clone()),
-            (None, Some(name)) => name.find(find)?,
+            (None, Some(name)) => {
+                // With weights here and sizes that everybody knows, nothing is fetched.
+                let known = here && name.published().is_some();
+                name.beside().or_else(|| if known { None } else { find(name.name) })
+            }
             (None, None) => None,
         };
         let called = name.as_ref().map_or("a CLIP checkpoint", |name| name.name).to_owned();
@@ -169,17 +173,24 @@ struct Described {
 impl Described {
     /// That of the first directory among adapter and parts whose `config.json` is of LLaVA's own layout.
     fn of(options: &LoadOptions) -> Result<Option<Self>, ImportError> {
-        let dir = |path: &PathBuf| match path.is_dir() {
-            true => Some(path.clone()),
-            false => path.parent().map(Path::to_owned),
-        };
-        for dir in options.adapter.iter().chain(&options.parts).filter_map(dir) {
+        for path in options.adapter.iter().chain(&options.parts) {
+            let dir = match path.is_dir() {
+                true => &**path,
+                false => path.parent().unwrap_or(Path::new("")),
+            };
             let file = dir.join("config.json");
-            if !file.is_file() {
-                continue;
-            }
+            let config = match file.is_file() {
+                true => read_config(&file),
+                false => continue,
+            };
             let HfConfig { architecture, mm_vision_tower, image_aspect_ratio, original, .. } =
-                read_config(&file)?;
+                match config {
+                    Ok(config) => config,
+                    // What lies beside a file may be of anything.
+                    Err(_) if path.is_file() => continue,
+                    Err(error) => return Err(error),
+                };
+            let dir = dir.to_owned();
             if let (Architecture::Llava(config), true) = (architecture, original) {
                 let (tower, aspect) = (mm_vision_tower, image_aspect_ratio);
                 return Ok(Some(Self { dir, config: *config, tower, aspect }));

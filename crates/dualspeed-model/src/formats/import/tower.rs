@@ -15,26 +15,18 @@ pub(super) struct TowerName<'a> {
 }
 
 /// Finds directories by names that no file beside a checkpoint has: on the hub, in its cache.
-pub type Find<'a> = dyn Fn(&str) -> Result<Option<PathBuf>, ImportError> + 'a;
+pub type Find<'a> = dyn Fn(&str) -> Option<PathBuf> + 'a;
 
 impl TowerName<'_> {
-    /// The tower's directory: relative to the model's, under the last part of its name or as `vision_tower` there, as a path, or where
-    /// `find` finds it.
-    ///
-    /// # Errors
-    /// What `find` says.
-    pub fn find(&self, find: &Find<'_>) -> Result<Option<PathBuf>, ImportError> {
+    /// The tower's directory here: relative to the model's, under the last part of its name or as `vision_tower` there, or as a path.
+    pub fn beside(&self) -> Option<PathBuf> {
         let last = Path::new(self.name).file_name().unwrap_or_default();
         let beside = [self.dir.join(self.name), self.dir.join(last), self.dir.join("vision_tower")];
         let mut places = beside.into_iter().chain([PathBuf::from(self.name)]);
-        let here = places.find(|dir| {
+        places.find(|dir| {
             // The model's own directory is no tower's, whatever its name is.
             dir.join("config.json").is_file() && dir != self.dir
-        });
-        match here {
-            Some(dir) => Ok(Some(dir)),
-            None => find(self.name),
-        }
+        })
     }
 
     /// The sizes of a tower that everybody knows by name.
