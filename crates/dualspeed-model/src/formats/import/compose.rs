@@ -24,9 +24,11 @@ impl Checkpoint {
         for path in &options.parts {
             layers.extend(open_parts(path)?);
         }
-        let described = Described::of(options)?;
-        if matches!(self.config.architecture, Architecture::Decoder(_)) {
-            self.see(options, described.as_ref(), &layers)?;
+        let mut described = Described::of(options)?;
+        match self.config.architecture {
+            Architecture::Decoder(_) => self.see(options, described.as_ref(), &layers)?,
+            // What has vision describes itself.
+            _ => described = None,
         }
         self.add_vision_tower(options, described.as_ref(), find)?;
         for layer in layers {
