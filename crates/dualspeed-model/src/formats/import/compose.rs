@@ -100,7 +100,11 @@ impl Checkpoint {
         described: Option<&Described>,
         find: &Find<'_>,
     ) -> Result<(), ImportError> {
-        let here = self.weights.tensors().keys().any(|path| path.starts_with("vision_tower."));
+        // The projection into the space shared with text has a file of its own, and makes no tower.
+        let here = self.weights.tensors().keys().any(|path| {
+            path.strip_prefix("vision_tower.")
+                .is_some_and(|rest| !rest.starts_with("visual_projection."))
+        });
         let Architecture::Llava(config) = &mut self.config.architecture else {
             return match options.vision_tower {
                 None => Ok(()),

@@ -55,7 +55,7 @@ pub(super) fn quantised(json: &Json<'_>) -> Result<Option<String>, ImportError> 
 const QUANTISED_KEYS: &[&str] =
     &[".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_scale", ".weight_packed"];
 
-/// Refuses weights that are packed integers, whether the configuration says so (`method`) or not.
+/// Refuses weights that are packed, whether the configuration says so (`method`) or only the keys do.
 ///
 /// # Errors
 /// [`ImportError::Config`] names the method, a tensor of that kind, and what to take instead.
@@ -66,7 +66,7 @@ pub(super) fn refuse_quantised(
 ) -> Result<(), ImportError> {
     let packed = |info: &&TensorInfo| {
         QUANTISED_KEYS.iter().any(|end| info.key.ends_with(end))
-            || (info.key.ends_with(".weight") && is_integer(&info.dtype))
+            || (method.is_some() && info.key.ends_with(".weight") && is_integer(&info.dtype))
     };
     let Some(info) = weights.tensors().values().find(packed) else { return Ok(()) };
     let advice = match method.unwrap_or_default() {
