@@ -59,8 +59,8 @@ impl Checkpoint {
             let of_root = |path: &String| path.split('.').next() == Some(root);
             layers.iter().any(|layer| layer.tensors().keys().any(of_root))
         };
-        let two = |layer: &Box<dyn WeightSource>| {
-            layer.tensors().contains_key("mm_projector.linear_2.weight")
+        let two = || {
+            layers.iter().any(|layer| layer.tensors().contains_key("mm_projector.linear_2.weight"))
         };
         if options.vision_tower.is_none() && described.is_none() && !has("mm_projector") {
             return Ok(());
@@ -73,7 +73,7 @@ impl Checkpoint {
             None => LlavaConfig { isolator_length: 0, ..LlavaConfig::default() },
         };
         if has("mm_projector") {
-            config.mm_projector_type = match layers.iter().any(two) {
+            config.mm_projector_type = match two() {
                 true => ProjectorType::Mlp2xGelu,
                 false => ProjectorType::Linear,
             };

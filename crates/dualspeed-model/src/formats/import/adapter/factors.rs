@@ -6,7 +6,6 @@ use super::super::error::ImportError;
 use super::super::json::Json;
 use super::super::names::path_of;
 use super::super::source::{TensorInfo, WeightSource};
-use super::super::tensor::HostTensor;
 use crate::config::LoraTarget;
 
 /// The factors of one module, by their keys in the file.
@@ -113,7 +112,7 @@ impl Factors {
 
     /// One half of a pair, in 32 bits.
     pub fn read(&self, key: &str) -> Result<Vec<f32>, ImportError> {
-        Ok(self.source.read(key).map(|tensor: HostTensor| tensor.to_f32())?)
+        self.source.read(key).map(|tensor| tensor.to_f32())
     }
 }
 
