@@ -411,7 +411,7 @@ impl TrainError {
     }
 
     /// Wraps an I/O error with what was attempted, and where.
-    pub(crate) fn io(
+    pub fn io(
         doing: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Self {

@@ -1,9 +1,9 @@
-//! How a checkpoint's conversations are written out, and its pictures fitted.
+//! How a checkpoint's conversations are written out.
 
 use std::path::Path;
 
 use anyhow::Context;
-use dualspeed_data::{ChatTemplate, FitMode, Template, read_chat_template, read_processor};
+use dualspeed_data::{ChatTemplate, Template, read_chat_template};
 use serde_json::Value;
 
 /// How a checkpoint's conversations are written out, and how that is known.
@@ -40,7 +40,7 @@ pub fn checkpoint_template(
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let template = match kind {
         "llava_mistral" => Template::MistralInstruct,
-        "llava_qwen" | "llava_qwen2" => Template::Chatml,
+        "llava_qwen" | "llava_qwen2" | "llava_qwen3" => Template::Chatml,
         _ => Template::VicunaV1,
     };
     let known = is_original(kind);
@@ -49,27 +49,6 @@ pub fn checkpoint_template(
         false => "the checkpoint brings no chat template".to_owned(),
     };
     Ok(CheckpointTemplate { template, origin, known })
-}
-
-/// How a checkpoint fits pictures into squares, and how that is known: as LLaVA's own `config.json` says, else as its image
-/// processor does, else as LLaVA 1.5 does.
-///
-/// # Errors
-/// If a file is malformed, or the image processor does what has no counterpart here.
-pub fn checkpoint_fit(dir: &Path) -> anyhow::Result<(FitMode, &'static str)> {
-    let config = read_config(dir)?;
-    let text = |key: &str| config.get(key).and_then(Value::as_str);
-    let original = is_original(text("model_type").unwrap_or_default());
-    if original && text("image_aspect_ratio") == Some("pad") {
-        return Ok((FitMode::Pad, "image_aspect_ratio in config.json"));
-    }
-    Ok(match read_processor(dir)? {
-        Some(file) => (file.processor.fit, "the checkpoint's image processor"),
-        None if original => {
-            (FitMode::CentreCrop, "LLaVA's code where image_aspect_ratio is not pad")
-        }
-        None => (FitMode::Pad, "the checkpoint has no image processor"),
-    })
 }
 
 /// Whether a model type is one of LLaVA's own code.

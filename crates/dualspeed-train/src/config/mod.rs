@@ -18,8 +18,8 @@ use load::check_removed;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use resume::ResumeChanges;
 pub use sections::{
-    BatchConfig, CheckpointConfig, DistillConfig, MemoryConfig, ModeConfig, ObjectiveConfig,
-    OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
+    BatchConfig, CheckpointConfig, DistillConfig, InitConfig, MemoryConfig, ModeConfig,
+    ObjectiveConfig, OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
 };
 pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
 
@@ -46,9 +46,12 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Passes over the training data; 1 when neither this nor `steps` is given.
     pub epochs: Option<u64>,
-    /// The run directory whose model this run starts from (stage 2 after stage 1); left out: fresh
-    /// weights.
+    /// The run directory whose model this run starts from (stage 2 after stage 1), or a published checkpoint, or a language model
+    /// with `init.vision_tower`; left out: fresh weights.
     pub init_from: Option<PathBuf>,
+    /// What is put on that checkpoint.
+    #[serde(skip_serializing_if = "InitConfig::is_empty")]
+    pub init: InitConfig,
     /// The architecture.
     pub model: LlavaConfig,
     /// The data sets.

@@ -77,8 +77,10 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Generate(args) => {
                 generate::run::<B::InnerBackend, E>(args, global, &parts, device)
             }
-            Command::Inspect(args) => inspect::run(args),
-            Command::Export(args) => export::run::<B::InnerBackend, E>(args, &parts, device),
+            Command::Inspect(args) => inspect::run(args, global),
+            Command::Export(args) => {
+                export::run::<B::InnerBackend, E>(args, global, &parts, device)
+            }
             Command::Assemble(args) => assemble::run::<B::InnerBackend>(args, global, device),
             Command::Assets(args) => assets::run(args, global),
             Command::Prune(args) => prune::run::<B::InnerBackend, E>(args, global, &parts, device),
