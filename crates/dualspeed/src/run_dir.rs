@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use dualspeed_data::ExampleSource;
 use dualspeed_model::import::{Architecture, Checkpoint, FloatType, LoadOptions};
 use dualspeed_model::{AnyresConfig, Dtype, Llava, LlavaConfig, Parts, VisionConfig};
@@ -173,7 +174,13 @@ fn initial_model_at<B: Backend>(
     if is_checkpoint(run) {
         return model_from_checkpoint(config, run, device);
     }
-    let earlier = read_config(run)?;
+    let earlier = read_config(run).with_context(|| {
+        format!(
+            "cannot start from {} (`init_from`); if it was moved, name its place: `train --resume RUN --init-from DIR`, or \
+             init_from in the run's config.toml",
+            run.display()
+        )
+    })?;
     // Adapters and lengths may differ between stages, the weights' shapes may not.
     let same = LlavaConfig {
         lora: earlier.model.lora.clone(),
