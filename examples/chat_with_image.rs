@@ -36,7 +36,8 @@ fn chat<B: Backend>(dir: &Path, picture: &Path, device: &B::Device) -> anyhow::R
             continue;
         }
         let turns = vec![Turn::open(format!("<image>\n{question}"))];
-        let input_ids = encode_prompt(&Conversation { system: None, turns }, template, &tokenizer)?;
+        let input_ids =
+            encode_prompt(&Conversation { system: None, turns }, &template, &tokenizer)?;
         let labels = [vec![IGNORE_INDEX; input_ids.len()]];
         let inputs = Inputs {
             text: TextBatch { input_ids: &[input_ids], labels: &labels },

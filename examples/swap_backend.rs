@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::ValueEnum;
 use dualspeed::backend::{BackendChoice, BackendTask};
 use dualspeed::data::{IGNORE_INDEX, collate};
 use dualspeed::model::{GenerateOptions, Inputs};
@@ -74,7 +73,7 @@ impl BackendTask for TrainAndAnswer {
 
 fn main() -> anyhow::Result<()> {
     let mut runs = Vec::new();
-    for choice in BackendChoice::value_variants() {
+    for choice in BackendChoice::compiled_in() {
         let (records, answer) = choice.run(0, TrainAndAnswer)?;
         for record in &records {
             let StepRecord { step, ce, kl, .. } = record;

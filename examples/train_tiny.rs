@@ -43,7 +43,7 @@ fn train_tiny<B: AutodiffBackend>(dir: PathBuf, device: &B::Device) -> anyhow::R
     // Fresh weights, embedded vision tower.
     let model: Llava<B> = run_dir::initial_model(&config, &Parts::default(), device)?;
     let source: Arc<dyn ExampleSource> =
-        config.data.train.open(&config.model, config.seed, &source_registry())?;
+        config.data.train.open(&config.model, config.seed, config.compat, &source_registry())?;
     let job = TrainJob { overwrite: true, ..TrainJob::new(config.clone(), model, source, &dir) };
     let outcome = train(job)?;
 

@@ -50,7 +50,8 @@ fn stage<B: AutodiffBackend>(
 ) -> anyhow::Result<PathBuf> {
     // The model that `init_from` ended with.
     let model: Llava<B> = run_dir::initial_model(&config, &Parts::default(), device)?;
-    let source = config.data.train.open(&config.model, config.seed, &source_registry())?;
+    let source =
+        config.data.train.open(&config.model, config.seed, config.compat, &source_registry())?;
     train(TrainJob { overwrite: true, ..TrainJob::new(config, model, source, dir) })?;
     Ok(dir.to_path_buf())
 }

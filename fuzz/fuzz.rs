@@ -2,10 +2,11 @@
 //! `fuzz_targets`): an input whose outcome (the error, numbers left out) is new is kept and mutated further, which stands in
 //! for coverage.
 //!
-//!     cargo run --release --example fuzz -- TARGET [--seconds 600] [--seed 0]
+//!     tar -C fuzz -xf fuzz/corpus.tar.xz
+//!     cargo run --release --manifest-path fuzz/Cargo.toml --bin driver -- TARGET [--seconds 600] [--seed 0]
 //!
-//! TARGET is gguf, pickle, safetensors, index or conversation. The corpus is in `fuzz/corpus/TARGET`; a crash is written
-//! to `fuzz/crashes/TARGET` and ends the program with exit code 1.
+//! TARGET is gguf, pickle, safetensors, index or conversation. The corpus is in `fuzz/corpus/TARGET` once it is unpacked; a
+//! crash is written to `fuzz/crashes/TARGET` and ends the program with exit code 1.
 
 #[path = "subject.rs"]
 mod subject;
@@ -14,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dualspeed::core::rng::SplitMix;
-use dualspeed::{data, model};
+use dualspeed_core::rng::SplitMix;
+use {dualspeed_data as data, dualspeed_model as model};
 
 use subject::Subject;
 
@@ -177,7 +178,8 @@ fn main() -> std::io::Result<()> {
     let dir = Path::new("fuzz/corpus").join(&target);
     if target.is_empty() || !dir.is_dir() {
         eprintln!(
-            "which of gguf, pickle, safetensors, index, conversation? (run it from the repository root)"
+            "which of gguf, pickle, safetensors, index, conversation? (run it from the repository root, after `tar -C fuzz -xf \
+             fuzz/corpus.tar.xz`)"
         );
         std::process::exit(2);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::data::{
-    BpeVocabulary, ExampleSource, FitMode, ImageProcessor, LlavaJson, LlavaJsonConfig,
+    BpeVocabulary, ExampleSource, FitMode, ImageProcessor, LlavaJson, LlavaJsonConfig, OnError,
     SentencePieceVocabulary, Template, TextTokenizer,
 };
 use super::model::import::gguf::{Gguf, GgufVocabulary};
@@ -67,11 +67,12 @@ impl Subject {
                     max_length: Some(64),
                     processor: ImageProcessor::clip(28, FitMode::Pad),
                     tiles: None,
+                    on_error: OnError::Skip,
                 };
                 match LlavaJson::open(&self.file, config, self.tokenizer.clone()) {
                     Ok(data) => {
-                        let problems = data.verify();
-                        problems.first().map_or_else(|| "fine".to_owned(), ToString::to_string)
+                        let problem = (0..data.len()).find_map(|index| data.get(index).err());
+                        problem.map_or_else(|| "fine".to_owned(), |error| error.to_string())
                     }
                     Err(error) => error.to_string(),
                 }
@@ -107,7 +108,7 @@ fn tokenizer(vocabulary: GgufVocabulary) -> bool {
             unknown,
             bos,
             eos,
-            add_space_prefix: vocabulary.add_space_prefix,
+            ..SentencePieceVocabulary::default()
         }
         .tokenizer(),
         _ => BpeVocabulary { tokens, merges, pre, special, bos, eos }.tokenizer(),

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use dualspeed::backend::BackendChoice;
+use dualspeed::output::say;
 
 use run::StudyRun;
 use scale::Scale;
@@ -58,8 +59,13 @@ fn main() -> anyhow::Result<()> {
     match cli.command {
         Command::List => {
             for study in studies::STUDIES {
-                println!("{:<16} {} ({} arms)", study.name, study.question, study.arms.len());
-                println!("{:<16} {}", "", study.source);
+                say(format_args!(
+                    "{:<16} {} ({} arms)",
+                    study.name,
+                    study.question,
+                    study.arms.len()
+                ));
+                say(format_args!("{:<16} {}", "", study.source));
             }
             Ok(())
         }

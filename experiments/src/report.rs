@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use dualspeed::experiment::RunResult;
 use dualspeed::files::write_atomic;
+use dualspeed::output::say;
 use dualspeed::quickstart::summary::{Stat, stat};
 use dualspeed::report::html::Page;
 use dualspeed::report::plot::{Bars, Curve, bars, curves};
@@ -111,7 +112,7 @@ fn write_study(dir: &Path, study: &Study, scale: Scale, arms: &[ArmResults]) -> 
     write_atomic(&dir.join("plot.svg"), plot.as_bytes())?;
     write_atomic(&dir.join("report.md"), markdown.as_bytes())?;
     write_atomic(&dir.join("report.html"), page.finish().as_bytes())?;
-    println!("{}\n{}\n", dir.join("report.md").display(), markdown_table(&header, &rows));
+    say(format_args!("{}\n{}\n", dir.join("report.md").display(), markdown_table(&header, &rows)));
     Ok(())
 }
 

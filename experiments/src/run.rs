@@ -7,6 +7,7 @@ use dualspeed::data::source_registry;
 use dualspeed::experiment::{ExperimentData, RunResult};
 use dualspeed::model::Needs;
 use dualspeed::ops::AutodiffBackend;
+use dualspeed::output::note;
 use dualspeed::quickstart::recipe_config;
 use dualspeed::run_dir;
 use dualspeed::train::TrainConfig;
@@ -72,7 +73,7 @@ fn run_seed<B: AutodiffBackend>(
                 "{} holds a run of another configuration; give another --out, or remove it",
                 dir.display()
             );
-            eprintln!("{:<20} seed {seed}: done before", arm.name);
+            note(format_args!("{:<20} seed {seed}: done before", arm.name));
         } else {
             open.push((arm, dir, config));
         }
@@ -83,13 +84,13 @@ fn run_seed<B: AutodiffBackend>(
     for (arm, dir, config) in open {
         // What is there has no result: it was cut off, and starts again.
         let result = data.train_and_evaluate::<()>(arm.name, &config, &dir, true)?;
-        eprintln!(
+        note(format_args!(
             "{:<20} seed {seed}: full {:.1} %, pruned {:.1} %, {:.0} s",
             arm.name,
             100.0 * result.accuracy("full"),
             100.0 * result.accuracy("pruned"),
             result.train_seconds
-        );
+        ));
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! The program as a user runs it: exit codes, messages, and what is on disk afterwards.
 
 mod bench;
+mod data;
+#[cfg(unix)]
+mod failures;
 mod integrity;
 mod pruners;
 mod quickstart;

@@ -20,6 +20,9 @@ fn prune_writes_a_picture_or_nothing() {
     prune("half.png", "14", &[]).refused(&["half.png"]);
     prune("empty.png", "14", &[]).refused(&["empty.png", "empty"]);
     prune("text.png", "14", &[]).refused(&["text.png", "PNG"]);
+    prune(".", "14", &[]).refused(&["a directory"]);
+    prune("discs.png", "14", &["--max-pixels", "10"]).refused(&["discs.png", "--max-pixels"]);
+    prune("discs.png", "14", &["--transparency", "pink"]).refused(&["pink", "drop", "white"]);
     prune("discs.png", "0", &[]).refused(&["divprune", "0", "144"]);
     prune("discs.png", "145", &[]).refused(&["145", "144"]);
     prune("discs.png", "14", &["--pruner", "divprun"]).refused(&["divprun", "divprune"]);
@@ -47,8 +50,15 @@ fn prune_writes_a_picture_or_nothing() {
     let before = std::fs::read(bench.path("out.png")).unwrap();
     prune("discs.png", "20", &[]).refused(&["out.png", "--overwrite"]);
     assert_eq!(std::fs::read(bench.path("out.png")).unwrap(), before);
-    let names = prune("discs.png", "1", &["--pruner", "help"]).ok();
-    assert!(names.lines().any(|name| name == "divprune"), "{names}");
+    let help = bench.run(&["prune", "--pruner", "help"]).ok();
+    let line = |name: &str| {
+        let found = help.lines().find(|line| line.split_whitespace().next() == Some(name));
+        found.unwrap_or_else(|| panic!("no {name} in {help}")).to_owned()
+    };
+    assert!(line("visionzip").contains("contextual") && line("visionzip").contains("keys"));
+    assert!(line("prumerge+").contains("adaptive, neighbours"), "{help}");
+    assert!(line("dart").contains("no compat=official: it reads keys"), "{help}");
+    bench.run(&["prune", "--pruner", "divprune"]).refused(&["--image", "--pruner help"]);
 }
 
 /// Features of one image and a half, by hand: what another implementation would be checked against.

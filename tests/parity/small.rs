@@ -85,7 +85,7 @@ fn write_language_model(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
     });
     std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    let special = r#"{ "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "dualspeed_template": "chatml" }"#;
+    let special = r#"{ "bos_token": "<|im_start|>", "eos_token": "<|im_end|>" }"#;
     std::fs::write(dir.join("tokenizer_config.json"), special).unwrap();
 }
 
@@ -238,7 +238,7 @@ fn pixels_are_the_towers_own() {
         FitMode::Pad,
         vision.geometry().normalisation,
     );
-    let host = processor.process(&load_image(&path, &processor.limits).unwrap().pixels);
+    let host = processor.process(&load_image(&path, &processor.loading).unwrap().pixels);
     let expected = [0.0, 1.0, -127.0 / 128.0];
     for (plane, expected) in host.pixels.chunks(16 * 16).zip(expected) {
         assert!(plane.iter().all(|value| (value - expected).abs() < 1e-6), "{}", plane[0]);

@@ -7,7 +7,11 @@
 //! | [`options`] | options of pruners, data sources and other parts that are chosen by name |
 //! | [`registry`] | makers by name, with errors that name the nearest known one |
 //! | [`rng`] | random streams as pure functions of their keys (SplitMix64) |
+//! | [`multiversion!`] | loops compiled for several instruction sets |
 //! | [`stats`] | mean, standard deviation, median, quantile |
+
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod files;
 pub mod hash;
@@ -15,6 +19,7 @@ mod nearest;
 pub mod options;
 pub mod registry;
 pub mod rng;
+mod simd;
 pub mod stats;
 
 pub use nearest::nearest;

@@ -1,8 +1,16 @@
 //! Errors: what went wrong, where (file, line, record, id), and what to do about it.
 
+mod limit;
+mod record;
+
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dualspeed_core::RegistryError;
+
+pub use limit::LimitError;
+pub use record::RecordProblem;
 
 /// Anything a data source can report.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,22 @@ pub enum DataError {
         /// What is wrong with it.
         problem: Box<RecordProblem>,
     },
+    /// A well-formed example of a data set without files that cannot be used.
+    #[error("example {index} (id {id:?}): {problem}")]
+    Example {
+        /// Its index.
+        index: usize,
+        /// Its id.
+        id: String,
+        /// What is wrong with it.
+        problem: Box<RecordProblem>,
+    },
+    /// Several records cannot be used.
+    #[error("{0}")]
+    Several(BadRecords),
+    /// An error that was met before, of an example that was kept without its content.
+    #[error(transparent)]
+    Shared(Arc<DataError>),
     /// An image could not be used.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -76,6 +100,74 @@ pub enum DataError {
     /// An error of a data set of another crate.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl DataError {
+    /// What is wrong with the record, where the error is about one.
+    pub fn problem(&self) -> Option<&RecordProblem> {
+        match self {
+            Self::Record { problem, .. } | Self::Example { problem, .. } => Some(problem),
+            Self::Shared(error) => error.problem(),
+            _ => None,
+        }
+    }
+
+    /// Name of the kind of mistake, as reports count them.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Json { .. } => "malformed JSON",
+            Self::Read { .. } => "unreadable file",
+            Self::Image(error) => error.kind(),
+            Self::Encode(error) => error.kind(),
+            Self::Shared(error) => error.kind(),
+            error => error.problem().map_or("other", RecordProblem::kind),
+        }
+    }
+}
+
+/// Records that cannot be used: the first ones in full, the others as a number.
+#[derive(Debug)]
+pub struct BadRecords {
+    /// What they are records of: a file, or a section of the configuration.
+    pub what: String,
+    /// The first ones.
+    pub listed: Vec<DataError>,
+    /// How many there are.
+    pub bad: usize,
+    /// How many records there are in all.
+    pub of: usize,
+}
+
+/// How many bad records an error lists.
+pub const LISTED: usize = 20;
+
+impl BadRecords {
+    /// Makes the list of the errors met in `what`, of which the first [`LISTED`] are shown.
+    pub fn new(what: impl Into<String>, mut errors: Vec<DataError>, of: usize) -> Self {
+        let bad = errors.len();
+        errors.truncate(LISTED);
+        Self { what: what.into(), listed: errors, bad, of }
+    }
+}
+
+impl fmt::Display for BadRecords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, listed, bad, of } = self;
+        if let ([only], 1) = (&listed[..], bad) {
+            return write!(f, "{only}");
+        }
+        write!(
+            f,
+            "{what}: {bad} of {of} records cannot be used; correct or remove them, or set data.on_error = \"skip\":"
+        )?;
+        for error in listed {
+            write!(f, "\n  {error}")?;
+        }
+        match bad.saturating_sub(listed.len()) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more; `dualspeed data check` lists them all"),
+        }
+    }
 }
 
 /// A configuration of scenes makes no sense.
@@ -111,72 +203,6 @@ pub enum ImageProcessorError {
     },
 }
 
-/// A mistake in one record of a data file.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordProblem {
-    /// `from` is neither a human nor a model.
-    #[error("turn {turn} is from {role:?}; use \"human\" or \"gpt\"")]
-    UnknownRole {
-        /// Number of the turn in `conversations`, from 0.
-        turn: usize,
-        /// The role found.
-        role: String,
-    },
-    /// Turns do not alternate human, gpt, human, gpt, ...
-    #[error(
-        "turn {turn} is from {role:?} where a turn from {expected:?} is due; turns must alternate, human first"
-    )]
-    OutOfTurn {
-        /// Number of the turn in `conversations`, from 0.
-        turn: usize,
-        /// The role found.
-        role: String,
-        /// The role that is due.
-        expected: &'static str,
-    },
-    /// The last human turn is not answered, or there is no turn at all.
-    #[error(
-        "the conversation has no answer to its last question; add a turn from \"gpt\" or remove the record"
-    )]
-    NoAnswer,
-    /// An answer is empty or white space.
-    #[error("turn {turn} is an empty answer; there is nothing to learn from it, remove it")]
-    EmptyAnswer {
-        /// Number of the turn in `conversations`, from 0.
-        turn: usize,
-    },
-    /// `<image>` occurs in an answer.
-    #[error("turn {turn} is an answer that contains <image>; images belong to human turns")]
-    PlaceholderInAnswer {
-        /// Number of the turn in `conversations`, from 0.
-        turn: usize,
-    },
-    /// The number of `<image>` placeholders is not the number of files.
-    #[error(
-        "the conversation has {placeholders} <image> and the record names {files} image file(s); make them equal"
-    )]
-    PlaceholderMismatch {
-        /// `<image>` in the human turns.
-        placeholders: usize,
-        /// Entries of `image`.
-        files: usize,
-    },
-    /// The record lacks a field or has one of the wrong type.
-    #[error(
-        "{reason}; a record looks like {{\"id\": .., \"image\": \"a.jpg\", \"conversations\": [{{\"from\": \"human\", \"value\": \"<image>\\n..\"}}, {{\"from\": \"gpt\", \"value\": \"..\"}}]}}"
-    )]
-    Shape {
-        /// What the parser said.
-        reason: String,
-    },
-    /// An image of the record could not be used.
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    /// The conversation could not be turned into ids and labels.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-}
-
 /// A conversation could not be turned into ids and labels.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
@@ -195,6 +221,26 @@ pub enum EncodeError {
         what: String,
         /// What is wrong and what to do.
         reason: String,
+    },
+    /// A chat template cannot be followed.
+    #[error(
+        "{name}: {problem}; choose another template with --template NAME or --template FILE.jinja, or `template` in the \
+         configuration"
+    )]
+    Template {
+        /// The file of the template, or what it is.
+        name: String,
+        /// What is wrong, as far as possible with the line.
+        problem: String,
+    },
+    /// No template has this name.
+    #[error(
+        "no template is called {name:?}; there are plain, vicuna_v1, qa, llava_llama2, llama3, chatml, mistral_instruct, and \
+         files that end in .jinja"
+    )]
+    UnknownTemplate {
+        /// The name.
+        name: String,
     },
     /// Truncation would drop an image.
     #[error(
@@ -224,6 +270,17 @@ pub enum EncodeError {
     },
 }
 
+impl EncodeError {
+    /// Name of the kind of mistake, as reports count them.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::ImageTruncated { .. } => "image beyond max_length",
+            Self::NothingSupervised { .. } => "no supervised token",
+            _ => "text cannot be encoded",
+        }
+    }
+}
+
 /// An image could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -236,6 +293,26 @@ pub enum ImageError {
         name: String,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Something that is no file, which is not opened: a named pipe would never end.
+    #[error("image {name} is {kind}; give an ordinary file")]
+    NotAFile {
+        /// The path.
+        name: String,
+        /// What it is, in words.
+        kind: &'static str,
+    },
+    /// The file is larger than allowed; it was not read.
+    #[error(
+        "image {name} has {bytes} bytes, more than the limit of {max_bytes}; is it an image? Raise max_bytes if so (`data.train.images` of a configuration, --max-bytes)"
+    )]
+    TooManyBytes {
+        /// The file.
+        name: String,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        max_bytes: u64,
     },
     /// There are no bytes.
     #[error("image {name} is empty (0 bytes); fetch it again")]
@@ -251,7 +328,7 @@ pub enum ImageError {
     },
     /// The header announces more pixels than allowed; nothing was decoded.
     #[error(
-        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down or raise ImageLimits"
+        "image {name} has {width}x{height} pixels, more than the limit of {max_side} a side or {max_pixels} in all; scale it down, or raise max_side and max_pixels (`data.train.images` of a configuration, --max-side, --max-pixels)"
     )]
     TooLarge {
         /// The file.
@@ -301,4 +378,22 @@ pub enum ImageError {
         /// What the decoder said.
         reason: String,
     },
+}
+
+impl ImageError {
+    /// Name of the kind of mistake, as reports count them.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "image is missing"
+            }
+            Self::Read { .. } | Self::NotAFile { .. } => "image cannot be read",
+            Self::EmptyFile { .. } => "image is empty",
+            Self::UnknownFormat { .. } => "image of unknown format",
+            Self::TooLarge { .. } | Self::TooManyBytes { .. } => "image is too large",
+            Self::ZeroSize { .. } => "image of zero size",
+            Self::Truncated { .. } => "image is truncated",
+            _ => "image cannot be decoded",
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::question::QuestionMeta;
 use crate::text::{Conversation, Encoded};
 
 /// One training example on the host.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Example {
     /// Names the example in logs and errors.
     pub id: String,
@@ -37,6 +37,14 @@ impl Example {
         let (tilings, questions) = (Vec::new(), Vec::new());
         let prompt = conversation.prompt();
         Self { id: id.into(), input_ids, labels, images, tilings, questions, prompt }
+    }
+
+    /// Forgets the pixels; keys and sizes of the images stay.
+    pub fn drop_pixels(&mut self) {
+        for image in &mut self.images {
+            let (key, size) = (image.key, image.size);
+            *image = Arc::new(HostImage { key, size, pixels: Vec::new() });
+        }
     }
 
     /// Number of images, however many tiles they have.

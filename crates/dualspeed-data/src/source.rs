@@ -1,6 +1,7 @@
 //! Data sets: the trait, examples held in memory, and data sets by name.
 
 mod memory;
+mod notes;
 mod record;
 mod registry;
 
@@ -9,11 +10,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use memory::MemorySource;
+pub use notes::FileNotes;
 pub use record::RecordKey;
 pub use registry::{SourceRegistry, SourceSpec, source_registry};
 
-use crate::error::DataError;
+use crate::error::{DataError, RecordProblem};
 use crate::example::Example;
+use crate::picture::DecodedImages;
 use crate::text::{Template, TextTokenizer};
 
 /// Whether an example carries images.
@@ -24,6 +27,15 @@ pub enum Modality {
     Image,
     /// Text only.
     Text,
+}
+
+/// What an example has at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LengthBound {
+    /// Token ids at most, an image as one.
+    pub ids: usize,
+    /// Images.
+    pub images: usize,
 }
 
 /// A data set: examples by index, and what a sampler needs to know without making them.
@@ -48,6 +60,48 @@ pub trait ExampleSource: Send + Sync {
     /// Roughly how long example `index` is, in any unit that sorts alike. Must be cheap; `index < len()`.
     fn length_hint(&self, index: usize) -> usize;
 
+    /// Names example `index` in logs; its number where it has no name.
+    fn id(&self, index: usize) -> String {
+        index.to_string()
+    }
+
+    /// Makes example `index` without pixels: ids, labels, and as many empty images as it has tiles. A source that
+    /// overrides this lets data be checked without decoding a picture.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), as far as it shows without pixels.
+    fn outline(&self, index: usize) -> Result<Example, DataError> {
+        self.get(index).map(|mut example| {
+            example.drop_pixels();
+            example
+        })
+    }
+
+    /// An upper bound of the length of example `index` that costs nothing to tell; `None` if there is none.
+    fn length_bound(&self, _index: usize) -> Option<LengthBound> {
+        None
+    }
+
+    /// Finds what is wrong with the images of example `index`; `seen` remembers files that were decoded before.
+    fn check_images(&self, index: usize, _seen: &DecodedImages) -> Vec<DataError> {
+        self.get(index).err().into_iter().collect()
+    }
+
+    /// Digest of the content of example `index`, its id left out, equal for equal content; `None` if there is none.
+    fn digest(&self, _index: usize) -> Option<u64> {
+        None
+    }
+
+    /// What a reader should hear of the file that the examples come from, though it is no mistake.
+    fn notes(&self) -> Option<&FileNotes> {
+        None
+    }
+
+    /// An error about example `index`, with where it lies.
+    fn locate(&self, index: usize, problem: RecordProblem) -> DataError {
+        DataError::Example { index, id: self.id(index), problem: Box::new(problem) }
+    }
+
     /// Identifies the content: a resumed run refuses a source with another fingerprint, unless [`record`](Self::record)
     /// tells that the records are the same.
     fn fingerprint(&self) -> String;
@@ -66,11 +120,6 @@ pub trait ExampleSource: Send + Sync {
     /// How its conversations are written out, for a model that was trained on it.
     fn template(&self) -> Template {
         Template::default()
-    }
-
-    /// Finds what `get` would fail on, in order; may take as long as reading everything.
-    fn verify(&self) -> Vec<DataError> {
-        Vec::new()
     }
 }
 
@@ -99,8 +148,26 @@ impl<S: ExampleSource + ?Sized> ExampleSource for Arc<S> {
     fn template(&self) -> Template {
         (**self).template()
     }
-    fn verify(&self) -> Vec<DataError> {
-        (**self).verify()
+    fn id(&self, index: usize) -> String {
+        (**self).id(index)
+    }
+    fn outline(&self, index: usize) -> Result<Example, DataError> {
+        (**self).outline(index)
+    }
+    fn length_bound(&self, index: usize) -> Option<LengthBound> {
+        (**self).length_bound(index)
+    }
+    fn check_images(&self, index: usize, seen: &DecodedImages) -> Vec<DataError> {
+        (**self).check_images(index, seen)
+    }
+    fn digest(&self, index: usize) -> Option<u64> {
+        (**self).digest(index)
+    }
+    fn notes(&self) -> Option<&FileNotes> {
+        (**self).notes()
+    }
+    fn locate(&self, index: usize, problem: RecordProblem) -> DataError {
+        (**self).locate(index, problem)
     }
 }
 

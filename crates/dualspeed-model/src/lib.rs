@@ -17,6 +17,9 @@
 //! | [`objective`] | losses as named sums |
 //! | [`formats`] | checkpoints in and out |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod config;
 mod error;
 pub mod formats;

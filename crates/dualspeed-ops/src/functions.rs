@@ -225,7 +225,7 @@ pub fn farthest_points<B: Backend>(features: Tensor<B, 3>, keep: usize) -> Tenso
 ///
 /// With the kernel `L = F F^T`: again and again the row that adds most to the log-determinant of the picked rows'
 /// kernel, that is the row with the largest residual `d2_i` after projecting out the picked rows. f32 throughout, the
-/// lowest index wins ties. A residual below `1e-5 L_ii` counts as 0: past the rank of `F` the remaining rows follow in
+/// lowest index wins ties. A residual below `1e-6 L_ii` counts as 0: past the rank of `F` the remaining rows follow in
 /// index order (the published code takes roots of negative rounding errors there). Rows with NaN come last. No
 /// gradient.
 ///

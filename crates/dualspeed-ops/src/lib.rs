@@ -15,6 +15,9 @@
 //! overrides. Statistics of norms, softmax and losses are computed in `f32` (`f64` for `f64` input), whatever the
 //! dtype of the tensors.
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod autodiff;
 mod backend;
 pub mod block;

@@ -208,6 +208,25 @@ pub struct AdamWTensor<B: Backend> {
     pub lr: f64,
     /// How often it was updated, this time included.
     pub updates: u64,
+    /// Whether `updates` counts the update that [`AdamWGuard::before`] is about: if that one was skipped, this is the one
+    /// before `updates`.
+    pub undecided: bool,
+}
+
+/// What decides on the device whether [`Backend::fused_adamw`](crate::Backend::fused_adamw) changes anything.
+#[derive(Clone, Debug)]
+pub struct AdamWGuard<B: Backend> {
+    /// Numbers that must be finite besides the norm of the gradients and what the update makes: `[n]`, f32.
+    pub losses: Option<FloatTensor<B>>,
+    /// [`AdamWOutput::applied`] of the update before, while the host does not know it yet.
+    pub before: Option<FloatTensor<B>>,
+}
+
+impl<B: Backend> Default for AdamWGuard<B> {
+    /// Nothing but gradients and update are looked at, and the update before is decided.
+    fn default() -> Self {
+        Self { losses: None, before: None }
+    }
 }
 
 /// The constants of [`Backend::fused_adamw`](crate::Backend::fused_adamw).
@@ -233,6 +252,22 @@ impl AdamWConfig {
         let t = updates.min(i32::MAX as u64) as i32;
         (lr / (1.0 - self.beta1.powi(t)), 1.0 / (1.0 - self.beta2.powi(t)).sqrt())
     }
+
+    /// Whether no update at rate `lr` can make a finite parameter infinite, as long as the squares of the gradients add up
+    /// to a finite f32. Then nothing but the norm needs looking at.
+    ///
+    /// `|m| / sqrt(v)` is at most `ratio` while `v` does not underflow (Cauchy-Schwarz); where it does, `|m|` is below
+    /// `ratio * 1e-22` and `eps` divides. A step of at most 1e30 is lost in rounding beside the largest floats.
+    pub fn keeps_finite(&self, lr: f64) -> bool {
+        let Self { beta1, beta2, weight_decay, grad_scale, .. } = *self;
+        let eps = f64::from(self.eps as f32);
+        let decays = beta1 * beta1 < beta2 && beta2 < 1.0;
+        let ratio = (1.0 - beta1) / ((1.0 - beta2) * (1.0 - beta1 * beta1 / beta2)).sqrt();
+        let longest = lr / (1.0 - beta1) * ratio * f64::max(1.0, 1e-22 / eps);
+        let keep = 1.0 - lr * weight_decay;
+        let normal = eps >= f64::from(f32::MIN_POSITIVE);
+        decays && normal && longest < 1e30 && keep.abs() <= 1.0 && grad_scale <= 1.0
+    }
 }
 
 /// Output of [`Backend::fused_adamw`](crate::Backend::fused_adamw).
@@ -242,6 +277,8 @@ pub struct AdamWOutput<B: Backend> {
     pub updated: Vec<[FloatTensor<B>; 3]>,
     /// `[1]`, f32: the norm of all gradients after `grad_scale` and before clipping.
     pub norm: FloatTensor<B>,
+    /// `[1]`, f32: 1 if the update was applied, 0 if something was not finite and `updated` is what came in, bit for bit.
+    pub applied: FloatTensor<B>,
 }
 
 /// Waits for values that [`Backend::read_later`](crate::Backend::read_later) asked for; an error says why they did not come.

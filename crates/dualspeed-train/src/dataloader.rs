@@ -3,13 +3,19 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
-use dualspeed_data::{ExampleSource, collate};
+use dualspeed_data::{DataError, ExampleSource, HostBatch, collate};
 use dualspeed_ops::{AutodiffBackend, Backend};
 
-use crate::loader::{WindowPlan, WindowStream};
+use crate::error::TrainError;
+use crate::loader::{LoadError, WindowPlan, WindowStream};
 use crate::mode::Mode;
+use crate::patience::{Awaited, receive};
+use crate::samples::SampleCheck;
 use crate::step::{TrainInput, TrainRuntime, ValidInput, ValidRuntime};
 
 /// Micro-batches of the optimiser steps in `steps`, in order.
@@ -17,6 +23,8 @@ pub(crate) struct TrainLoader<B: AutodiffBackend> {
     pub(crate) plan: WindowPlan,
     pub(crate) steps: Range<u64>,
     pub(crate) workers: usize,
+    /// Set when the run is to end.
+    pub(crate) stop: Arc<AtomicBool>,
     pub(crate) runtime: Arc<TrainRuntime<B>>,
 }
 
@@ -24,6 +32,7 @@ impl<B: AutodiffBackend> DataLoader<B, TrainInput<B>> for TrainLoader<B> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<TrainInput<B>> + 'a> {
         // Two windows ahead per worker: enough to hide one slow sample, little host memory.
         let windows = self.plan.stream(self.steps.clone(), self.workers, 2);
+        let windows = windows.until(self.stop.clone());
         Box::new(TrainIterator { loader: self, windows, queue: VecDeque::new(), done: 0 })
     }
 
@@ -42,6 +51,7 @@ impl<B: AutodiffBackend> DataLoader<B, TrainInput<B>> for TrainLoader<B> {
             plan: self.plan.clone(),
             steps: at(start)..at(end),
             workers: self.workers,
+            stop: self.stop.clone(),
             runtime: self.runtime.clone(),
         })
     }
@@ -62,15 +72,27 @@ impl<B: AutodiffBackend> Iterator for TrainIterator<'_, B> {
             let runtime = &self.loader.runtime;
             let window = match self.windows.next()? {
                 Ok(window) => window,
-                Err(error) => {
+                Err(LoadError::Data(error)) => {
                     runtime.errors.set(error.into());
                     return None;
                 }
+                Err(LoadError::TooManySkipped { in_a_row, last }) => {
+                    runtime.errors.set(TrainError::TooManySamplesSkipped { in_a_row, last });
+                    return None;
+                }
+                Err(LoadError::Stopped) => {
+                    runtime.errors.set(TrainError::Thread { what: "data loading" });
+                    return None;
+                }
+                Err(LoadError::Interrupted) => return None,
             };
             let (step, count) = (window.step, window.batches.len());
+            let mut skipped = window.skipped.into_iter().map(|sample| sample.id).collect();
             self.queue.extend(window.batches.into_iter().enumerate().map(|(micro, batch)| {
                 let last = micro + 1 == count;
-                TrainInput { batch, step, mode: Mode::Fast, last, runtime: runtime.clone() }
+                let skipped = std::mem::take(&mut skipped);
+                let (mode, runtime) = (Mode::Fast, runtime.clone());
+                TrainInput { batch, step, mode, last, skipped, runtime }
             }));
             self.done += 1;
         }
@@ -89,12 +111,35 @@ pub(crate) struct ValidLoader<B: Backend> {
     pub(crate) source: Option<Arc<dyn ExampleSource>>,
     pub(crate) range: Range<usize>,
     pub(crate) batch: usize,
+    pub(crate) samples: SampleCheck,
+    /// Set when the run is to end.
+    pub(crate) stop: Arc<AtomicBool>,
     pub(crate) runtime: Arc<ValidRuntime<B>>,
 }
 
 impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
+    /// Batches are made by a thread, two ahead: a read that hangs does not hang the run.
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ValidInput<B>> + 'a> {
-        Box::new(ValidIterator { loader: self, next: self.range.start })
+        let batches = self.source.clone().map(|source| {
+            let (sender, receiver) = sync_channel(2);
+            let (range, batch) = (self.range.clone(), self.batch.max(1));
+            let samples = self.samples.clone();
+            thread::spawn(move || {
+                for start in range.clone().step_by(batch) {
+                    let indices = start..(start + batch).min(range.end);
+                    let read = indices.len();
+                    let loaded = samples.load(&*source, indices);
+                    let failed = loaded.is_err();
+                    let made = loaded.map(|loaded| (read, collate(loaded.examples)));
+                    // The receiver is gone when the validation was given up.
+                    if sender.send(made).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            receiver
+        });
+        Box::new(ValidIterator { loader: self, batches, done: 0 })
     }
 
     fn num_items(&self) -> usize {
@@ -111,6 +156,8 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
             source: self.source.clone(),
             range: at(start)..at(end),
             batch: self.batch,
+            samples: self.samples.clone(),
+            stop: self.stop.clone(),
             runtime: self.runtime.clone(),
         })
     }
@@ -118,32 +165,41 @@ impl<B: Backend> DataLoader<B, ValidInput<B>> for ValidLoader<B> {
 
 struct ValidIterator<'a, B: Backend> {
     loader: &'a ValidLoader<B>,
-    next: usize,
+    /// Samples that were read for a batch, and the batch.
+    batches: Option<Receiver<Result<(usize, HostBatch), DataError>>>,
+    done: usize,
 }
 
 impl<B: Backend> Iterator for ValidIterator<'_, B> {
     type Item = ValidInput<B>;
 
     fn next(&mut self) -> Option<ValidInput<B>> {
-        let ValidLoader { source, range, batch, runtime } = self.loader;
-        let source = source.as_ref()?;
-        if self.next >= range.end {
-            return None;
-        }
-        let indices = self.next..(self.next + batch).min(range.end);
-        self.next = indices.end;
-        match indices.map(|index| source.get(index)).collect() {
-            Ok(examples) => Some(ValidInput { batch: collate(examples), runtime: runtime.clone() }),
-            Err(error) => {
-                runtime.errors.set(error.into());
-                None
+        let ValidLoader { stop, runtime, range, .. } = self.loader;
+        loop {
+            match receive(self.batches.as_ref()?, Some(stop), "a validation batch") {
+                Awaited::Item(Ok((read, batch))) => {
+                    self.done += read;
+                    // Every sample of it was left out.
+                    if batch.sample_ids.is_empty() {
+                        continue;
+                    }
+                    return Some(ValidInput { batch, runtime: runtime.clone() });
+                }
+                Awaited::Item(Err(error)) => runtime.errors.set(error.into()),
+                Awaited::Closed if self.done < range.len() => {
+                    runtime.errors.set(TrainError::Thread { what: "validation data" });
+                }
+                Awaited::Closed | Awaited::Stopped => {}
             }
+            break;
         }
+        self.batches = None;
+        None
     }
 }
 
 impl<B: Backend> DataLoaderIterator<ValidInput<B>> for ValidIterator<'_, B> {
     fn progress(&self) -> Progress {
-        Progress::new(self.next - self.loader.range.start, self.loader.num_items())
+        Progress::new(self.done, self.loader.num_items())
     }
 }

@@ -136,7 +136,7 @@ pub enum TrainError {
         "what the run {run} started from is no longer what it was: {}; put it back, or name the place it was moved to (if the \
          change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
-        run.join(crate::origins::ORIGINS_FILE).display()
+        run.join(crate::run_files::ORIGINS_FILE).display()
     )]
     OriginChanged {
         /// The run directory.
@@ -187,10 +187,22 @@ pub enum TrainError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The loss of a step is not a number.
+    /// The disk has no room for a checkpoint.
     #[error(
-        "the loss of step {step} is {value} (samples {}); the last checkpoint is untouched: lower optim.lr, lower \
-         optim.max_grad_norm, or look at these samples", samples.join(", ")
+        "{path} has {free_gib:.2} GiB free and a checkpoint takes {needed_gib:.2}: free some, or choose another directory"
+    )]
+    NoSpace {
+        /// The run directory.
+        path: PathBuf,
+        /// What is free.
+        free_gib: f64,
+        /// What one checkpoint takes.
+        needed_gib: f64,
+    },
+    /// The loss of a step in the training of a vision tower is not a number.
+    #[error(
+        "the loss of step {step} is {value} (samples {}); nothing is written: lower the learning rate, or look at these \
+         samples", samples.join(", ")
     )]
     NonFiniteLoss {
         /// The optimiser step, from 0.
@@ -199,6 +211,41 @@ pub enum TrainError {
         value: f64,
         /// The ids of the samples of the step.
         samples: Vec<String>,
+    },
+    /// Steps in a row made losses, gradients or updates that are not finite.
+    #[error(
+        "{in_a_row} steps in a row were skipped, the last one {step}: {reason} (samples {}); the model is as it was before \
+         them: lower optim.lr, lower optim.max_grad_norm, look at these samples, or raise optim.max_skipped",
+        samples.join(", ")
+    )]
+    TooManySkipped {
+        /// Steps in a row.
+        in_a_row: u64,
+        /// The last of them, from 0.
+        step: u64,
+        /// What was not finite in it.
+        reason: String,
+        /// The ids of its samples.
+        samples: Vec<String>,
+    },
+    /// A state that is not worth saving.
+    #[error(
+        "`{tensor}` has values that are not finite after step {step}, so nothing is saved; look for such values in the weights \
+         the run started from"
+    )]
+    NonFiniteState {
+        /// The parameter or moment.
+        tensor: String,
+        /// Optimiser steps done.
+        step: u64,
+    },
+    /// A run was ended by an error.
+    #[error("{error}; {saved}")]
+    Ended {
+        /// The error.
+        error: Box<TrainError>,
+        /// What of the run is in checkpoints.
+        saved: SavedSteps,
     },
     /// No parameter is trainable in this stage.
     #[error("stage {stage} leaves no parameter to train: {advice}")]
@@ -254,6 +301,27 @@ pub enum TrainError {
         /// What to do.
         advice: String,
     },
+    /// The run was told to end while the data was checked.
+    #[error(
+        "interrupted at sample {done} of {of} while the data was checked; nothing is written, start it again"
+    )]
+    CheckInterrupted {
+        /// Samples that are done.
+        done: usize,
+        /// Samples in all.
+        of: usize,
+    },
+    /// Too many samples in a row cannot be used.
+    #[error(
+        "{in_a_row} samples in a row cannot be used, the last one: {last}; see whether the disk with the data is there, correct \
+         the data (`dualspeed data check` lists what is wrong), or raise data.max_skipped"
+    )]
+    TooManySamplesSkipped {
+        /// Samples in a row.
+        in_a_row: usize,
+        /// What was wrong with the last one.
+        last: String,
+    },
     /// A background thread ended without a result.
     #[error("the {what} thread stopped unexpectedly; its message is on stderr")]
     Thread {
@@ -276,7 +344,65 @@ pub enum TrainError {
     },
 }
 
+/// What of a run that an error ended is in checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedSteps {
+    /// A checkpoint has every step that was done.
+    All {
+        /// Steps.
+        step: u64,
+        /// The run directory.
+        run: PathBuf,
+    },
+    /// The newest checkpoint is older than the last step.
+    Until {
+        /// Its steps.
+        step: u64,
+        /// Steps that were done.
+        done: u64,
+        /// The run directory.
+        run: PathBuf,
+    },
+    /// There is no checkpoint.
+    Nothing {
+        /// Steps that were done.
+        done: u64,
+    },
+}
+
+impl std::fmt::Display for SavedSteps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All { step, run } => {
+                let run = run.display();
+                write!(f, "all {step} steps are saved: go on with `dualspeed train --resume {run}`")
+            }
+            Self::Until { step, done, run } => {
+                let run = run.display();
+                write!(
+                    f,
+                    "{done} steps were done, the newest checkpoint has {step}: go on from it with `dualspeed train \
+                     --resume {run}`"
+                )
+            }
+            Self::Nothing { done } => {
+                write!(f, "{done} steps were done, and none could be saved; start the run anew")
+            }
+        }
+    }
+}
+
 impl TrainError {
+    /// Whether this is about numbers of one step that are not finite.
+    pub(crate) fn is_non_finite(&self) -> bool {
+        use dualspeed_model::{ModelError, PruneError};
+        matches!(
+            self,
+            Self::Pruner(PruneError::NotFinite { .. })
+                | Self::Model(ModelError::Prune(PruneError::NotFinite { .. }))
+        )
+    }
+
     /// Backends have no errors to return: they panic, on a device that is out of memory for one.
     pub(crate) fn from_panic(panic: &(dyn std::any::Any + Send)) -> Self {
         let message = panic.downcast_ref::<String>().map(String::as_str);

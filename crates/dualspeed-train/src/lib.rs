@@ -7,6 +7,7 @@
 //! | [`lr_schedule`] | learning rate: warm-up and cosine |
 //! | [`optim`] | AdamW with a rate per group and a global-norm clip |
 //! | [`loader`] | windows of micro-batches, made ahead by host threads |
+//! | [`samples`] | which samples a run can use: token ids, lengths in both views, what is skipped |
 //! | [`step`] | the fast and the slow step as Burn's `TrainStep` and `InferenceStep` |
 //! | [`doors`] | what other crates bring by name |
 //! | [`strategy`] | the loop, as Burn's `TrainingStrategy::Custom` |
@@ -19,10 +20,14 @@
 //! | [`mod@evaluate`] | accuracy by kind of question and view |
 //! | [`tower_training`] | training a vision tower to name patches |
 
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod checkpoint;
 pub mod config;
 mod content_hash;
 mod dataloader;
+mod disk;
 pub mod doors;
 pub mod error;
 mod error_slot;
@@ -37,9 +42,12 @@ pub mod metrics;
 pub mod mode;
 pub mod optim;
 pub mod origins;
+mod patience;
 mod records;
 mod resume;
 mod run_dir;
+mod run_files;
+pub mod samples;
 mod state;
 pub mod step;
 pub mod strategy;
@@ -49,20 +57,22 @@ pub mod train;
 pub use checkpoint::{check_format, model_digest, run_and_step};
 pub use config::{Stage, TrainConfig};
 pub use doors::Doors;
-pub use error::{ConfigError, TrainError};
+pub use error::{ConfigError, SavedSteps, TrainError};
 pub use evaluate::{EvalOptions, EvalReport, EvalView, KindAccuracy, ViewReport, evaluate};
 pub use features::{FeatureCache, FeatureStore};
-pub use lock::LOCK_FILE;
 pub use memory::MemoryPlan;
 pub use metrics::{
-    MetricRegistry, Progress, RecordMetric, StepRecord, TimeSplit, Totals, read_metrics,
+    MetricRegistry, Progress, RecordMetric, SkippedStep, StepRecord, TimeSplit, Totals,
+    read_metrics,
 };
 pub use mode::{
     AlwaysFast, AlwaysSlow, Bernoulli, Mode, ModeSchedule, PastStep, Periodic, ScheduleRegistry,
     ScheduleSpec,
 };
-pub use origins::{ORIGINS_FILE, Origin, Origins};
-pub use resume::RESUMES_FILE;
-pub use run_dir::{CONFIG_FILE, METRICS_FILE, VALIDATION_FILE};
+pub use origins::{Origin, Origins};
+pub use run_files::{
+    CONFIG_FILE, LOCK_FILE, METRICS_FILE, ORIGINS_FILE, RESUMES_FILE, VALIDATION_FILE,
+};
+pub use samples::{SampleCheck, sequence_limits};
 pub use tower_training::{TowerConfig, TowerOutcome, train_tower};
 pub use train::{TrainJob, TrainOutcome, load_trained, train};

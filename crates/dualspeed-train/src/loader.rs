@@ -7,18 +7,26 @@
 //! short is a step of its own.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use dualspeed_data::{BatchSampler, DataError, ExampleSource, HostBatch, collate};
+
+use crate::patience::{Awaited, receive};
+use crate::samples::{Loaded, SampleCheck, SkippedSample};
 
 /// All micro-batches of one optimiser step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Window {
     /// The optimiser step, from 0.
     pub step: u64,
-    /// The micro-batches; none is empty.
+    /// The micro-batches; none is empty, unless every sample of the step was left out: then there is one.
     pub batches: Vec<HostBatch>,
+    /// Samples that were left out.
+    pub skipped: Vec<SkippedSample>,
+    /// How many samples at the end of the window were left out, and whether those are all.
+    tail: (usize, bool),
 }
 
 /// How windows are made.
@@ -30,6 +38,8 @@ pub struct WindowPlan {
     pub sampler: Arc<BatchSampler>,
     /// Samples of a micro-batch.
     pub micro_batch: usize,
+    /// Which samples can be used, and what becomes of the others.
+    pub samples: SampleCheck,
 }
 
 impl WindowPlan {
@@ -39,15 +49,18 @@ impl WindowPlan {
     /// The first sample that cannot be read.
     pub fn window(&self, step: u64) -> Result<Window, DataError> {
         let indices = self.sampler.indices(step);
-        let batches = indices
-            .chunks(self.micro_batch.max(1))
-            .map(|chunk| {
-                let examples: Result<Vec<_>, _> =
-                    chunk.iter().map(|index| self.source.get(*index)).collect();
-                examples.map(collate)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Window { step, batches })
+        let count = indices.len();
+        let Loaded { examples, skipped } = self.samples.load(&*self.source, indices)?;
+        let tail = skipped.iter().rev().zip(1..);
+        let tail =
+            tail.take_while(|(sample, from_end)| sample.position + from_end == count).count();
+        // Cut after samples are left out: a step has the same samples in every batch shape, and no micro-batch is empty.
+        let mut batches = Vec::new();
+        let mut examples = examples.into_iter();
+        while examples.len() > 0 || batches.is_empty() {
+            batches.push(collate(examples.by_ref().take(self.micro_batch.max(1)).collect()));
+        }
+        Ok(Window { step, batches, tail: (tail, tail == count), skipped })
     }
 
     /// The windows of `steps`, made by `workers` threads that run up to `ahead` windows each in
@@ -76,6 +89,9 @@ impl WindowPlan {
             first: steps.start,
             end: steps.end,
             failed: false,
+            in_a_row: 0,
+            max_skipped: self.samples.max_skipped,
+            stop: None,
         }
     }
 
@@ -106,6 +122,17 @@ pub struct WindowStream {
     next: u64,
     end: u64,
     failed: bool,
+    /// Samples that were left out since the last that was not.
+    in_a_row: usize,
+    max_skipped: usize,
+    stop: Option<Arc<AtomicBool>>,
+}
+
+impl WindowStream {
+    /// The same, but once `stop` is set it ends with [`LoadError::Interrupted`] rather than wait for a read that hangs.
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop: Some(stop), ..self }
+    }
 }
 
 impl Iterator for WindowStream {
@@ -116,13 +143,31 @@ impl Iterator for WindowStream {
             return None;
         }
         let turn = ((self.next - self.first) % self.receivers.len() as u64) as usize;
+        let what = format!("the samples of step {}", self.next);
         self.next += 1;
-        let result = match self.receivers[turn].recv() {
-            Ok(window) => window.map_err(LoadError::Data),
-            Err(_) => Err(LoadError::Stopped),
+        let result = match receive(&self.receivers[turn], self.stop.as_deref(), &what) {
+            Awaited::Item(window) => window.map_err(LoadError::Data),
+            Awaited::Closed => Err(LoadError::Stopped),
+            Awaited::Stopped => Err(LoadError::Interrupted),
         };
+        let result = result.and_then(|window| self.count(window));
         self.failed = result.is_err();
         Some(result)
+    }
+}
+
+impl WindowStream {
+    /// Counts samples that were left out in a row.
+    fn count(&mut self, window: Window) -> Result<Window, LoadError> {
+        let (tail, all) = window.tail;
+        self.in_a_row = if all { self.in_a_row + tail } else { tail };
+        match window.skipped.last() {
+            Some(last) if self.in_a_row >= self.max_skipped => Err(LoadError::TooManySkipped {
+                in_a_row: self.in_a_row,
+                last: last.problem.clone(),
+            }),
+            _ => Ok(window),
+        }
     }
 }
 
@@ -133,13 +178,13 @@ pub enum LoadError {
     Data(DataError),
     /// A worker panicked.
     Stopped,
-}
-
-impl From<LoadError> for crate::error::TrainError {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Data(error) => Self::Data(error),
-            LoadError::Stopped => Self::Thread { what: "data loading" },
-        }
-    }
+    /// Too many samples in a row cannot be used.
+    TooManySkipped {
+        /// Samples in a row.
+        in_a_row: usize,
+        /// What was wrong with the last one.
+        last: String,
+    },
+    /// The run was told to end while a read hung.
+    Interrupted,
 }

@@ -12,9 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
-
-/// The lock of a run directory.
-pub const LOCK_FILE: &str = "run.lock";
+use crate::run_files::LOCK_FILE;
 
 /// The process that writes a run directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

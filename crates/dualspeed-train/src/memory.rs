@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use dualspeed_data::ExampleSource;
+use dualspeed_data::{ExampleSource, OnError};
 use dualspeed_model::Recompute;
 use dualspeed_model::memory::{MemoryEstimate, Workload, estimate};
 use dualspeed_ops::{Backend, Keep};
@@ -45,7 +45,11 @@ impl MemoryPlan {
         let mut longest = 1;
         let looked_at = source.len().min(LOOKED_AT);
         for index in 0..looked_at {
-            let example = source.get(index * source.len() / looked_at)?;
+            let example = match source.outline(index * source.len() / looked_at) {
+                Ok(example) => example,
+                Err(_) if config.data.on_error == OnError::Skip => continue,
+                Err(error) => return Err(error.into()),
+            };
             let text = example.input_ids.len().saturating_sub(example.image_count());
             longest = longest.max(text + example.visual_tokens(n));
         }

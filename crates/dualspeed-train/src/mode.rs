@@ -46,7 +46,7 @@ pub trait ModeSchedule: Debug + Send {
     fn mode(&mut self, step: u64, total: u64) -> Mode;
 
     /// Takes in a step that is over: before the mode of step `s` is asked for, every step up to `s - mode.lag` has been
-    /// given, in order.
+    /// given, in order, but for those that were skipped: their loss says nothing about the model.
     fn observe(&mut self, past: &PastStep) {
         let _ = past;
     }

@@ -14,9 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::TrainConfig;
 use crate::content_hash::file_sha256;
 use crate::error::TrainError;
+use crate::run_files::ORIGINS_FILE;
 
-/// What a run started from, in its directory.
-pub const ORIGINS_FILE: &str = "origins.json";
 /// The origin of the model's weights: an earlier run, or a published checkpoint.
 pub const INIT_FROM: &str = "init_from";
 /// The origin of the vision tower, where it is not among the weights.
@@ -149,7 +148,7 @@ impl Origins {
             [(TRAIN_DATA, Some(&config.data.train)), (VALID_DATA, config.data.valid.as_ref())];
         for (name, source) in sources {
             let Some(source) = source else { continue };
-            let of_file = source.llava_json.as_ref().map(|section| &section.tokenizer);
+            let of_file = source.llava_json.as_ref().and_then(|section| section.tokenizer.as_ref());
             let path = of_file.or(source.tokenizer.as_ref()).filter(|path| path.exists());
             if let Some(path) = path {
                 self.insert(&format!("{name}.tokenizer"), Origin::of_tokenizer(path)?);

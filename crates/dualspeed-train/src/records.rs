@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
-
-/// The records of the training data, one a line: id, hash of the content, whether it has pictures, length.
-pub(crate) const RECORDS_FILE: &str = "records.jsonl";
+use crate::run_files::RECORDS_FILE;
 
 /// How many records messages name.
 const SHOWN: usize = 10;

@@ -13,10 +13,8 @@ use crate::error::TrainError;
 use crate::metrics::{JsonlLog, read_lines};
 use crate::origins::Origins;
 use crate::records::{Moved, Records};
-use crate::run_dir::{self, METRICS_FILE};
-
-/// When a run was resumed, from which checkpoint, and with what changed: one record each time.
-pub const RESUMES_FILE: &str = "resumes.jsonl";
+use crate::run_dir;
+use crate::run_files::{METRICS_FILE, RESUMES_FILE};
 
 /// A run that goes on.
 pub(crate) struct Resumed {
@@ -159,20 +157,14 @@ fn skipped_samples(metrics: &Path) -> Result<BTreeSet<String>, TrainError> {
     Ok(records.into_iter().flat_map(|record| record.skipped_samples).collect())
 }
 
-/// The sampler of a run that begins, whose records are written into its directory.
-///
-/// # Errors
-/// `TrainError::Io`.
+/// The sampler of a run that begins, and the records that go into its directory.
 pub(crate) fn first_sampler(
-    run_dir: &Path,
     given: &dyn ExampleSource,
     source: &dyn ExampleSource,
     config: &TrainConfig,
-) -> Result<BatchSampler, TrainError> {
+) -> (BatchSampler, Option<Records>) {
     let (window, seed, grouping) = (config.batch.window(), config.seed, config.data.grouping);
     let shapes = BatchSampler::shapes(source, grouping);
-    if let Some(records) = Records::of(given, &shapes) {
-        records.write(run_dir)?;
-    }
-    Ok(BatchSampler::of_shapes(shapes, window, seed, grouping))
+    let records = Records::of(given, &shapes);
+    (BatchSampler::of_shapes(shapes, window, seed, grouping), records)
 }

@@ -8,17 +8,8 @@ use dualspeed_core::files;
 use crate::checkpoint::Checkpoints;
 use crate::config::TrainConfig;
 use crate::error::TrainError;
-use crate::lock::LOCK_FILE;
-use crate::origins::{ORIGINS_FILE, Origins};
-use crate::records::RECORDS_FILE;
-use crate::resume::RESUMES_FILE;
-
-/// What a run writes into its directory.
-pub const CONFIG_FILE: &str = "config.toml";
-/// One record per optimiser step.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-/// One record per validation.
-pub const VALIDATION_FILE: &str = "validation.jsonl";
+use crate::origins::Origins;
+use crate::run_files::*;
 
 /// Refuses a directory that holds anything but a lock, unless `overwrite` is set; says whether it does.
 ///

@@ -62,6 +62,8 @@ pub struct TrainInput<B: Backend> {
     pub mode: Mode,
     /// Whether it is the last micro-batch of that step.
     pub last: bool,
+    /// Ids of samples of that step that were left out; with its first micro-batch.
+    pub skipped: Vec<String>,
     pub(crate) runtime: Arc<TrainRuntime<B>>,
 }
 
@@ -121,6 +123,8 @@ pub struct MicroOutput<B: AutodiffBackend> {
     pub time: TimeSplit,
     /// Ids of the samples.
     pub samples: Vec<String>,
+    /// Ids of samples that were left out.
+    pub skipped: Vec<String>,
     /// The finished record, when this announces a whole step to Burn's metrics.
     pub record: Option<StepRecord>,
 }
@@ -128,7 +132,14 @@ pub struct MicroOutput<B: AutodiffBackend> {
 impl<B: AutodiffBackend> MicroOutput<B> {
     fn empty() -> Self {
         let (counts, time) = (Counts::default(), TimeSplit::default());
-        Self { parts: BTreeMap::new(), counts, time, samples: Vec::new(), record: None }
+        let (samples, skipped) = (Vec::new(), Vec::new());
+        Self { parts: BTreeMap::new(), counts, time, samples, skipped, record: None }
+    }
+
+    /// A micro-batch of which nothing came, or that was not tried.
+    pub(crate) fn of_samples(samples: Vec<String>) -> Self {
+        let counts = Counts { samples: samples.len(), ..Counts::default() };
+        Self { counts, samples, ..Self::empty() }
     }
 
     /// Carries a record to Burn's metrics.
@@ -152,6 +163,7 @@ impl<B: AutodiffBackend> MicroOutput<B> {
         self.counts.add(&other.counts);
         self.time.add(&other.time);
         self.samples.extend(other.samples);
+        self.skipped.extend(other.skipped);
         self
     }
 }
@@ -231,6 +243,11 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
         input: &TrainInput<B>,
     ) -> Result<(GradientsParams, MicroOutput<B>), TrainError> {
         let TrainInput { batch, step, mode, runtime, .. } = input;
+        if batch.sample_ids.is_empty() {
+            // Every sample of the step was left out: it changes nothing.
+            let skipped = input.skipped.clone();
+            return Ok((GradientsParams::new(), MicroOutput { skipped, ..MicroOutput::empty() }));
+        }
         let (config, model) = (&runtime.config, &self.llava);
         let (pruner, objective) = (&*runtime.pruner, &*runtime.objective);
         let ctx = StepContext {
@@ -277,7 +294,8 @@ impl<B: AutodiffBackend> DualSpeedModel<B> {
             (part.name, PartSum { sum, tokens, weight })
         });
         let (parts, samples) = (parts.collect(), batch.sample_ids.clone());
-        Ok((grads, MicroOutput { parts, counts, time, samples, record: None }))
+        let skipped = input.skipped.clone();
+        Ok((grads, MicroOutput { parts, counts, time, samples, skipped, record: None }))
     }
 }
 

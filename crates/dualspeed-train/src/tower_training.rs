@@ -4,6 +4,7 @@
 //! No scene is seen twice: step `s` renders scenes `s * batch ..` of the training split. CPU
 //! threads render ahead of the device.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -166,7 +167,11 @@ pub fn train_tower<B: AutodiffBackend>(
                 100.0 * object,
                 done as f64 * config.batch as f64 / seconds
             );
-            if progress { bar.suspend(|| println!("{line}")) } else { tracing::info!("{line}") }
+            match progress {
+                // Nobody need hear it: what counts is the tower.
+                true => bar.suspend(|| drop(writeln!(std::io::stdout(), "{line}"))),
+                false => tracing::info!("{line}"),
+            }
         }
     }
     bar.finish_and_clear();

@@ -18,6 +18,7 @@ use crate::checkpoint::{
 };
 use crate::config::{TrainConfig, invalid};
 use crate::dataloader::{TrainLoader, ValidLoader};
+use crate::disk;
 use crate::doors::Doors;
 use crate::error::TrainError;
 use crate::error_slot::ErrorSlot;
@@ -34,9 +35,10 @@ use crate::optim::{GroupedAdamW, HostMoments, Moments};
 use crate::origins::Origins;
 use crate::resume::{Resumed, first_sampler};
 use crate::run_dir;
+use crate::samples::{SampleCheck, sequence_limits};
 use crate::state::import_trainables;
 use crate::step::{DualSpeedModel, TrainRuntime, ValidRuntime};
-use crate::strategy::{DualSpeedStrategy, Reached};
+use crate::strategy::{Begin, DualSpeedStrategy, Reached};
 
 /// Everything a run needs. [`TrainJob::new`] fills in what is usual.
 pub struct TrainJob<B: AutodiffBackend> {
@@ -64,8 +66,12 @@ pub struct TrainJob<B: AutodiffBackend> {
     pub save: bool,
     /// What the model's weights came from, by content; tokenizers and data are added to it.
     pub origins: Origins,
-    /// Set it to end the run after the current step, with a checkpoint.
+    /// Set it to end the run after the current micro-batch or step, with a checkpoint of the steps that are whole; reads that
+    /// hang, validation and the computation of features are given up.
     pub interrupt: Arc<AtomicBool>,
+    /// Is set once a step is done: until then there is nothing that ending the program at once would lose, and reads that hang
+    /// may keep the run from looking at `interrupt`.
+    pub begun: Arc<AtomicBool>,
     /// What the config may name.
     pub doors: Doors<B>,
 }
@@ -92,6 +98,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             save: true,
             origins: Origins::default(),
             interrupt: Arc::new(AtomicBool::new(false)),
+            begun: Arc::new(AtomicBool::new(false)),
             doors: Doors::default(),
         }
     }
@@ -118,8 +125,9 @@ pub struct TrainOutcome<B: AutodiffBackend> {
 /// Trains.
 ///
 /// # Errors
-/// Bad config, a run directory in use, a foreign or damaged checkpoint, unreadable samples, a loss
-/// that is not a number, a disk that is full. The newest checkpoint survives all of them.
+/// Bad config, a run directory in use or without room, a foreign or damaged checkpoint: nothing is written then, and an earlier
+/// run in the directory is as it was. [`TrainError::Ended`] once a step is done: unreadable samples, too many steps in a row
+/// that are skipped, a device that fails, a disk that is full. What was done is saved first where it can be, and says where.
 pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, TrainError> {
     job.config.validate()?;
     // What is left to the stage is decided here, once: the run uses, records and compares what it wrote down.
@@ -139,6 +147,8 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
     let checkpoints = Checkpoints::new(&job.run_dir, config.checkpoint.keep);
     let fingerprint = job.train.fingerprint();
     let origins = job.origins.with_tokenizers(&config)?;
+    let samples_check = SampleCheck::new(&config, sequence_limits(&config, &*pruner));
+    let valid_check = samples_check.clone().full_view();
     // Until the end: nobody else writes here.
     let _lock = RunLock::take(&job.run_dir)?;
     let mut resumed = if job.resume {
@@ -162,6 +172,11 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             advice: "every parameter of the model is frozen; use stage single, or a model that is not wrapped".into(),
         });
     }
+    // A parameter and its two moments, in f32.
+    let checkpoint = params.iter().map(|param| 12 * param.shape.iter().product::<usize>() as u64);
+    let checkpoint = if job.save { checkpoint.sum() } else { 0 };
+    let keep = config.checkpoint.keep + config.checkpoint.keep_best;
+    disk::probe(&job.run_dir, checkpoint, keep)?;
     let rates = config.group_rates();
     let optim = GroupedAdamW::<B>::new(config.adamw(), rates, config.optim.max_grad_norm, &params);
     let mut start = Reached::default();
@@ -175,6 +190,14 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start = Reached { step: state.step, totals: state.totals, interrupted: false };
     }
 
+    // The same data within the same limits was checked when the run began.
+    if !job.resume {
+        let shown = job.progress == Progress::Bar;
+        samples_check.whole("data.train", &*job.train, &job.interrupt, shown)?;
+        if let Some(valid) = job.valid.as_ref().filter(|_| config.validation.every > 0) {
+            valid_check.whole("data.valid", &**valid, &job.interrupt, shown)?;
+        }
+    }
     let samples = job
         .valid
         .as_ref()
@@ -191,6 +214,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             samples,
             progress: job.progress == Progress::Bar,
             interrupt: Some(&*job.interrupt),
+            on_error: config.data.on_error,
         };
         let needs = work(pruner.needs(), usize::MAX);
         features = configured(section, &*tower, &job.train, needs, &device)?.map(Arc::new);
@@ -204,20 +228,24 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
             }
         }
     }
-    // What can take hours and fail has succeeded.
-    if !job.resume {
-        let origins = origins.with_data(&*job.train, valid.as_deref());
-        run_dir::create(&job.run_dir, job.overwrite, &config, &origins)?;
-    }
     // Examples without pixels are free to read; the cache has them when it was computed from this
     // data.
     let source = match &features {
         Some(cache) if cache.source().fingerprint() == fingerprint => cache.source(),
         _ => job.train.clone(),
     };
-    let sampler = match &resumed {
-        Some(resumed) => resumed.sampler(&*source, &config),
-        None => first_sampler(&job.run_dir, &*job.train, &*source, &config)?,
+    let (sampler, begin) = match &resumed {
+        Some(resumed) => (resumed.sampler(&*source, &config), None),
+        None => {
+            let (sampler, records) = first_sampler(&*job.train, &*source, &config);
+            let origins = origins.with_data(&*job.train, valid.as_deref());
+            let (dir, config, overwrite) = (job.run_dir.clone(), config.clone(), job.overwrite);
+            let begin: Begin = Box::new(move || {
+                run_dir::create(&dir, overwrite, &config, &origins)?;
+                records.map_or(Ok(()), |records| records.write(&dir))
+            });
+            (sampler, Some(begin))
+        }
     };
     let total_steps = config.total_steps(sampler.steps_per_epoch());
     // What loading and rounding the weights, and the tower, left behind.
@@ -247,15 +275,23 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         errors: errors.clone(),
     });
     let train_loader = TrainLoader {
-        plan: WindowPlan { source, sampler: Arc::new(sampler), micro_batch: config.batch.size },
+        plan: WindowPlan {
+            source,
+            sampler: Arc::new(sampler),
+            micro_batch: config.batch.size,
+            samples: samples_check,
+        },
         steps: start.step..total_steps,
         workers: config.data.worker_count(),
+        stop: job.interrupt.clone(),
         runtime,
     };
     let valid_loader = ValidLoader {
         source: valid,
         range: 0..samples,
         batch: config.batch.size,
+        samples: valid_check,
+        stop: job.interrupt.clone(),
         runtime: valid_runtime,
     };
     let lr_schedule = config.lr_schedule(total_steps).starting_at(start.step);
@@ -273,11 +309,13 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         metrics: run_metrics.clone(),
         checkpoints,
         run_dir: job.run_dir.clone(),
+        begin: Mutex::new(begin),
         device: strategy_device,
         save: job.save,
         start,
         total_steps,
         interrupt: job.interrupt,
+        begun: job.begun,
         errors: errors.clone(),
         reached: Mutex::new(start),
     });

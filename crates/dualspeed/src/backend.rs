@@ -8,8 +8,11 @@ use dualspeed_ops::AutodiffBackend;
 compile_error!("dualspeed needs at least one backend feature: ndarray, flex, wgpu or cuda");
 
 /// The name of a backend; only those compiled in exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
+    /// An NVIDIA GPU where there is one, else the fastest of the others that are compiled in.
+    #[default]
+    Auto,
     /// Burn's ndarray backend on the CPU, f32.
     #[cfg(feature = "ndarray")]
     Ndarray,
@@ -24,25 +27,39 @@ pub enum BackendChoice {
     Cuda,
 }
 
-impl Default for BackendChoice {
-    /// The fastest one compiled in: cuda, then wgpu, then flex, then ndarray; with the default
-    /// features that is ndarray.
-    fn default() -> Self {
-        #[allow(unreachable_code)]
-        {
-            #[cfg(feature = "cuda")]
-            return Self::Cuda;
-            #[cfg(feature = "wgpu")]
-            return Self::Wgpu;
-            #[cfg(feature = "ndarray")]
-            return Self::Ndarray;
-            #[cfg(feature = "flex")]
-            return Self::Flex;
+impl BackendChoice {
+    /// The backend that this stands for, by preference: cuda if the driver finds device number `index`, wgpu, flex, ndarray, and
+    /// cuda without a device if nothing else is compiled in.
+    pub fn resolve(self, index: usize) -> Self {
+        #[cfg(not(feature = "cuda"))]
+        let _ = index;
+        match self {
+            Self::Auto => {
+                #[allow(unreachable_code)]
+                {
+                    #[cfg(feature = "cuda")]
+                    if dualspeed_ops::cuda::device_count() > index {
+                        return Self::Cuda;
+                    }
+                    #[cfg(feature = "wgpu")]
+                    return Self::Wgpu;
+                    #[cfg(feature = "flex")]
+                    return Self::Flex;
+                    #[cfg(feature = "ndarray")]
+                    return Self::Ndarray;
+                    #[cfg(feature = "cuda")]
+                    return Self::Cuda;
+                }
+            }
+            named => named,
         }
     }
-}
 
-impl BackendChoice {
+    /// The backends that are compiled in.
+    pub fn compiled_in() -> impl Iterator<Item = Self> {
+        Self::value_variants().iter().copied().filter(|choice| *choice != Self::Auto)
+    }
+
     /// The name on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
@@ -64,7 +81,8 @@ impl BackendChoice {
     /// For wgpu, 0 is whatever adapter the system prefers, a software one included, and n the n-th
     /// discrete GPU.
     pub fn run<T: BackendTask>(self, index: usize, task: T) -> T::Output {
-        match self {
+        match self.resolve(index) {
+            Self::Auto => unreachable!("a backend stands for itself"),
             #[cfg(feature = "ndarray")]
             Self::Ndarray => {
                 let _ = index;

@@ -22,11 +22,16 @@
 //! | [`experiment`] | data sets, tower features and one training with its evaluation, as quickstart and ablations need it |
 //! | [`extensions`] | parts of another crate, known to every command |
 //! | [`files`] | files of results that are there whole or not at all |
-//! | [`interrupt`] | Ctrl-C |
+//! | [`interrupt`] | SIGINT, SIGTERM, SIGHUP |
+//! | [`output`] | standard output and standard error, which may be gone |
 //! | [`pipeline`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
 //! | [`quickstart`] | three models, one table, one report |
 //! | [`report`] | plots, pages, tables, pictures |
 //! | [`run_dir`] | run directories: what a run started from, and the model it ended with |
+//! | [`whole_dir`] | directories that are there whole or not at all |
+
+// They panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 /// The Burn that the traits here are written in.
 pub use burn;
@@ -38,7 +43,9 @@ pub use dualspeed_train as train;
 
 pub mod assets;
 pub mod backend;
+mod base_text;
 pub mod bench;
+pub mod checkpoint_text;
 pub mod cli;
 pub mod clip;
 mod commands;
@@ -48,11 +55,13 @@ pub mod extensions;
 pub mod files;
 pub mod interrupt;
 mod origins;
+pub mod output;
 mod patch_contributions;
 pub mod pipeline;
 pub mod quickstart;
 pub mod report;
 pub mod run_dir;
+pub mod whole_dir;
 
 /// The names that most programs import.
 pub mod prelude {

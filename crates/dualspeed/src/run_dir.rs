@@ -12,6 +12,7 @@ use dualspeed_train::{
     Origin, Origins, TrainConfig, TrainError, check_format, load_trained, run_and_step,
 };
 
+use crate::base_text::adopt_text;
 use crate::embedded_tower;
 use crate::origins::{of_checkpoint, of_embedded_tower, of_run};
 
@@ -57,18 +58,21 @@ pub fn is_checkpoint(dir: &Path) -> bool {
 /// the runs that `init_from` leads to; without such a checkpoint nothing changes.
 ///
 /// Isolator, adapters, lengths, precision and what becomes of newlines and positions after pruning stay as configured.
-/// Generated scenes are then in the words of the checkpoint's tokenizer.
+/// Generated scenes are then in the words of the checkpoint's tokenizer. Conversations from disk are written out, tokenized, and
+/// their pictures fitted, as the checkpoint has it, unless the configuration says otherwise; what was taken is told in the lines
+/// that are returned.
 ///
 /// # Errors
 /// If the checkpoint cannot be read or is no LLaVA.
-pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
-    let Some(dir) = resolve_base_checkpoint(config)? else { return Ok(()) };
+pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<Vec<String>> {
+    let Some(dir) = resolve_base_checkpoint(config)? else { return Ok(Vec::new()) };
     let tokenizer = dir.join("tokenizer.json");
     for data in [Some(&mut config.data.train), config.data.valid.as_mut()].into_iter().flatten() {
         if data.llava_json.is_none() && data.tokenizer.is_none() && tokenizer.is_file() {
             data.tokenizer = Some(tokenizer.clone());
         }
     }
+    let notes = adopt_text(config, &dir)?;
     let checkpoint = Checkpoint::open(&dir, &LoadOptions::default())?;
     let Architecture::Llava(base) = &checkpoint.config.architecture else {
         anyhow::bail!("{} is no LLaVA; training starts from a model with vision", dir.display())
@@ -80,7 +84,7 @@ pub fn adopt_base_checkpoint(config: &mut TrainConfig) -> anyhow::Result<()> {
     model.text = base.text.clone();
     model.mm_projector_type = base.mm_projector_type.clone();
     model.validate()?;
-    Ok(())
+    Ok(notes)
 }
 
 /// The published checkpoint that `config.init_from` names, or that the first of the runs it leads to started from.

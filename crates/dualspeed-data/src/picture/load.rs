@@ -1,35 +1,20 @@
 //! Bytes to RGB pixels, with limits checked before anything is decoded.
 //!
-//! Decisions:
-//!  - animations (GIF, WebP, APNG) give their first frame, and [`LoadedImage::animated`] says so;
-//!  - transparency is composed over white (LLaVA drops the alpha channel and shows whatever colour lies under it);
-//!  - 16-bit, grey, palette and CMYK images become 8-bit RGB;
-//!  - EXIF orientation is not applied, as in LLaVA's code;
-//!  - a JPEG without its end marker is an error: decoders fill the missing part with grey and say nothing.
+//! Pixels are those of Pillow's `convert("RGB")`, so those that LLaVA and transformers see, but for the choices of
+//! [`ImageLoading`]. Animations (GIF, WebP, APNG) give their first frame, and [`LoadedImage::animated`] says so. Files that
+//! end early are errors: decoders fill the missing part with grey and say nothing.
 
 use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
-use serde::{Deserialize, Serialize};
 
+use super::file::{printable, read_image_file};
+use super::jpeg::{self, JpegError};
+use super::loading::{ImageLoading, Transparency};
+use super::png;
 use crate::error::ImageError;
-
-/// How large an image may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ImageLimits {
-    /// Largest width or height, in pixels.
-    pub max_side: u32,
-    /// Largest width x height, in pixels.
-    pub max_pixels: u64,
-}
-
-impl Default for ImageLimits {
-    fn default() -> Self {
-        Self { max_side: 16_384, max_pixels: 64 << 20 }
-    }
-}
 
 /// A decoded image.
 #[derive(Clone, Debug)]
@@ -43,12 +28,13 @@ pub struct LoadedImage {
 /// Reads and decodes an image file.
 ///
 /// # Errors
-/// If the file is missing, empty, truncated, too large, of zero size, or of an unknown or broken format.
-pub fn load_image(path: impl AsRef<Path>, limits: &ImageLimits) -> Result<LoadedImage, ImageError> {
-    let name = path.as_ref().display().to_string();
-    let bytes =
-        std::fs::read(&path).map_err(|source| ImageError::Read { name: name.clone(), source })?;
-    decode_image(&bytes, &name, limits)
+/// If the file is missing, no ordinary file, empty, truncated, too large, of zero size, or of an unknown or broken format.
+pub fn load_image(
+    path: impl AsRef<Path>,
+    loading: &ImageLoading,
+) -> Result<LoadedImage, ImageError> {
+    let bytes = read_image_file(path.as_ref(), loading)?;
+    decode_image(&bytes, &printable(path.as_ref()), loading)
 }
 
 /// Decodes an image; `name` is what errors call it.
@@ -58,42 +44,77 @@ pub fn load_image(path: impl AsRef<Path>, limits: &ImageLimits) -> Result<Loaded
 pub fn decode_image(
     bytes: &[u8],
     name: &str,
-    limits: &ImageLimits,
+    loading: &ImageLoading,
 ) -> Result<LoadedImage, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::EmptyFile { name: name.into() });
     }
     let format =
         image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat { name: name.into() })?;
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(ImageError::Truncated {
-            name: name.into(),
-            reason: "the end marker is missing".into(),
-        });
+    let (image, animated, exif) = match format {
+        ImageFormat::Jpeg => {
+            let failed = |error| jpeg_error(name, error);
+            let (width, height) = jpeg::size(bytes).map_err(failed)?;
+            check_size(name, width, height, loading)?;
+            let (pixels, exif) = jpeg::decode(bytes).map_err(failed)?;
+            (pixels.into(), false, exif.map(<[u8]>::to_vec))
+        }
+        ImageFormat::Png => {
+            if let Some((width, height)) = announced_size(bytes, format) {
+                check_size(name, width, height, loading)?;
+            }
+            let decoded = png::decode(bytes, loading.grey16);
+            let png = decoded.map_err(|error| png_error(name, error))?;
+            (png.image, png.animated, png.exif)
+        }
+        _ => {
+            let image = decode_other(bytes, name, format, loading)?;
+            (image, is_animated(bytes, format, loading), webp_exif(bytes).map(<[u8]>::to_vec))
+        }
+    };
+    let mut image = DynamicImage::from(to_rgb(image, loading.transparency));
+    let orientation = exif.as_deref().and_then(Orientation::from_exif_chunk);
+    if let Some(orientation) = orientation.filter(|_| loading.exif_orientation) {
+        image.apply_orientation(orientation);
     }
+    Ok(LoadedImage { pixels: image.into_rgb8(), animated })
+}
+
+/// Formats that are left to the `image` crate.
+fn decode_other(
+    bytes: &[u8],
+    name: &str,
+    format: ImageFormat,
+    loading: &ImageLoading,
+) -> Result<DynamicImage, ImageError> {
     if let Some((width, height)) = announced_size(bytes, format) {
-        check_size(name, width, height, limits)?;
+        check_size(name, width, height, loading)?;
     }
     let fail = |error| decode_error(name, error);
-    let mut decoder =
-        ImageReader::with_format(Cursor::new(bytes), format).into_decoder().map_err(fail)?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(allocation(loading));
+    let mut decoder = reader.into_decoder().map_err(fail)?;
     let (width, height) = decoder.dimensions();
-    check_size(name, width, height, limits)?;
-    decoder.set_limits(allocation(limits)).map_err(fail)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(fail)?;
-    Ok(LoadedImage { pixels: over_white(image), animated: is_animated(bytes, format, limits) })
+    check_size(name, width, height, loading)?;
+    decoder.set_limits(allocation(loading)).map_err(fail)?;
+    DynamicImage::from_decoder(decoder).map_err(fail)
 }
 
 /// 16 bytes a pixel (RGBA f32) for the result, as much again for the decoder's own buffers.
-fn allocation(limits: &ImageLimits) -> image::Limits {
+fn allocation(loading: &ImageLoading) -> image::Limits {
     let mut allocation = image::Limits::default();
-    allocation.max_alloc = Some(limits.max_pixels.saturating_mul(32));
+    allocation.max_alloc = Some(loading.max_pixels.saturating_mul(32));
     allocation
 }
 
-fn check_size(name: &str, width: u32, height: u32, limits: &ImageLimits) -> Result<(), ImageError> {
+fn check_size(
+    name: &str,
+    width: u32,
+    height: u32,
+    loading: &ImageLoading,
+) -> Result<(), ImageError> {
     let name = name.to_string();
-    let ImageLimits { max_side, max_pixels } = *limits;
+    let ImageLoading { max_side, max_pixels, .. } = *loading;
     if width == 0 || height == 0 {
         return Err(ImageError::ZeroSize { name, width, height });
     }
@@ -120,6 +141,41 @@ fn announced_size(bytes: &[u8], format: ImageFormat) -> Option<(u32, u32)> {
     }
 }
 
+/// The EXIF block of a WebP file, without a prefix.
+fn webp_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.strip_prefix(b"RIFF")?.get(4..)?.strip_prefix(b"WEBP")?;
+    while let Some((kind, after)) = rest.split_first_chunk::<4>() {
+        let (size, after) = after.split_first_chunk::<4>()?;
+        let size = u32::from_le_bytes(*size) as usize;
+        if kind == b"EXIF" {
+            let exif = after.get(..size)?;
+            return Some(exif.strip_prefix(b"Exif\0\0").unwrap_or(exif));
+        }
+        // Chunks are padded to an even length.
+        rest = after.get(size.checked_add(size % 2)?..)?;
+    }
+    None
+}
+
+fn jpeg_error(name: &str, error: JpegError) -> ImageError {
+    let name = name.to_string();
+    match error {
+        JpegError::Truncated(reason) => ImageError::Truncated { name, reason: reason.into() },
+        JpegError::Broken(reason) => ImageError::Decode { name, reason: reason.into() },
+        JpegError::Unsupported(kind) => {
+            ImageError::Decode { name, reason: format!("{kind} is not supported") }
+        }
+    }
+}
+
+fn png_error(name: &str, error: ::png::DecodingError) -> ImageError {
+    let name = name.to_string();
+    match png::ended_early(&error) {
+        true => ImageError::Truncated { name, reason: "the data ends early".into() },
+        false => ImageError::Decode { name, reason: error.to_string() },
+    }
+}
+
 fn decode_error(name: &str, error: image::ImageError) -> ImageError {
     let name = name.to_string();
     // Decoders wrap "ran out of bytes" in errors of their own; the chain of sources tells.
@@ -136,39 +192,21 @@ fn decode_error(name: &str, error: image::ImageError) -> ImageError {
     ImageError::Decode { name, reason: error.to_string() }
 }
 
-/// Walks the segments up to the first scan, then looks for the end-of-image marker. (Thumbnails with an end marker
-/// of their own lie inside segments; within a scan the byte FF is always followed by 00 or a restart marker.)
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    while let Some(&[0xff, marker]) = bytes.get(at..at + 2) {
-        match marker {
-            0xff => at += 1,
-            0xda => return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]),
-            _ => match bytes.get(at + 2..at + 4) {
-                Some(&[high, low]) => at += 2 + usize::from(u16::from_be_bytes([high, low])),
-                _ => return false,
-            },
-        }
-    }
-    false
-}
-
-fn is_animated(bytes: &[u8], format: ImageFormat, limits: &ImageLimits) -> bool {
+fn is_animated(bytes: &[u8], format: ImageFormat, loading: &ImageLoading) -> bool {
     use image::AnimationDecoder;
-    use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+    use image::codecs::{gif::GifDecoder, webp::WebPDecoder};
     let cursor = Cursor::new(bytes);
     match format {
         ImageFormat::Gif => GifDecoder::new(cursor).is_ok_and(|mut decoder| {
-            let limited = decoder.set_limits(allocation(limits)).is_ok();
+            let limited = decoder.set_limits(allocation(loading)).is_ok();
             limited && decoder.into_frames().take(2).count() > 1
         }),
         ImageFormat::WebP => WebPDecoder::new(cursor).is_ok_and(|d| d.has_animation()),
-        ImageFormat::Png => PngDecoder::new(cursor).is_ok_and(|d| d.is_apng().unwrap_or(false)),
         _ => false,
     }
 }
 
-fn over_white(image: DynamicImage) -> RgbImage {
+fn to_rgb(image: DynamicImage, transparency: Transparency) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
     }
@@ -180,7 +218,10 @@ fn over_white(image: DynamicImage) -> RgbImage {
             let sum = u32::from(c) * u32::from(alpha) + 255 * (255 - u32::from(alpha));
             ((sum + 127) / 255) as u8
         };
-        to.0 = [over(r), over(g), over(b)];
+        to.0 = match transparency {
+            Transparency::Drop => [r, g, b],
+            Transparency::White => [over(r), over(g), over(b)],
+        };
     }
     rgb
 }

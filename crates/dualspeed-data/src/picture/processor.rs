@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use image::RgbImage;
-use image::imageops;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::host_image::HostImage;
-use super::load::{ImageLimits, decode_image, load_image};
-use super::resample::{Filter, resize_padded, resize_rgb};
+use super::load::{decode_image, load_image};
+use super::loading::ImageLoading;
+use super::resample::Filter;
+use super::resize::{resize_cropped, resize_padded, resize_rgb};
 use crate::error::{ImageError, ImageProcessorError};
 
 /// How a rectangle becomes a square.
@@ -37,8 +38,8 @@ pub struct ImageProcessor {
     pub mean: [f32; 3],
     /// Standard deviation of red, green and blue, on a scale of 0 to 1.
     pub std: [f32; 3],
-    /// Larger images are refused.
-    pub limits: ImageLimits,
+    /// How files become pixels, before all else.
+    pub loading: ImageLoading,
 }
 
 impl Default for ImageProcessor {
@@ -52,12 +53,15 @@ impl Default for ImageProcessor {
 const CLIP: [[f32; 3]; 2] =
     [[0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]];
 
+/// Largest side of a result, in pixels.
+const MAX_SIZE: usize = 16_384;
+
 impl ImageProcessor {
     /// Makes a processor of plain numbers: the side of its results in pixels, how rectangles become squares, and mean and
     /// standard deviation of the three channels on a scale of 0 to 1 (`None`: CLIP's).
     pub fn new(size: usize, fit: FitMode, normalisation: Option<[[f32; 3]; 2]>) -> Self {
         let [mean, std] = normalisation.unwrap_or(CLIP);
-        Self { size, fit, mean, std, limits: ImageLimits::default() }
+        Self { size, fit, mean, std, loading: ImageLoading::default() }
     }
 
     /// Makes a processor with CLIP's normalisation.
@@ -73,8 +77,8 @@ impl ImageProcessor {
         let refuse = |field, value, expected| {
             Err(ImageProcessorError::OutOfRange { field, value, expected })
         };
-        if self.size == 0 || self.size > self.limits.max_side as usize {
-            let expected = format!("1 to {} pixels", self.limits.max_side);
+        if self.size == 0 || self.size > MAX_SIZE {
+            let expected = format!("1 to {MAX_SIZE} pixels");
             return refuse("size", self.size.to_string(), expected);
         }
         if !self.std.iter().all(|&std| std > 0.0 && std.is_finite()) {
@@ -100,15 +104,8 @@ impl ImageProcessor {
                 let shorter = u64::from(width.min(height).max(1));
                 let scaled =
                     |side: u32| (u64::from(side) * u64::from(size) / shorter).max(1) as u32;
-                // A long thin image is cut first: only what ends in the square is worth resizing.
-                let (w, h) =
-                    (width.min(height.saturating_mul(2)), height.min(width.saturating_mul(2)));
-                let cut =
-                    imageops::crop_imm(image, (width - w) / 2, (height - h) / 2, w, h).to_image();
-                let resized =
-                    resize_rgb(&cut, scaled(w).max(size), scaled(h).max(size), Filter::Bicubic);
-                let (left, top) = ((resized.width() - size) / 2, (resized.height() - size) / 2);
-                imageops::crop_imm(&resized, left, top, size, size).to_image()
+                let to = (scaled(width).max(size), scaled(height).max(size));
+                resize_cropped(image, to, size, Filter::Bicubic)
             }
         }
     }
@@ -148,7 +145,7 @@ pub fn preprocess_image(
     path: impl AsRef<Path>,
     processor: &ImageProcessor,
 ) -> Result<HostImage, ImageError> {
-    Ok(processor.process(&load_image(path, &processor.limits)?.pixels))
+    Ok(processor.process(&load_image(path, &processor.loading)?.pixels))
 }
 
 /// Decodes and processes an image; `name` is what errors call it.
@@ -160,5 +157,5 @@ pub fn preprocess_bytes(
     name: &str,
     processor: &ImageProcessor,
 ) -> Result<HostImage, ImageError> {
-    Ok(processor.process(&decode_image(bytes, name, &processor.limits)?.pixels))
+    Ok(processor.process(&decode_image(bytes, name, &processor.loading)?.pixels))
 }

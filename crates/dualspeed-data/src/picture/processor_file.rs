@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::load::ImageLimits;
+use super::loading::ImageLoading;
 use super::processor::{FitMode, ImageProcessor};
 use crate::error::{DataError, ImageProcessorError};
 
@@ -51,7 +51,12 @@ impl ProcessorFile {
     pub fn to_json(&self) -> Value {
         let ImageProcessor { size, fit, mean, std, .. } = &self.processor;
         let square = serde_json::json!({ "height": size, "width": size });
-        let kind = if self.pinpoints.is_some() { "LlavaNext" } else { "CLIP" };
+        // CLIP's class ignores `do_pad`.
+        let kind = match (&self.pinpoints, fit) {
+            (Some(_), _) => "LlavaNext",
+            (None, FitMode::Pad) => "Llava",
+            (None, FitMode::CentreCrop | FitMode::Resize) => "CLIP",
+        };
         let size = match fit {
             FitMode::CentreCrop => serde_json::json!({ "shortest_edge": size }),
             FitMode::Resize | FitMode::Pad => square.clone(),
@@ -109,7 +114,7 @@ fn parse(json: &Value) -> Result<ProcessorFile, String> {
     let processor = ImageProcessor {
         mean: channels(json, "image_mean", clip.mean)?,
         std: channels(json, "image_std", clip.std)?,
-        limits: ImageLimits::default(),
+        loading: ImageLoading::default(),
         ..clip
     };
     processor.validate().map_err(|error| error.to_string())?;

@@ -1,7 +1,5 @@
-//! Separable, antialiased resampling, after Pillow's `Image.resize` (src/libImaging/Resample.c): the filter is
-//! stretched by the scale when shrinking, so that every input pixel counts.
-
-use image::RgbImage;
+//! Separable, antialiased resampling in 32-bit floats, for pixels with premultiplied alpha: the filter is stretched by the
+//! scale when shrinking, so that every input pixel counts. (Photographs take [`resize`](super::resize_rgb), in integers.)
 
 /// The resampling kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +11,26 @@ pub enum Filter {
 }
 
 impl Filter {
+    /// How far the filter reaches, in pixels.
+    pub(super) fn support_f64(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    /// The weight at a distance, in Pillow's order of operations.
+    pub(super) fn weight_f64(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        let x = x.abs();
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
+            Self::Bicubic => 0.0,
+        }
+    }
+
     fn support(self) -> f32 {
         match self {
             Self::Bilinear => 1.0,
@@ -88,44 +106,6 @@ pub fn resample<const C: usize>(
             }
         }
         result.extend(line.iter().map(|sum| sum.map(&finish)));
-    }
-    result
-}
-
-/// Resizes an RGB image, rounding to 8 bits after each pass as Pillow does.
-pub fn resize_rgb(image: &RgbImage, to_width: u32, to_height: u32, filter: Filter) -> RgbImage {
-    let size = image.dimensions();
-    resize_padded(image, size, [0; 3], (to_width, to_height), filter)
-}
-
-/// Centres an RGB image on a canvas of one colour (no smaller than the image) and resizes the whole.
-pub fn resize_padded(
-    image: &RgbImage,
-    canvas: (u32, u32),
-    colour: [u8; 3],
-    to: (u32, u32),
-    filter: Filter,
-) -> RgbImage {
-    let [left, top] =
-        [canvas.0 - image.width(), canvas.1 - image.height()].map(|gap| (gap / 2) as usize);
-    let width = image.width() as usize;
-    let resized = resample(
-        |y, row| {
-            row.fill(colour.map(f32::from));
-            let line =
-                y.checked_sub(top).and_then(|y| image.as_raw().chunks_exact(width * 3).nth(y));
-            for (to, from) in row[left..].iter_mut().zip(line.unwrap_or_default().chunks_exact(3)) {
-                *to = [from[0], from[1], from[2]].map(f32::from);
-            }
-        },
-        (canvas.0 as usize, canvas.1 as usize),
-        (to.0 as usize, to.1 as usize),
-        filter,
-        |value| value.round().clamp(0.0, 255.0),
-    );
-    let mut result = RgbImage::new(to.0, to.1);
-    for (to, from) in result.pixels_mut().zip(&resized) {
-        to.0 = from.map(|value| value as u8);
     }
     result
 }

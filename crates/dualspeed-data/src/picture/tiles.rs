@@ -6,7 +6,8 @@ use image::{Rgb, RgbImage, imageops};
 
 use super::host_image::HostImage;
 use super::processor::{FitMode, ImageProcessor};
-use super::resample::{Filter, resize_rgb};
+use super::resample::Filter;
+use super::resize::resize_rgb;
 use super::tiling::{Tiling, fitted_size};
 use crate::error::ImageError;
 

@@ -109,7 +109,7 @@ impl SceneSource {
             }
             images.push(Arc::new(self.processor.process(&render(&scene))));
         }
-        let encoded = encode_training(&conversation, self.config.template, &self.tokenizer, None)?;
+        let encoded = encode_training(&conversation, &self.config.template, &self.tokenizer, None)?;
         let questions = questions
             .into_iter()
             .zip(&encoded.answers)

@@ -1,5 +1,6 @@
 //! Examples held in memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -7,13 +8,14 @@ use rayon::prelude::*;
 use super::{ExampleSource, Modality};
 use crate::error::DataError;
 use crate::example::Example;
-use crate::picture::HostImage;
 use crate::text::{Template, TextTokenizer};
 
 /// Examples made once and kept, for data sets that are small or whose visual features are cached.
 #[derive(Clone, Debug)]
 pub struct MemorySource {
     examples: Vec<Example>,
+    /// What was wrong with examples that could not be made.
+    missing: BTreeMap<usize, Arc<DataError>>,
     fingerprint: String,
     tokenizer: Option<Arc<TextTokenizer>>,
     template: Template,
@@ -23,7 +25,15 @@ impl MemorySource {
     /// Wraps examples; `fingerprint` identifies their content.
     pub fn new(examples: Vec<Example>, fingerprint: impl Into<String>) -> Self {
         let (tokenizer, template) = (None, Template::default());
-        Self { examples, fingerprint: fingerprint.into(), tokenizer, template }
+        let missing = BTreeMap::new();
+        Self { examples, missing, fingerprint: fingerprint.into(), tokenizer, template }
+    }
+
+    /// The same, in which the examples of some indices cannot be used; what stands in their place in the list is of no
+    /// account but for its id.
+    pub fn with_missing(mut self, missing: BTreeMap<usize, Arc<DataError>>) -> Self {
+        self.missing = missing;
+        self
     }
 
     /// The same, telling what its conversations were written out and encoded with.
@@ -43,13 +53,7 @@ impl MemorySource {
             .map(|index| {
                 let mut example = source.get(index)?;
                 if !keep_pixels {
-                    for image in &mut example.images {
-                        *image = Arc::new(HostImage {
-                            key: image.key,
-                            size: image.size,
-                            pixels: Vec::new(),
-                        });
-                    }
+                    example.drop_pixels();
                 }
                 Ok(example)
             })
@@ -70,6 +74,9 @@ impl ExampleSource for MemorySource {
     }
 
     fn get(&self, index: usize) -> Result<Example, DataError> {
+        if let Some(error) = self.missing.get(&index) {
+            return Err(DataError::Shared(error.clone()));
+        }
         let out_of_range = DataError::OutOfRange { index, len: self.examples.len() };
         self.examples.get(index).cloned().ok_or(out_of_range)
     }
@@ -85,6 +92,10 @@ impl ExampleSource for MemorySource {
         self.examples.get(index).map_or(0, |example| example.input_ids.len())
     }
 
+    fn id(&self, index: usize) -> String {
+        self.examples.get(index).map_or_else(|| index.to_string(), |example| example.id.clone())
+    }
+
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
@@ -94,6 +105,6 @@ impl ExampleSource for MemorySource {
     }
 
     fn template(&self) -> Template {
-        self.template
+        self.template.clone()
     }
 }

@@ -1,6 +1,8 @@
 //! A conversation, before any template.
 
-/// Stands for an image in human turns.
+use std::borrow::Cow;
+
+/// Stands for an image in human turns. Data that means the letters themselves writes `\<image>`.
 pub const IMAGE_PLACEHOLDER: &str = "<image>";
 
 /// Questions and answers in turn.
@@ -32,7 +34,7 @@ impl Conversation {
     pub fn prompt(&self) -> String {
         let first = self.turns.first().map_or("", |turn| turn.user.as_str());
         let parts = first.split(IMAGE_PLACEHOLDER).map(str::trim).filter(|part| !part.is_empty());
-        parts.collect::<Vec<_>>().join(" ")
+        plain_text(&parts.collect::<Vec<_>>().join(" ")).into_owned()
     }
 
     /// Counts `<image>` in the human turns.
@@ -50,5 +52,34 @@ impl Turn {
     /// Makes a turn of a question that the model is to answer.
     pub fn open(user: impl Into<String>) -> Self {
         Self { user: user.into(), assistant: None }
+    }
+}
+
+/// Stands between the `<` and the `image>` of text that means itself and no image. Unicode promises that it is no
+/// character, so no text has it; tokenizers here leave it out.
+const LITERAL_MARK: char = '\u{fdd0}';
+
+/// Text in which every `\<image>` stands for the letters `<image>`, as they are read from data: marked, so that no
+/// template takes them for an image.
+pub fn with_literal_images(text: &str) -> Cow<'_, str> {
+    if !text.contains("\\<image>") {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace("\\<image>", &format!("<{LITERAL_MARK}image>")))
+}
+
+/// Text that means itself wherever it has `<image>`, so that [`with_literal_images`] gives it back.
+pub fn escape_images(text: &str) -> Cow<'_, str> {
+    if !text.contains(IMAGE_PLACEHOLDER) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace("\\<image>", IMAGE_PLACEHOLDER).replace(IMAGE_PLACEHOLDER, "\\<image>"))
+}
+
+/// Text as it is meant: without the marks of [`with_literal_images`].
+pub fn plain_text(text: &str) -> Cow<'_, str> {
+    match text.contains(LITERAL_MARK) {
+        true => Cow::Owned(text.replace(LITERAL_MARK, "")),
+        false => Cow::Borrowed(text),
     }
 }

@@ -1,8 +1,14 @@
 //! A tokenizer with the few special ids the templates need.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use minijinja::Value;
 use serde_json::json;
 use tokenizers::Tokenizer;
 
+use super::conversation::plain_text;
+use super::rendered_text::{PlacedToken, RenderedText};
 use crate::error::EncodeError;
 
 const BOS: &[&str] = &["<s>", "<|begin_of_text|>", "<bos>", "<|im_start|>", "<|startoftext|>"];
@@ -20,9 +26,11 @@ pub struct SpecialTokens {
     pub eos: Option<String>,
     /// Fills rows. None found: the end token is used.
     pub pad: Option<String>,
+    /// Other tokens by the names that chat templates know them by: `unk_token`, `image_token`, ...
+    pub others: BTreeMap<String, String>,
 }
 
-/// A `tokenizers` tokenizer that never turns text into special tokens: text that spells `</s>` stays text.
+/// A `tokenizers` tokenizer that never turns a conversation's text into special tokens: text that spells `</s>` stays text.
 #[derive(Clone, Debug)]
 pub struct TextTokenizer {
     inner: Tokenizer,
@@ -30,8 +38,7 @@ pub struct TextTokenizer {
     eos: i64,
     pad: i64,
     vocab_size: usize,
-    /// Whether the tokenizer itself puts a space before any text, as sentencepiece does.
-    adds_space: bool,
+    rendered: RenderedText,
 }
 
 impl TextTokenizer {
@@ -50,10 +57,25 @@ impl TextTokenizer {
         })?;
         let pad = find(&inner, special.pad.as_deref(), PAD, "padding")?.unwrap_or(eos);
         let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        let probe = inner.encode("a", false).map_err(|e| vocabulary("tokenizer", e.to_string()))?;
-        let adds_space =
-            probe.get_tokens().first().is_some_and(|token| token.starts_with(['\u{2581}', 'Ġ']));
-        Ok(Self { inner, bos, eos, pad, vocab_size, adds_space })
+        let token = |id: i64| u32::try_from(id).ok().and_then(|id| inner.id_to_token(id));
+        let mut names = special.others.clone();
+        let own = [("bos_token", bos), ("eos_token", Some(eos)), ("pad_token", Some(pad))];
+        names.extend(own.into_iter().filter_map(|(name, id)| Some((name.to_owned(), token(id?)?))));
+        let rendered = RenderedText::new(&inner, &names)?;
+        Ok(Self { inner, bos, eos, pad, vocab_size, rendered })
+    }
+
+    /// The same tokenizer, following LLaVA's published code where that departs from how transformers tokenizes a chat: text is
+    /// cut at images and every piece tokenized as if it began a text, answers keep the white space at their ends, and `plain`
+    /// ends in a newline.
+    pub fn official(mut self, official: bool) -> Self {
+        self.rendered.set_official(official);
+        self
+    }
+
+    /// Whether it follows LLaVA's published code.
+    pub fn is_official(&self) -> bool {
+        self.rendered.is_official()
     }
 
     /// Makes a lower-casing tokenizer of whole words, hyphenated ones included, and runs of punctuation marks. Ids are
@@ -98,20 +120,12 @@ impl TextTokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, EncodeError> {
+        let text = &*plain_text(text);
         let encoding = self.inner.encode_fast(text, false).map_err(|e| EncodeError::Tokenizer {
             text: text.chars().take(60).collect(),
             reason: e.to_string(),
         })?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
-    }
-
-    /// Encodes text that stands after other text and a space: what the tokenizer would make of the two written
-    /// together. Sentencepiece-like tokenizers put that space themselves, byte-level ones need it in the text.
-    ///
-    /// # Errors
-    /// If the tokenizer fails.
-    pub fn encode_word(&self, text: &str) -> Result<Vec<i64>, EncodeError> {
-        if self.adds_space { self.encode(text) } else { self.encode(&format!(" {text}")) }
     }
 
     /// Decodes ids to text. Special tokens and negative ids (images, ignored labels) are skipped.
@@ -148,6 +162,46 @@ impl TextTokenizer {
     /// Id of a token of the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<i64> {
         self.inner.token_to_id(token).map(i64::from)
+    }
+
+    /// Encodes a conversation that a template wrote out.
+    pub(super) fn encode_rendered(&self, text: &str) -> Result<Vec<PlacedToken>, EncodeError> {
+        self.rendered.encode(&self.inner, text)
+    }
+
+    /// The special tokens by their names, for chat templates.
+    pub(super) fn variables(&self) -> &Value {
+        &self.rendered.variables
+    }
+
+    /// The token of an id.
+    pub fn token(&self, id: i64) -> Option<String> {
+        u32::try_from(id).ok().and_then(|id| self.inner.id_to_token(id))
+    }
+
+    /// Id of the token that stands for an image in transformers' prompts, if the vocabulary has it.
+    pub fn image_id(&self) -> Option<i64> {
+        self.token_to_id(self.image_token())
+    }
+
+    /// What stands for an image in a text that a template wrote.
+    pub fn image_token(&self) -> &str {
+        &self.rendered.image_token
+    }
+
+    /// Breaks up special tokens that a conversation's text spells with `guard`, so that they stay text.
+    pub(super) fn guard<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
+        self.rendered.guard(text, guard)
+    }
+
+    /// Whether text that a template wrote ends in a special token, white space aside.
+    pub(super) fn ends_with_special(&self, text: &str) -> bool {
+        self.rendered.ends_with_special(text)
+    }
+
+    /// The special token that text begins with.
+    pub(super) fn leading_special(&self, text: &str) -> Option<&str> {
+        self.rendered.leading_special(text)
     }
 
     /// The wrapped tokenizer.

@@ -73,7 +73,7 @@ impl BpeVocabulary {
         let special = SpecialTokens {
             bos: self.bos.map(name).transpose()?,
             eos: self.eos.map(name).transpose()?,
-            pad: None,
+            ..SpecialTokens::default()
         };
         TextTokenizer::new(inner, &special)
     }

@@ -104,7 +104,8 @@ fn tokens_round_trip_and_answers_are_one_token() {
     let tokenizer = scene_tokenizer().unwrap();
     let unknown = tokenizer.token_to_id("<unk>").unwrap();
     for template in [Template::Qa, Template::VicunaV1, Template::Plain] {
-        let source = source(SceneConfig { template, classes: 100, ..Default::default() });
+        let source =
+            source(SceneConfig { template: template.clone(), classes: 100, ..Default::default() });
         for index in 0..30 {
             let example = ExampleSource::get(&source, index).unwrap();
             assert!(!example.input_ids.contains(&unknown));

@@ -118,18 +118,18 @@ fn a_prompt_is_how_its_training_example_begins() {
         let answered = Conversation::new([("<image> what", "cat"), ("dog", "dog")]);
         let mut open = answered.clone();
         open.turns[1] = Turn::open("dog");
-        let training = encode_training(&answered, template, &words(), None).unwrap();
-        let prompt = encode_prompt(&open, template, &words()).unwrap();
+        let training = encode_training(&answered, &template, &words(), None).unwrap();
+        let prompt = encode_prompt(&open, &template, &words()).unwrap();
         assert_eq!(prompt, training.input_ids[..prompt.len()]);
         assert_eq!(prompt.len(), training.answers[1].start, "{template:?}");
 
         open.turns.swap(0, 1);
         assert!(matches!(
-            encode_prompt(&open, template, &words()),
+            encode_prompt(&open, &template, &words()),
             Err(EncodeError::OpenTurn { turn: 0 })
         ));
         assert!(matches!(
-            encode_training(&open, template, &words(), None),
+            encode_training(&open, &template, &words(), None),
             Err(EncodeError::OpenTurn { turn: 0 })
         ));
     }

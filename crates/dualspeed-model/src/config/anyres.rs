@@ -11,7 +11,7 @@ use super::nonzero;
 pub enum NewlinePolicy {
     /// All rows, as FasterVLM, VisPruner and CDPruner do: up to 48 extra tokens.
     All,
-    /// Rows of which at least one token survived.
+    /// Rows of which at least one token survived, and rows that have none to begin with.
     #[default]
     Survivors,
     /// None.

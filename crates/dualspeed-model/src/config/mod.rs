@@ -24,7 +24,7 @@ pub use geometry::VisionGeometry;
 pub use projector::{CustomProjectorConfig, ProjectorType};
 pub use rope::RopeScaling;
 pub use text::{DecoderConfig, LoraConfig};
-pub use vision::{HiddenAct, SelectFeature, VitConfig};
+pub use vision::{HiddenAct, SelectFeature, VitConfig, VitFamily};
 
 /// The type of frozen weights and activations; what is trained stays in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use super::rope::RopeScaling;
 use super::{divisible, nonzero};
 
 /// A decoder: RMS norms, rotary positions, grouped-query attention, SwiGLU. The families differ in flags: Llama, Vicuna and Mistral
-/// set none, Qwen2 sets `qkv_bias`, Qwen3 `qk_norm`.
+/// set none, Qwen2 sets `qkv_bias`, Qwen3 `qk_norm`, SmolLM3 `nope_layers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecoderConfig {
@@ -33,6 +33,9 @@ pub struct DecoderConfig {
     /// Pairs of a head that turn with time, row and column, in this order; left out, all turn with one position (Qwen2-VL's
     /// `mrope_section`).
     pub mrope_section: Option<[usize; 3]>,
+    /// Layers, counted from 0, whose queries and keys do not turn with their position at all (SmolLM3, every fourth; Kazemnejad et
+    /// al., arXiv 2305.19466).
+    pub nope_layers: Vec<usize>,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Stretching of those frequencies for longer contexts.
@@ -61,6 +64,7 @@ impl Default for DecoderConfig {
             qkv_bias: false,
             qk_norm: false,
             mrope_section: None,
+            nope_layers: Vec::new(),
             rope_theta: 10_000.0,
             rope_scaling: None,
             rms_norm_eps: 1e-5,
@@ -157,6 +161,14 @@ impl DecoderConfig {
                 field: "text.mrope_section",
                 value: format!("{section:?}"),
                 expected: format!("three counts that add up to {} pairs", self.head_size() / 2),
+            });
+        }
+        if let Some(layer) = self.nope_layers.iter().find(|layer| **layer >= self.num_hidden_layers)
+        {
+            return Err(ModelConfigError::OutOfRange {
+                field: "text.nope_layers",
+                value: layer.to_string(),
+                expected: format!("layers 0 to {}", self.num_hidden_layers - 1),
             });
         }
         if self.rope_theta > 1.0 {

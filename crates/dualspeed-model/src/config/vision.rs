@@ -1,4 +1,4 @@
-//! Configuration of the CLIP vision transformer.
+//! Configuration of the vision transformer: CLIP's and SigLIP's.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,20 @@ pub enum HiddenAct {
     QuickGelu,
     /// The exact GELU.
     Gelu,
+    /// GELU by its tanh approximation: SigLIP.
+    GeluPytorchTanh,
+}
+
+/// Where vision transformers differ in structure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VitFamily {
+    /// A class token, a norm before the blocks, patches without bias (Radford et al., arXiv 2103.00020).
+    #[default]
+    Clip,
+    /// Patches only, with bias, and no norm before the blocks (Zhai et al., arXiv 2303.15343; SigLIP 2 of fixed size, arXiv
+    /// 2502.14786).
+    Siglip,
 }
 
 /// Which tokens of the selected hidden state the language model gets.
@@ -27,10 +41,12 @@ pub enum SelectFeature {
     ClsPatch,
 }
 
-/// A CLIP-style ViT (pre-norm, class token, learned positions).
+/// A ViT: norms before attention and MLP, learned positions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VitConfig {
+    /// CLIP's structure or SigLIP's.
+    pub family: VitFamily,
     /// Width.
     pub hidden_size: usize,
     /// Width inside the MLP.
@@ -47,7 +63,7 @@ pub struct VitConfig {
     pub layer_norm_eps: f64,
     /// Activation of the MLP.
     pub hidden_act: HiddenAct,
-    /// Width of the space shared with text; without it there are no patch-text features.
+    /// Width of the space shared with text; without it, and in SigLIP's family, there are no patch-text features.
     pub projection_dim: Option<usize>,
     /// Index into Hugging Face's `hidden_states` (0 = embeddings); negative counts from the end,
     /// so -2 is the input of the last layer.
@@ -60,6 +76,7 @@ impl Default for VitConfig {
     /// The quickstart's tower: 168 x 168 pixels, 144 patches.
     fn default() -> Self {
         Self {
+            family: VitFamily::Clip,
             hidden_size: 128,
             intermediate_size: 512,
             num_hidden_layers: 5,
@@ -90,6 +107,28 @@ impl VitConfig {
         }
     }
 
+    /// SigLIP SO400M/14 at 384 pixels: 729 tokens.
+    pub fn siglip_so400m_14_384() -> Self {
+        Self {
+            family: VitFamily::Siglip,
+            hidden_size: 1152,
+            intermediate_size: 4304,
+            num_hidden_layers: 27,
+            num_attention_heads: 16,
+            image_size: 384,
+            patch_size: 14,
+            layer_norm_eps: 1e-6,
+            hidden_act: HiddenAct::GeluPytorchTanh,
+            projection_dim: None,
+            ..Self::default()
+        }
+    }
+
+    /// Rows of a hidden state: patches, and the class token where there is one.
+    pub fn num_positions(&self) -> usize {
+        self.num_patches() + usize::from(self.family == VitFamily::Clip)
+    }
+
     /// Patches along one side; pixels beyond the last whole patch are not seen.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch_size
@@ -113,17 +152,21 @@ impl VitConfig {
         let (d, mlp) = (self.hidden_size as u64, self.intermediate_size as u64);
         let block = 4 * (d * d + d) + 2 * d * mlp + mlp + d + 4 * d;
         let patch = 3 * (self.patch_size * self.patch_size) as u64 * d;
-        let tables = (self.num_patches() as u64 + 2) * d + 4 * d;
+        // Positions, the class token and two norms; or positions, the patches' bias and one norm.
+        let norms = if self.family == VitFamily::Clip { 4 } else { 2 };
+        let tables = (self.num_positions() as u64 + 1) * d + norms * d;
         let projection = self.projection_dim.unwrap_or(0) as u64 * d;
         VisionGeometry {
             image_size: self.image_size,
             grid: self.grid(),
             num_tokens: self.num_tokens(),
             hidden_size: self.hidden_size,
-            normalisation: None,
+            normalisation: match self.family {
+                VitFamily::Clip => None,
+                VitFamily::Siglip => Some([[0.5; 3]; 2]),
+            },
             num_parameters: self.num_hidden_layers as u64 * block + patch + tables + projection,
-            working_set: (self.num_patches() + 1)
-                * (6 * self.hidden_size + 2 * self.intermediate_size),
+            working_set: self.num_positions() * (6 * self.hidden_size + 2 * self.intermediate_size),
         }
     }
 
@@ -154,6 +197,15 @@ impl VitConfig {
                 field: "vision.patch_size",
                 value: self.patch_size.to_string(),
                 expected: format!("at most image_size, {}", self.image_size),
+            });
+        }
+        if self.family == VitFamily::Siglip
+            && self.mm_vision_select_feature == SelectFeature::ClsPatch
+        {
+            return Err(ModelConfigError::OutOfRange {
+                field: "vision.mm_vision_select_feature",
+                value: "cls_patch".into(),
+                expected: "patch: SigLIP's towers have no class token".into(),
             });
         }
         divisible(

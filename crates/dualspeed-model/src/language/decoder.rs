@@ -162,6 +162,7 @@ impl<B: Backend> Decoder<B> {
                 DropScore::Uniform => uniform_scores(plan, index, layers, seq, &device),
                 DropScore::InstructionAttention => {
                     let x = x.clone().detach();
+                    let rotary = self.config.layer_tables(index + 1, &rotary);
                     self.instruction_attention(next, x, &rotary, plan.instruction())
                 }
             };
@@ -203,6 +204,7 @@ impl<B: Backend> Decoder<B> {
         rows: Option<&[usize]>,
         keep: Keep,
     ) -> BlockContext<B> {
+        let rotary = self.config.layer_tables(index, rotary);
         let adapters = lora.map(|lora| &lora.config);
         let dropout = adapters.zip(dropout).filter(|(config, _)| config.dropout > 0.0);
         BlockContext {
@@ -210,8 +212,9 @@ impl<B: Backend> Decoder<B> {
             heads: self.config.num_attention_heads,
             kv_heads: self.config.kv_heads(),
             eps: self.config.rms_norm_eps,
-            cos: rotary.cos.clone().into_primitive().tensor(),
-            sin: rotary.sin.clone().into_primitive().tensor(),
+            rows: rows.map(|rows| SelectedRows::new(rows, &rotary.cos.device())),
+            cos: rotary.cos.into_primitive().tensor(),
+            sin: rotary.sin.into_primitive().tensor(),
             attention: AttentionSpec::causal(),
             lora_scale: adapters.map_or(0.0, LoraConfig::scale),
             dropout: dropout.map(|(config, keys)| BlockDropout {
@@ -219,7 +222,6 @@ impl<B: Backend> Decoder<B> {
                 p: config.dropout,
                 places: PerTarget::from_fn(|target| dropout_place(index, target)),
             }),
-            rows: rows.map(|rows| SelectedRows::new(rows, &rotary.cos.device())),
             keep,
         }
     }

@@ -15,7 +15,26 @@ pub struct RotaryTables<B: Backend> {
     pub sin: Tensor<B, 3>,
 }
 
+impl<B: Backend> RotaryTables<B> {
+    /// The tables that turn nothing, of the same shape.
+    pub fn identity(&self) -> Self {
+        Self { cos: self.cos.ones_like(), sin: self.sin.zeros_like() }
+    }
+}
+
 impl DecoderConfig {
+    /// The tables that layer `index` turns queries and keys with.
+    pub(super) fn layer_tables<B: Backend>(
+        &self,
+        index: usize,
+        rotary: &RotaryTables<B>,
+    ) -> RotaryTables<B> {
+        match self.nope_layers.contains(&index) {
+            true => rotary.identity(),
+            false => rotary.clone(),
+        }
+    }
+
     /// The axis (0 time, 1 row, 2 column) that each pair of a head turns with.
     fn rotary_axes(&self) -> Vec<usize> {
         match self.mrope_section {

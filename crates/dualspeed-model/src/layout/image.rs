@@ -90,7 +90,8 @@ impl ImageSlots {
             let first = n + index * width;
             let ended = match newline {
                 NewlinePolicy::All => true,
-                NewlinePolicy::Survivors => !row.is_empty(),
+                // Of an image too narrow to show in any column, rows are newlines alone, pruned or not.
+                NewlinePolicy::Survivors => !row.is_empty() || tiling.columns.is_empty(),
                 NewlinePolicy::None => false,
             };
             tokens.extend(row.into_iter().map(|(column, at)| token(at, kept[at], first + column)));
@@ -147,6 +148,21 @@ mod tests {
         assert_eq!(offsets(&all), [2, 7, 9, 11]);
         assert_eq!(kept_of(&slots(NewlinePolicy::Survivors), &kept), [Some(2), Some(10), None]);
         assert_eq!(kept_of(&slots(NewlinePolicy::None), &kept), [Some(2), Some(10)]);
+    }
+
+    /// An image so narrow that the patches cut off leave no column: transformers keeps its newlines.
+    #[test]
+    fn rows_without_a_column_keep_their_newlines() {
+        let tiling = Tiling { side: 2, grid: [2, 1], rows: 0..4, columns: 1..1 };
+        assert_eq!(tiling.full_length(), 4 + 4);
+        for (kept, length) in [(&[0, 1, 2, 3][..], 8), (&[2][..], 5)] {
+            let slots = ImageSlots::tiled(0, kept, &tiling, NewlinePolicy::Survivors);
+            assert_eq!(slots.tokens.len(), length);
+            assert_eq!(slots, ImageSlots::tiled(0, kept, &tiling, NewlinePolicy::All));
+            assert_eq!(offsets(&slots)[kept.len()..], [4, 5, 6, 7]);
+        }
+        let none = ImageSlots::tiled(0, &[2], &tiling, NewlinePolicy::None);
+        assert_eq!(none.tokens.len(), 1);
     }
 
     #[test]

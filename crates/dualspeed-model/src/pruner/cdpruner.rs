@@ -19,8 +19,8 @@ use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 ///
 /// Departures: min and max are taken per image; `compat = "official"` takes them over the whole batch
 /// as the published code does, so that picks depend on what else is in the batch. Past the rank of
-/// the kernel, where the published code takes roots of negative numbers, the rest follows in index
-/// order.
+/// the kernel (what a token adds is below 1e-6 of its own entry: rounding error), where the published code takes
+/// roots of negative numbers and repeats picks, the rest follows in index order.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CdPruner {
     /// Whether relevance is normalised over the whole batch.

@@ -19,8 +19,9 @@ use crate::vision::features::{Needs, QUESTION};
 ///
 /// Departures: norms and cosines are those of the decoder's *input*, not of the keys and hidden states of
 /// its second layer, so that pruning happens before the decoder; exactly `keep` tokens stay (the
-/// published count follows from a rounded quota per pivot). There is no official variant for that
-/// reason.
+/// published count follows from a rounded quota per pivot); image pivots pick first, by norm, then the question's (the
+/// published code walks a Python set of positions in the sequence, an order that changes with the length of the
+/// prompt before the image). There is no official variant for these reasons.
 #[derive(Clone, Copy, Debug)]
 pub struct Dart {
     /// Pivots among the image's tokens, 1 or more.

@@ -19,7 +19,8 @@ use crate::vision::features::{CLS_ATTENTION, Needs};
 /// Departures: what a range's budget has beyond its size goes to the most attended tokens left
 /// anywhere, so that exactly `keep` stay. The variance is that of the cosines to *other* tokens, scaled
 /// once per image; `compat = "official"` counts each token's own 0 too and scales within each range,
-/// which takes the variety out again (every range's second term becomes 0.09 of its first).
+/// which takes the variety out again (every range's second term becomes 0.09 of its first), and weighs a range of
+/// one token by `mean(a)`, a thousandth of the others' scale.
 #[derive(Clone, Copy, Debug)]
 pub struct HoloV {
     /// Number of ranges.
@@ -102,7 +103,8 @@ impl<B: Backend> Pruner<B> for HoloV {
         for (start, size) in &spans {
             let scores = attention.clone().narrow(1, *start, *size);
             let variance = self.variance(visual.projected.clone().narrow(1, *start, *size));
-            means[0].push(scores.clone().mean_dim(1).mul_scalar(1000.0));
+            let scale = if *size == 1 && self.compat == Compat::Official { 1.0 } else { 1000.0 };
+            means[0].push(scores.clone().mean_dim(1).mul_scalar(scale));
             means[1].push(variance.mean_dim(1));
             within.push(ranks(scores));
         }

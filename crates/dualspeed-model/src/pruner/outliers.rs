@@ -22,17 +22,18 @@ fn above_fence(values: impl Iterator<Item = f64>) -> usize {
     sorted.iter().filter(|value| **value > q3 + 1.5 * (q3 - q1)).count()
 }
 
-/// The number of outliers among the scores of each image `[b, n]`, at least one and at most `n - 1`;
-/// with `whole_batch` the share of outliers among all scores of the batch, as a count per image.
+/// The number of outliers among the scores of each image `[b, n]`, at least one and at most `n - 1`.
 ///
 /// Reads the scores back from the device: a count must be known to lay out the batch.
-pub(super) fn outlier_counts<B: Backend>(scores: Tensor<B, 2>, whole_batch: bool) -> Vec<usize> {
-    let [b, n] = scores.dims();
+pub(super) fn outlier_counts<B: Backend>(scores: Tensor<B, 2>) -> Vec<usize> {
+    let n = scores.dims()[1].max(1);
     let scores: Vec<f64> = scores.into_data().iter::<f64>().collect();
-    let bounded = |count: usize| count.clamp(1, n.saturating_sub(1).max(1));
-    if whole_batch {
-        let share = above_fence(scores.iter().copied()) as f64 / scores.len().max(1) as f64;
-        return vec![bounded((n as f64 * share) as usize); b];
-    }
-    scores.chunks(n.max(1)).map(|row| bounded(above_fence(row.iter().copied()))).collect()
+    let rows = scores.chunks(n).map(|row| above_fence(row.iter().copied()));
+    rows.map(|count| count.clamp(1, (n - 1).max(1))).collect()
+}
+
+/// The share of outliers among all scores of a batch, `[b, n]`; 0 if there is none. Read back as in [`outlier_counts`].
+pub(super) fn outlier_share<B: Backend>(scores: Tensor<B, 2>) -> f64 {
+    let scores: Vec<f64> = scores.into_data().iter::<f64>().collect();
+    above_fence(scores.iter().copied()) as f64 / scores.len().max(1) as f64
 }

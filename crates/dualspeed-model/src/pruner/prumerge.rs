@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
-use super::outliers::outlier_counts;
+use super::outliers::{outlier_counts, outlier_share};
 use super::rows::{attention, constant, feature, marked, marks, one_hot, others, take, unit};
 use super::topk::{ranks, top_indices};
 use super::{
@@ -26,8 +26,10 @@ use crate::vision::features::{CLS_ATTENTION, KEYS, LAST_CLS_ATTENTION, LAST_KEYS
 /// so that no further layer is computed; the extra token is the attention-weighted *mean*; outliers are
 /// counted per image; "+" spaces its tokens evenly among those not attended. `compat = "official"`
 /// uses full-width products of the tower's last layer, the plain weighted sum for the extra token,
-/// is adaptive by default, counts outliers over the whole batch, and takes every `int(step / 3)`-th
-/// token for "+", `step = int(1 / share of attended tokens)`, where those are not attended already.
+/// is adaptive by default, and takes `int(share * n)` attended tokens, `share` that of outliers among all
+/// scores of the batch: without an outlier the extra token is the only one. "+" takes every
+/// `int(int(1 / share) / 3)`-th token besides, where it is not attended already; without an outlier, on which the
+/// published code fails, one token is attended.
 #[derive(Clone, Copy, Debug)]
 pub struct PruMerge {
     /// Whether evenly spaced tokens are added.
@@ -102,7 +104,7 @@ impl PruMerge {
         marked(chosen, attended + spaced)
     }
 
-    /// Weights of the new tokens: `selected` `[b, s]` -> `[b, s (+ 1), n]`.
+    /// Weights of the new tokens: `selected` `[b, s]` -> `[b, s (+ 1), n]`, `s` 1 or more.
     fn weights<B: Backend>(
         &self,
         selected: Tensor<B, 2, Int>,
@@ -130,11 +132,24 @@ impl PruMerge {
         Tensor::cat(vec![tokens, rest.unsqueeze_dim(1)], 1)
     }
 
-    /// The published selection of one image's "+": attended tokens and a grid over the others.
-    fn published_plus(&self, top: &[i64], n: usize) -> Vec<usize> {
-        let step = (n / top.len().max(1)).max(1);
-        let grid = (0..n.saturating_sub(1)).step_by((step / 3).max(1));
-        let mut chosen: Vec<usize> = top.iter().map(|index| *index as usize).chain(grid).collect();
+    /// The published selection of one image's scores `[1, n]`: attended tokens, of "+" a grid over the others besides.
+    fn published<B: Backend>(&self, scores: Tensor<B, 2>, share: f64) -> Vec<usize> {
+        let n = scores.dims()[1];
+        let share = if self.plus && share == 0.0 { 1.0 / n as f64 } else { share };
+        // Cut as in Python: 3.9999999999999996 outliers of 729 are 3.
+        let attended = ((n as f64 * share) as usize).min(n.saturating_sub(1));
+        let mut chosen: Vec<usize> = match attended {
+            0 => Vec::new(),
+            _ => top_indices(scores, attended)
+                .into_data()
+                .iter::<i64>()
+                .map(|index| index as usize)
+                .collect(),
+        };
+        if self.plus {
+            let step = (1.0 / share) as usize / 3;
+            chosen.extend((0..n.saturating_sub(1)).step_by(step.max(1)));
+        }
         chosen.sort_unstable();
         chosen.dedup();
         chosen
@@ -174,24 +189,29 @@ impl<B: Backend> Pruner<B> for PruMerge {
             let selected = self.selected(scores.clone(), attended, spaced);
             return Ok(Kept::Merge(self.weights(selected, scores, keys, keep > 1)));
         }
-        let counts = outlier_counts(scores.clone(), self.compat == Compat::Official);
-        let mut rows = Vec::with_capacity(b);
-        for (image, attended) in counts.into_iter().enumerate() {
-            let scores = scores.clone().narrow(0, image, 1);
-            let selected = match (self.plus, self.compat) {
-                (true, Compat::Official) => {
-                    let top = top_indices(scores.clone(), attended).into_data();
-                    let top: Vec<i64> = top.iter::<i64>().collect();
-                    constant::<B>(1, &self.published_plus(&top, n), &device)
-                }
-                (true, Compat::Sane) => {
-                    let spaced = (3 * attended).min(n - attended);
-                    self.selected(scores.clone(), attended, spaced)
-                }
-                (false, _) => self.selected(scores.clone(), attended, 0),
-            };
-            rows.push(self.weights(selected, scores, keys.clone().narrow(0, image, 1), true));
-        }
+        let of = |image: usize| scores.clone().narrow(0, image, 1);
+        let selected: Vec<Tensor<B, 2, Int>> = match self.compat {
+            Compat::Official => {
+                let share = outlier_share(scores.clone());
+                let chosen = (0..b).map(|image| self.published(of(image), share));
+                chosen.map(|chosen| constant::<B>(1, &chosen, &device)).collect()
+            }
+            Compat::Sane => {
+                let counts = outlier_counts(scores.clone()).into_iter().enumerate();
+                let selected = counts.map(|(image, attended)| {
+                    let spaced = if self.plus { (3 * attended).min(n - attended) } else { 0 };
+                    self.selected(of(image), attended, spaced)
+                });
+                selected.collect()
+            }
+        };
+        let rows =
+            selected.into_iter().enumerate().map(|(image, selected)| match selected.dims() {
+                // Only the extra token, of all others.
+                [_, 0] => of(image).unsqueeze_dim(1),
+                _ => self.weights(selected, of(image), keys.clone().narrow(0, image, 1), true),
+            });
+        let rows: Vec<Tensor<B, 3>> = rows.collect();
         let lengths: Vec<usize> = rows.iter().map(|row| row.dims()[1]).collect();
         let most = lengths.iter().copied().max().unwrap_or(0);
         let padded = rows.into_iter().map(|row| {

@@ -4,6 +4,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::Backend;
 
+use super::eigen::eigenvectors;
 use super::rows::{attention, cosines, first_argmax, in_parts, one_hot};
 use super::topk::{ranks, top_indices};
 use super::{Kept, PruneContext, PruneError, Pruner, PrunerSpec, Scope, VisualTokens};
@@ -18,13 +19,14 @@ use dualspeed_core::rng::{SplitMix, hash_str};
 ///
 /// Source: Fang et al., PruneSID, ICLR 2026, openreview i36E5Ezm0H (written from its description). Reads: hidden states,
 /// class attention. Options: `threshold`, the factor on the mean cosine in place of `keep / 32`, as a
-/// share in [0, 1]. Cost: two `n x n` products, `rounds` products with a `keep / 4`-wide basis. One
-/// flag is read back every few rounds of duplicate removal, which ends when nothing changes.
+/// share in [0, 1]. Cost: two `n x n` products, four products with a `q = keep / 4`-wide basis. A `q x q` matrix
+/// per image is read back, and one flag every few rounds of duplicate removal, which ends when nothing changes.
 ///
-/// Departures: components by three rounds of orthogonal iteration from a fixed random start (the
-/// published code's randomised factorisation draws anew every time); what proportional budgets leave
-/// goes one each to the groups with most non-duplicates, then to non-duplicates and at last to
-/// duplicates by attention; the class token is not kept. There is no official variant.
+/// Departures: components by three rounds of orthogonal iteration from a fixed random start, and a `q x q` rotation to
+/// the principal axes of what they span (the published code's randomised factorisation does as much work and draws
+/// anew every time); a group may keep any number of tokens (published: at most `5 ceil(keep / 64)`); what
+/// proportional budgets leave goes one each to the groups with most non-duplicates, then to non-duplicates and at last
+/// to duplicates by attention; the class token is not kept. There is no official variant.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PruneSid {
     /// Factor on the mean cosine above which tokens are duplicates; by default `keep / 32`.
@@ -68,6 +70,12 @@ impl PruneSid {
         for _ in 0..ROUNDS {
             basis = orthonormal(gram.clone().matmul(basis));
         }
+        // The iteration finds the span of the components long before it tells them apart.
+        let inside = basis.clone().swap_dims(1, 2).matmul(gram.matmul(basis.clone())); // [b, q, q]
+        let inside: Vec<f64> = inside.into_data().iter::<f64>().collect();
+        let axes = inside.chunks(q * q).flat_map(|matrix| eigenvectors(matrix, q));
+        let axes = TensorData::new(axes.map(|x| x as f32).collect(), [b, q, q]);
+        let basis = basis.matmul(Tensor::from_data(axes, &device)); // [b, n, q]
         first_argmax(basis.abs()).reshape([b, n])
     }
 

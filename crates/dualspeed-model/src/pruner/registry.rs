@@ -10,15 +10,28 @@ use dualspeed_ops::Backend;
 use super::guided::Guided;
 use super::text_tower::TextTower;
 use super::{
-    AvgPool2d, CdPruner, Dart, DivPrune, FasterVlm, HoloV, NoPruning, PruMerge, PruneError,
-    PruneSid, Pruner, PrunerSpec, PyramidDrop, RandomPruner, Trim, UniformPruner, VisPruner,
-    VisionZip,
+    AvgPool2d, CdPruner, Compat, Dart, DivPrune, FasterVlm, HoloV, NoPruning, OptionValue,
+    PruMerge, PruneError, PruneSid, Pruner, PrunerSpec, PyramidDrop, RandomPruner, Trim,
+    UniformPruner, VisPruner, VisionZip,
 };
-use crate::vision::features::TEXT;
+use crate::vision::features::{Needs, TEXT};
 
 /// Makes a pruner from its specification.
 pub type PrunerFactory<B> =
     Arc<dyn Fn(&PrunerSpec) -> Result<Box<dyn Pruner<B>>, PruneError> + Send + Sync>;
+
+/// What a pruner takes, for people who choose one.
+#[derive(Clone, Debug)]
+pub struct PrunerInfo {
+    /// Name in the registry.
+    pub name: String,
+    /// Options of its own, sorted.
+    pub options: Vec<String>,
+    /// Features that it reads beyond hidden states and projected tokens.
+    pub needs: Needs,
+    /// Why there is no `compat = "official"`; `None` where there is.
+    pub no_official: Option<&'static str>,
+}
 
 /// Makes the text tower that text-guided pruners ask.
 type TextTowerFactory<B> = Arc<dyn Fn() -> Result<Arc<dyn TextTower<B>>, PruneError> + Send + Sync>;
@@ -89,18 +102,43 @@ impl<B: Backend> Registry<B> {
         self.factories.keys().cloned().collect()
     }
 
+    /// What the pruner of a name takes. A factory that refuses no unknown option shows none.
+    ///
+    /// # Errors
+    /// [`PruneError::Unknown`] with the nearest known name, or what the factory says.
+    pub fn info(&self, name: &str) -> Result<PrunerInfo, PruneError> {
+        let spec = PrunerSpec::new(name);
+        let factory = self.factory(&spec)?;
+        // Factories know their options and refuse any other by naming them.
+        let other = BTreeMap::from([(String::new(), OptionValue::Flag(true))]);
+        let mut options = match factory(&PrunerSpec { options: other, ..spec.clone() }) {
+            Err(PruneError::UnknownOption { known, .. }) => known,
+            _ => Vec::new(),
+        };
+        options.sort();
+        let no_official = match factory(&PrunerSpec { compat: Compat::Official, ..spec.clone() }) {
+            Err(PruneError::NoOfficial { reason, .. }) => Some(reason),
+            _ => None,
+        };
+        let needs = factory(&spec)?.needs();
+        Ok(PrunerInfo { name: spec.name, options, needs, no_official })
+    }
+
+    fn factory(&self, spec: &PrunerSpec) -> Result<&PrunerFactory<B>, PruneError> {
+        self.factories.get(&spec.name).ok_or_else(|| {
+            let known = self.names();
+            let nearest = nearest(&spec.name, known.iter().map(String::as_str));
+            PruneError::Unknown { name: spec.name.clone(), nearest, known }
+        })
+    }
+
     /// Builds a pruner. A text-guided one asks the registry's text tower, where there is one; else the
     /// caller sets [`VisualTokens::text`](super::VisualTokens).
     ///
     /// # Errors
     /// [`PruneError::Unknown`] with the nearest known name, or what the factory says.
     pub fn build(&self, spec: &PrunerSpec) -> Result<Box<dyn Pruner<B>>, PruneError> {
-        let Some(factory) = self.factories.get(&spec.name) else {
-            let known = self.names();
-            let nearest = nearest(&spec.name, known.iter().map(String::as_str));
-            return Err(PruneError::Unknown { name: spec.name.clone(), nearest, known });
-        };
-        let pruner = factory(spec)?;
+        let pruner = self.factory(spec)?(spec)?;
         match &self.text_tower {
             Some(tower) if pruner.needs().has(TEXT) => Ok(Box::new(Guided::new(pruner, tower()?))),
             _ => Ok(pruner),

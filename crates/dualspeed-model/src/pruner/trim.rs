@@ -4,10 +4,12 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 use dualspeed_ops::Backend;
 
-use super::outliers::outlier_counts;
+use super::outliers::{outlier_counts, outlier_share};
 use super::rows::{feature, marked, marks, one_hot, required};
 use super::topk::top_indices;
-use super::{Kept, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec, Scope, VisualTokens};
+use super::{
+    Compat, Kept, PruneContext, PruneError, PruneStage, Pruner, PrunerSpec, Scope, VisualTokens,
+};
 use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 
 /// The tokens most relevant to the question, and the mean of all others as one more token.
@@ -18,13 +20,17 @@ use crate::vision::features::{Needs, PATCH_TEXT, TEXT};
 /// read. Cost: one product of the patches with the question's vectors. Selected tokens come in
 /// raster order, the mean last; it counts as one of `keep`.
 ///
-/// Departures: cosines instead of plain products (for a fixed count the softmax changes nothing); the
-/// sign follows the tower's text space, as in [`CdPruner`](super::CdPruner). There is no official
-/// variant: towers give unit vectors only.
+/// Departures: cosines instead of plain products, in both variants, because towers give unit vectors (for a fixed
+/// count the softmax changes nothing); the sign follows the tower's text space, as in [`CdPruner`](super::CdPruner).
+/// `adaptive` counts each image's outliers; `compat = "official"` keeps `int(share * n)` tokens of every image, `share`
+/// that of outliers among all scores of the batch, so that the count depends on what else is in the batch. Without an
+/// outlier, on which the published code fails, one token is selected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trim {
     /// Whether the count follows the data.
     pub adaptive: bool,
+    /// Whether outliers are counted over the whole batch.
+    pub compat: Compat,
     /// What one decision spans.
     pub scope: Scope,
 }
@@ -36,8 +42,8 @@ impl Trim {
     /// [`PruneError`] if the specification asks for what there is not.
     pub fn from_spec(spec: &PrunerSpec) -> Result<Self, PruneError> {
         spec.expect_options(&["adaptive"])?;
-        spec.sane_only("towers give unit vectors, the published scores are plain products")?;
-        Ok(Self { adaptive: spec.flag("adaptive", false)?, scope: spec.scope })
+        let adaptive = spec.flag("adaptive", false)?;
+        Ok(Self { adaptive, compat: spec.compat, scope: spec.scope })
     }
 }
 
@@ -89,7 +95,14 @@ impl<B: Backend> Pruner<B> for Trim {
             }
             return Ok(Kept::Merge(weights(select(relevance, keep - 1), n)));
         }
-        let counts = outlier_counts(softmax(relevance.clone(), 1), false);
+        let scores = softmax(relevance.clone(), 1);
+        let counts = match self.compat {
+            Compat::Sane => outlier_counts(scores),
+            Compat::Official => {
+                let count = (n as f64 * outlier_share(scores)) as usize;
+                vec![count.clamp(1, n.saturating_sub(1).max(1)); b]
+            }
+        };
         let most = counts.iter().copied().max().unwrap_or(0) + 1;
         let rows = counts.iter().enumerate().map(|(image, count)| {
             let row = weights(select(relevance.clone().narrow(0, image, 1), *count), n);

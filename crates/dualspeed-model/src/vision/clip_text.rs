@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use dualspeed_ops::{AttentionSpec, Backend};
 use serde::{Deserialize, Serialize};
 
+use super::activation::activate;
 use super::clip_vit::{VitAttention, VitLayer, VitMlp};
 use crate::config::{HiddenAct, ModelConfigError, divisible, nonzero};
 use crate::layout::LayoutError;
@@ -218,10 +219,7 @@ impl<B: Backend> ClipText<B> {
         let attended = merge_heads(dualspeed_ops::attention(q, k, v, &spec));
         let x = x + attn.out_proj.forward(attended);
         let up = layer.mlp.fc1.forward(layer.layer_norm2.forward(x.clone()));
-        let activated = match self.config.hidden_act {
-            HiddenAct::QuickGelu => dualspeed_ops::quick_gelu(up),
-            HiddenAct::Gelu => dualspeed_ops::gelu(up),
-        };
+        let activated = activate(self.config.hidden_act, up);
         x + layer.mlp.fc2.forward(activated)
     }
 }

@@ -1,38 +1,41 @@
-//! CLIP's vision transformer: pre-norm, class token, learned positions, quick-GELU.
+//! The vision transformer of CLIP and SigLIP: pre-norm, learned positions, a class token or none.
 //!
 //! Only what is asked for is computed: the layers up to the selected hidden state, and of the
-//! attention map only the class token's row.
+//! attention map only the class token's row where there is one.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
+use burn::tensor::{FloatDType, Tensor};
 use dualspeed_ops::{AttentionSpec, Backend};
 
 use super::VisionTower;
+use super::activation::activate;
 use super::features::{
     CLS_ATTENTION, CLS_HIDDEN, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, Needs, PATCH_TEXT,
     VisionFeatures,
 };
-use crate::config::{HiddenAct, SelectFeature, VisionGeometry, VitConfig};
+use crate::config::{SelectFeature, VisionGeometry, VitConfig, VitFamily};
 use crate::nn::heads::{merge_heads, split_heads};
 use crate::nn::{Embedding, Init, LayerNorm, Linear, cast, unit_length};
 use dualspeed_core::rng::hash_str;
 
-/// The convolution that makes patches, without bias.
+/// The convolution that makes patches.
 #[derive(Module, Debug)]
 pub struct PatchEmbedding<B: Backend> {
     /// `[d, 3, patch, patch]`, as in the checkpoints.
     pub weight: Param<Tensor<B, 4>>,
+    /// `[d]`; SigLIP's.
+    pub bias: Option<Param<Tensor<B, 1>>>,
 }
 
 /// Patches, class token and positions.
 #[derive(Module, Debug)]
 pub struct VitEmbeddings<B: Backend> {
-    /// `[d]`.
-    pub class_embedding: Param<Tensor<B, 1>>,
+    /// `[d]`; CLIP's.
+    pub class_embedding: Option<Param<Tensor<B, 1>>>,
     /// Patch convolution.
     pub patch_embedding: PatchEmbedding<B>,
-    /// `[1 + patches, d]`.
+    /// `[positions, d]`, the class token's first where there is one.
     pub position_embedding: Embedding<B>,
 }
 
@@ -71,13 +74,13 @@ pub struct VitEncoder<B: Backend> {
     pub layers: Vec<VitLayer<B>>,
 }
 
-/// The vision tower; field names are those of Hugging Face's `CLIPVisionModelWithProjection`.
+/// The vision tower; field names are those of Hugging Face's `CLIPVisionModelWithProjection` and `SiglipVisionModel`.
 #[derive(Module, Debug)]
 pub struct ClipVit<B: Backend> {
     /// Patches, class token and positions.
     pub embeddings: VitEmbeddings<B>,
-    /// The norm before the blocks; the spelling is the checkpoints'.
-    pub pre_layrnorm: LayerNorm<B>,
+    /// The norm before the blocks; the spelling is the checkpoints'. CLIP's.
+    pub pre_layrnorm: Option<LayerNorm<B>>,
     /// The blocks.
     pub encoder: VitEncoder<B>,
     /// The norm before heads and `visual_projection`; the selected features do not pass it.
@@ -90,16 +93,16 @@ pub struct ClipVit<B: Backend> {
 
 /// What a block shows of its attention.
 struct Probe<B: Backend> {
-    cls_attention: Option<Tensor<B, 3>>,
+    received_attention: Option<Tensor<B, 3>>,
     keys: Option<Tensor<B, 3>>,
 }
 
-/// Hidden states with the class token in front, as tower training needs them.
+/// Hidden states with the class token, if any, in front, as tower training needs them.
 #[derive(Debug)]
 pub struct VitHidden<B: Backend> {
-    /// The selected hidden state, `[images, 1 + patches, d]`.
+    /// The selected hidden state, `[images, positions, d]`.
     pub selected: Tensor<B, 3>,
-    /// The last layer's output, `[images, 1 + patches, d]`.
+    /// The last layer's output, `[images, positions, d]`.
     pub last: Tensor<B, 3>,
 }
 
@@ -110,6 +113,7 @@ impl VitConfig {
         let patch = self.patch_size;
         let fan_in = (3 * patch * patch) as f64;
         let embeddings = init.at("embeddings");
+        let clip = self.family == VitFamily::Clip;
         let layer = |index: usize| {
             let at = init.at("encoder.layers").at(index);
             // Residual branches start small, so that depth does not blow up the stream.
@@ -132,20 +136,21 @@ impl VitConfig {
         };
         ClipVit {
             embeddings: VitEmbeddings {
-                class_embedding: embeddings.at("class_embedding").normal([d], 0.02),
+                class_embedding: clip.then(|| embeddings.at("class_embedding").normal([d], 0.02)),
                 patch_embedding: PatchEmbedding {
                     weight: embeddings
                         .at("patch_embedding.weight")
                         .normal([d, 3, patch, patch], fan_in.powf(-0.5)),
+                    bias: (!clip).then(|| embeddings.at("patch_embedding.bias").normal([d], 0.0)),
                 },
                 position_embedding: Embedding::init(
                     &embeddings.at("position_embedding"),
-                    self.num_patches() + 1,
+                    self.num_positions(),
                     d,
                     0.02,
                 ),
             },
-            pre_layrnorm: LayerNorm::init(&init.at("pre_layrnorm"), d, eps),
+            pre_layrnorm: clip.then(|| LayerNorm::init(&init.at("pre_layrnorm"), d, eps)),
             encoder: VitEncoder { layers: (0..self.num_hidden_layers).map(layer).collect() },
             post_layernorm: LayerNorm::init(&init.at("post_layernorm"), d, eps),
             visual_projection: self
@@ -157,7 +162,7 @@ impl VitConfig {
 }
 
 impl<B: Backend> VitEmbeddings<B> {
-    /// `[images, 3, side, side] -> [images, 1 + patches, d]`.
+    /// `[images, 3, side, side] -> [images, positions, d]`.
     fn forward(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 3> {
         let [images, channels, side, _] = pixel_values.dims();
         let weight = self.patch_embedding.weight.val(); // [d, 3, patch, patch]
@@ -174,11 +179,19 @@ impl<B: Backend> VitEmbeddings<B> {
             .permute([0, 2, 4, 1, 3, 5]) // [images, row, column, 3, patch, patch]
             .reshape([images * grid * grid, width]);
         // A convolution whose stride is its size is a product.
-        let patches = dualspeed_ops::linear(patches, weight.reshape([d, width]).transpose(), None)
-            .reshape([images, grid * grid, d]);
-        let class = self.class_embedding.val().reshape([1, 1, d]).expand([images, 1, d]);
-        let positions = self.position_embedding.weight.val().unsqueeze::<3>(); // [1, 1 + patches, d]
-        Tensor::cat(vec![class, patches], 1) + positions // [images, 1 + patches, d]
+        let weight = weight.reshape([d, width]).transpose();
+        let bias = self.patch_embedding.bias.as_ref().map(Param::val);
+        let patches =
+            dualspeed_ops::linear(patches, weight, bias).reshape([images, grid * grid, d]);
+        let positions = self.position_embedding.weight.val().unsqueeze::<3>(); // [1, positions, d]
+        let tokens = match &self.class_embedding {
+            Some(class) => {
+                let class = class.val().reshape([1, 1, d]).expand([images, 1, d]);
+                Tensor::cat(vec![class, patches], 1)
+            }
+            None => patches,
+        };
+        tokens + positions // [images, positions, d]
     }
 }
 
@@ -197,7 +210,10 @@ impl<B: Backend> VitLayer<B> {
         let k = split_heads(self.self_attn.k_proj.forward(normed.clone()), images, heads);
         let v = split_heads(self.self_attn.v_proj.forward(normed), images, heads);
         let probe = Probe {
-            cls_attention: needs.has(CLS_ATTENTION).then(|| cls_attention(q.clone(), k.clone())),
+            received_attention: needs.has(CLS_ATTENTION).then(|| match config.family {
+                VitFamily::Clip => cls_attention(q.clone(), k.clone()),
+                VitFamily::Siglip => mean_received_attention(q.clone(), k.clone()),
+            }),
             keys: needs.has(KEYS).then(|| {
                 let [_, _, s, d] = k.dims();
                 k.clone().mean_dim(1).reshape([images, s, d])
@@ -206,10 +222,7 @@ impl<B: Backend> VitLayer<B> {
         let attended = dualspeed_ops::attention(q, k, v, &AttentionSpec::default());
         let x = self.self_attn.out_proj.forward_onto(merge_heads(attended), x);
         let up = self.mlp.fc1.forward(self.layer_norm2.forward(x.clone()));
-        let activated = match config.hidden_act {
-            HiddenAct::QuickGelu => dualspeed_ops::quick_gelu(up),
-            HiddenAct::Gelu => dualspeed_ops::gelu(up),
-        };
+        let activated = activate(config.hidden_act, up);
         (self.mlp.fc2.forward_onto(activated, x), probe)
     }
 
@@ -232,9 +245,26 @@ fn cls_attention<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 3> {
     softmax(q_cls.matmul(k.swap_dims(2, 3)), 3).reshape([images, heads, s])
 }
 
+/// The attention that each token receives, mean over all that attend, `[images, heads, s]`: what stands for the class token's
+/// attention where there is none. Image by image, so that one map at a time is held.
+fn mean_received_attention<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [images, heads, s, d] = k.dims();
+    let of_image = |image: usize| {
+        let [q, k] = [&q, &k].map(|x| x.clone().narrow(0, image, 1).cast(FloatDType::F32));
+        let map = softmax((q / (d as f64).sqrt()).matmul(k.swap_dims(2, 3)), 3); // [1, heads, s, s]
+        map.mean_dim(2).reshape([1, heads, s])
+    };
+    let dtype = q.dtype();
+    cast(Tensor::cat((0..images).map(of_image).collect(), 0), dtype.into())
+}
+
 impl<B: Backend> ClipVit<B> {
     fn embed(&self, pixel_values: Tensor<B, 4>) -> Tensor<B, 2> {
-        let embedded = self.pre_layrnorm.forward(self.embeddings.forward(pixel_values));
+        let embedded = self.embeddings.forward(pixel_values);
+        let embedded = match &self.pre_layrnorm {
+            Some(norm) => norm.forward(embedded),
+            None => embedded,
+        };
         let [images, s, d] = embedded.dims();
         embedded.reshape([images * s, d])
     }
@@ -281,10 +311,11 @@ impl<B: Backend> VisionTower<B> for ClipVit<B> {
         let images = pixel_values.dims()[0];
         let selected_layers = self.config.selected_layers();
         let last = self.encoder.layers.len().saturating_sub(1);
-        let needs_last = needs.has(LAST_CLS_ATTENTION) || needs.has(LAST_KEYS);
+        let clip = self.config.family == VitFamily::Clip;
+        let needs_last = clip && (needs.has(LAST_CLS_ATTENTION) || needs.has(LAST_KEYS));
         let none = Needs::none();
-        let mut x = self.embed(pixel_values); // [images * (1 + patches), d]
-        let mut selected = (x.clone(), Probe { cls_attention: None, keys: None });
+        let mut x = self.embed(pixel_values); // [images * positions, d]
+        let mut selected = (x.clone(), Probe { received_attention: None, keys: None });
         let mut last_layer = None;
         for (index, layer) in self.encoder.layers.iter().enumerate() {
             if needs_last && index == last {
@@ -304,20 +335,21 @@ impl<B: Backend> VisionTower<B> for ClipVit<B> {
         let [rows, d] = x.dims();
         let s = rows / images;
         let first = match self.config.mm_vision_select_feature {
-            SelectFeature::Patch => 1,
-            SelectFeature::ClsPatch => 0,
+            SelectFeature::Patch if clip => 1,
+            SelectFeature::Patch | SelectFeature::ClsPatch => 0,
         };
         let tokens = |x: Tensor<B, 3>| x.narrow(1, first, s - first); // [images, n, ..]
         let all = x.reshape([images, s, d]);
         let hidden = tokens(all.clone());
-        let patch_text = if needs.has(PATCH_TEXT) { self.project(hidden.clone()) } else { None };
+        let patch_text =
+            if clip && needs.has(PATCH_TEXT) { self.project(hidden.clone()) } else { None };
         let (last_cls_attention, last_keys) = last_layer.unzip();
         let of_tokens = |attention: Tensor<B, 3>| tokens(attention.swap_dims(1, 2));
         VisionFeatures::new(hidden)
-            .with_some(CLS_ATTENTION, probe.cls_attention.map(of_tokens))
+            .with_some(CLS_ATTENTION, probe.received_attention.map(of_tokens))
             .with_some(KEYS, probe.keys.map(tokens))
             .with_some(PATCH_TEXT, patch_text)
-            .with_some(CLS_HIDDEN, needs.has(CLS_HIDDEN).then(|| all.narrow(1, 0, 1)))
+            .with_some(CLS_HIDDEN, (clip && needs.has(CLS_HIDDEN)).then(|| all.narrow(1, 0, 1)))
             .with_some(LAST_CLS_ATTENTION, last_cls_attention.map(of_tokens))
             .with_some(LAST_KEYS, last_keys.map(tokens))
     }

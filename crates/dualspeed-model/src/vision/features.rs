@@ -10,7 +10,8 @@ use dualspeed_ops::Backend;
 /// The selected hidden state, `[images, n, d_v]`: what the projector reads. Every tower makes it.
 pub const HIDDEN: &str = "hidden";
 /// The class token's attention over the patches in the layer that outputs the hidden state, `softmax(q_cls K^T / sqrt(d))`
-/// over the class token and the patches without the class token's own share: `[images, n, heads]`.
+/// over the class token and the patches without the class token's own share: `[images, n, heads]`. Where a tower has no class
+/// token (SigLIP), what stands for it: the attention that each patch receives there, mean over all patches.
 pub const CLS_ATTENTION: &str = "cls_attention";
 /// Mean over heads of that layer's keys, `[images, n, d_head]`.
 pub const KEYS: &str = "keys";

@@ -10,6 +10,7 @@
 //! | [`pretraining`] | heads and losses that train the small ViT |
 //! | [`clip_text`] | CLIP's text transformer |
 
+mod activation;
 pub mod clip_text;
 pub mod clip_vit;
 pub mod custom;

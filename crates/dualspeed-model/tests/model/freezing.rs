@@ -118,8 +118,10 @@ fn records_hold_what_is_trained_and_load_into_it() {
         let same = |a: &Llava<A>, b: &Llava<A>, f: fn(&Llava<A>) -> Vec<f32>| f(a) == f(b);
         let projector = |m: &Llava<A>| values(&m.mm_projector.mlp().unwrap().linear_1.weight.val());
         let decoder = |m: &Llava<A>| values(&m.language_model.lm_head_weight());
-        let tower =
-            |m: &Llava<A>| values(&m.vision_tower.vit().unwrap().embeddings.class_embedding.val());
+        let tower = |m: &Llava<A>| {
+            let embeddings = &m.vision_tower.vit().unwrap().embeddings;
+            values(&embeddings.class_embedding.as_ref().unwrap().val())
+        };
         assert_eq!(same(&loaded, &model, tower), trainable.vision_tower);
         assert_eq!(same(&loaded, &model, projector), trainable.projector);
         assert_eq!(same(&loaded, &model, decoder), trainable.language_model);

@@ -3,6 +3,8 @@
 
 mod custom_parts;
 mod decoder;
+mod decoder_families;
+mod decoder_files;
 mod decoder_flags;
 mod fixtures;
 mod freezing;
@@ -13,8 +15,7 @@ mod positions;
 mod projection;
 mod pruners;
 mod published;
-mod qwen2;
-mod qwen2_files;
+mod siglip;
 mod support;
 mod tower;
 mod towers;

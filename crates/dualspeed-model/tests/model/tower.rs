@@ -45,7 +45,7 @@ fn naive(
     let (p, grid) = (vit.config.patch_size, vit.config.grid());
     let d = vit.config.hidden_size;
     let kernel = vit.embeddings.patch_embedding.weight.val();
-    let mut rows = vec![vit.embeddings.class_embedding.val().reshape([1, d])];
+    let mut rows = vec![vit.embeddings.class_embedding.as_ref().unwrap().val().reshape([1, d])];
     for y in 0..grid {
         for x in 0..grid {
             let patch = image.clone().slice([0..3, y * p..(y + 1) * p, x * p..(x + 1) * p]);
@@ -54,7 +54,7 @@ fn naive(
         }
     }
     let x = Tensor::cat(rows, 0) + vit.embeddings.position_embedding.weight.val();
-    let mut x = norm(&vit.pre_layrnorm, &x);
+    let mut x = norm(vit.pre_layrnorm.as_ref().unwrap(), &x);
     let s = x.dims()[0];
     let heads = vit.config.num_attention_heads;
     let (mut maps, mut keys) = (Tensor::zeros([1, 1, 1], &device::<B>()), None);

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend as _;
 use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
 use burn_cuda::Cuda;
 use burn_ndarray::NdArray;
-use dualspeed_ops::{AdamWConfig, AdamWTensor, Backend, Dropout, DropoutKeys, plain};
+use dualspeed_ops::{AdamWConfig, AdamWGuard, AdamWTensor, Backend, Dropout, DropoutKeys, plain};
 
 use crate::case::Report;
 use crate::data::{primitive, relative_error, rounded, tensor, to_vec, values, wrap};
@@ -123,12 +123,14 @@ const LENGTHS: [usize; 6] = [1, 7, 8192, 8193, 100_000, 3];
 fn adamw_run<T: Backend>(
     data: &[[Vec<f64>; 4]],
     config: AdamWConfig,
-    step: impl Fn(Vec<AdamWTensor<T>>, AdamWConfig) -> dualspeed_ops::AdamWOutput<T>,
-) -> (Vec<f64>, f64) {
+    losses: [f32; 2],
+    step: impl Fn(Vec<AdamWTensor<T>>, AdamWGuard<T>, AdamWConfig) -> dualspeed_ops::AdamWOutput<T>,
+) -> (Vec<f64>, [f64; 3]) {
     let make = |values: &[f64]| primitive(tensor::<T, 1>(values, [values.len()], DType::F32));
     let mut state: Vec<[_; 3]> =
         data.iter().map(|[p, _, m, v]| [make(p), make(m), make(v)]).collect();
-    let mut norm = 0.0;
+    let mut seen = [0.0; 3];
+    let mut before = None;
     for round in 0..2 {
         let tensors = state
             .into_iter()
@@ -142,20 +144,30 @@ fn adamw_run<T: Backend>(
                 lr: 1e-3 * (1 + i) as f64,
                 // Of the six tensors, two are younger.
                 updates: if i % 3 == 0 { 5 } else { 3 } + round,
+                undecided: round > 0,
             })
             .collect();
-        let out = step(tensors, config);
-        norm = to_vec(wrap::<T, 1>(out.norm))[0];
+        // The first round is applied or not, the second one does not know.
+        let first = make(&losses.map(f64::from));
+        let losses = if round == 0 { Some(first) } else { None };
+        let out = step(tensors, AdamWGuard { losses, before: before.take() }, config);
+        seen[round as usize] = to_vec(wrap::<T, 1>(out.applied.clone()))[0];
+        seen[2] = to_vec(wrap::<T, 1>(out.norm))[0];
+        before = Some(out.applied);
         state = out.updated;
     }
     let all = state.into_iter().flatten().flat_map(|x| to_vec(wrap::<T, 1>(x))).collect();
-    (all, norm)
+    (all, seen)
 }
 
-/// Parameters, moments and the norm, clipped and not, against the plain body.
+/// Parameters, moments, the norm and what was applied, clipped and not, after a step that is skipped and one that is not,
+/// against the plain body.
 pub fn adamw(report: &mut Report) {
-    for max_grad_norm in [0.0, 1.0, 1e6] {
-        let name = format!("adamw, clipped at {max_grad_norm}");
+    let cases = [(0.0, 0.5, 1e-8), (1.0, 0.5, 1e-8), (1e6, 0.5, 1e-8)];
+    // A loss that is not finite, and constants with which every value is looked at first, once with zeros divided by zero.
+    let cases = cases.into_iter().chain([(1.0, f32::NAN, 1e-8), (1.0, f32::INFINITY, 1e-30)]);
+    for (max_grad_norm, loss, eps) in cases.chain([(1.0, 0.5, 1e-30), (1.0, 0.5, 0.0)]) {
+        let name = format!("adamw, clipped at {max_grad_norm}, loss {loss}, eps {eps}");
         if !report.wants(&name) {
             continue;
         }
@@ -164,20 +176,23 @@ pub fn adamw(report: &mut Report) {
             .map(|len| {
                 let mut next = || values(*len, DType::F32, report.seed());
                 let second: Vec<f64> = next().iter().map(|v| v * v).collect();
-                [next(), next(), next(), second]
+                let zero = eps == 0.0 && *len == 1;
+                let some = |values: Vec<f64>| if zero { vec![0.0] } else { values };
+                [next(), some(next()), some(next()), some(second)]
             })
             .collect();
         let config = AdamWConfig {
             beta1: 0.9,
             beta2: 0.999,
-            eps: 1e-8,
+            eps,
             weight_decay: 0.01,
             grad_scale: 0.125,
             max_grad_norm,
         };
-        let (expected, norm) = adamw_run::<NdArray<f32>>(&data, config, plain::adamw);
-        let (actual, our_norm) = adamw_run::<B>(&data, config, B::fused_adamw);
-        let errors = [relative_error(&actual, &expected), relative_error(&[our_norm], &[norm])];
+        let losses = [0.25, loss];
+        let (expected, seen) = adamw_run::<NdArray<f32>>(&data, config, losses, plain::adamw);
+        let (actual, ours) = adamw_run::<B>(&data, config, losses, B::fused_adamw);
+        let errors = [relative_error(&actual, &expected), relative_error(&ours, &seen)];
         report.line(&name, &errors, 2e-6, "");
     }
 }

@@ -385,9 +385,14 @@ pub trait Backend: BurnBackend {
     }
 
     /// One step of AdamW on all tensors at once, after clipping the norm of all gradients together; consumes parameters
-    /// and moments, so that they may be updated in place.
-    fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
-        plain::adamw::<Self>(tensors, config)
+    /// and moments, so that they may be updated in place. Where a loss of `guard`, the norm or a new value is not finite,
+    /// nothing is changed; the host need not know.
+    fn fused_adamw(
+        tensors: Vec<AdamWTensor<Self>>,
+        guard: AdamWGuard<Self>,
+        config: AdamWConfig,
+    ) -> AdamWOutput<Self> {
+        plain::adamw::<Self>(tensors, guard, config)
     }
 }
 

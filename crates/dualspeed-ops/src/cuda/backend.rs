@@ -405,10 +405,14 @@ where
             .or_slow(|| plain::greedy_map::<Self>(features, keep))
     }
 
-    fn fused_adamw(tensors: Vec<AdamWTensor<Self>>, config: AdamWConfig) -> AdamWOutput<Self> {
-        adamw::adamw::<Self>(tensors, config).unwrap_or_else(|tensors| {
+    fn fused_adamw(
+        tensors: Vec<AdamWTensor<Self>>,
+        guard: AdamWGuard<Self>,
+        config: AdamWConfig,
+    ) -> AdamWOutput<Self> {
+        adamw::adamw::<Self>(tensors, guard, config).unwrap_or_else(|(tensors, guard)| {
             queue::flush();
-            plain::adamw::<Self>(tensors, config)
+            plain::adamw::<Self>(tensors, guard, config)
         })
     }
 }

@@ -25,6 +25,18 @@ pub(super) fn attribute(device: usize, what: driver::CUdevice_attribute) -> Resu
     Ok(value)
 }
 
+/// NVIDIA GPUs that the driver finds; 0 where there is no driver.
+pub fn device_count() -> usize {
+    let mut count = 0;
+    // SAFETY: the library is looked for before it is called; the pointer is to a local.
+    let counted = unsafe {
+        driver::is_culib_present()
+            && check("cuInit", driver::cuInit(0)).is_ok()
+            && check("cuDeviceGetCount", driver::cuDeviceGetCount(&mut count)).is_ok()
+    };
+    if counted { usize::try_from(count).unwrap_or(0) } else { 0 }
+}
+
 /// Major and minor compute capability of a device.
 pub(super) fn compute_capability(device: usize) -> Result<(i32, i32), CudaError> {
     type A = driver::CUdevice_attribute;

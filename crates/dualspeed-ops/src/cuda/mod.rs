@@ -46,5 +46,6 @@ mod transfer;
 
 pub use blas::allow_tf32;
 pub use burn_cuda::{Cuda, CudaDevice};
+pub use driver::device_count;
 pub use queue::take_failure;
 pub use ready::is_fast;

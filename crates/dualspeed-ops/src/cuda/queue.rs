@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use burn_cuda::CudaDevice;
@@ -33,6 +34,9 @@ thread_local! {
 /// The first failure on a server thread, until an operation reports it.
 static FAILURE: Mutex<Option<CudaError>> = Mutex::new(None);
 
+/// Failures so far, and those of them that [`reported`] has handed out or passed over.
+static FAILURES: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
 /// See [`DeviceMemory`].
 pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
     flush();
@@ -52,8 +56,27 @@ pub(super) fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
 /// The first failure on the device's thread that no operation has reported yet. Calls return before their work is done: a
 /// training loop asks once a step.
 pub fn take_failure() -> Option<String> {
-    let error = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
-    error.map(|error| error.to_string())
+    reported().map(|error| error.to_string())
+}
+
+fn reported() -> Option<CudaError> {
+    let mut failure = FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
+    let [all, known] = &FAILURES;
+    known.store(all.load(Ordering::SeqCst), Ordering::SeqCst);
+    failure.take()
+}
+
+fn failed(error: CudaError) {
+    let mut failure = FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
+    FAILURES[0].fetch_add(1, Ordering::SeqCst);
+    failure.get_or_insert(error);
+}
+
+/// Says, on the device's thread, whether an operation queued before has failed that the host did not know of when this was
+/// made: what is read then may be garbage. The host may have reported it since.
+pub(super) fn failed_since() -> impl Fn() -> bool + Send + 'static {
+    let known = FAILURES[1].load(Ordering::SeqCst);
+    move || FAILURES[0].load(Ordering::SeqCst) > known
 }
 
 /// Runs `job` on the server thread of the operands' device with their addresses (0 for `None`). The operands live until
@@ -163,7 +186,7 @@ pub(super) fn flush() {
 }
 
 fn send(device: &CudaDevice, work: Vec<Work>) {
-    if let Some(error) = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    if let Some(error) = reported() {
         panic!("an earlier operation failed: {error}");
     }
     let (index, stream) = (device.index, StreamId::current());
@@ -176,8 +199,7 @@ fn send(device: &CudaDevice, work: Vec<Work>) {
             Err(CudaError::Panic(message.unwrap_or("no message").to_string()))
         });
         if let Err(error) = result {
-            let error = explained(error);
-            FAILURE.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            failed(explained(error));
         }
     });
 }

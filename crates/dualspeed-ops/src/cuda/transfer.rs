@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::driver::check;
 use super::element::Tensor;
 use super::gpu::Gpu;
-use super::queue::{ask, flush, submit, take_failure, tell};
+use super::queue::{ask, failed_since, flush, submit, take_failure, tell};
 use super::ready::is_fast;
 use super::tensor::contiguous;
 use crate::types::ReadLater;
@@ -76,7 +76,12 @@ pub(super) fn read_later(tensor: &Tensor) -> Option<ReadLater> {
     let tensor = contiguous(tensor.clone());
     let buffer = ask(&device, move |gpu| gpu.staging.take(bytes)).ok()?;
     let (sender, receiver) = channel();
+    let failed = failed_since();
     submit([Some(&tensor)], move |gpu: &mut Gpu, [from]| {
+        if failed() {
+            // Without the sender, who waits gets an error.
+            return Ok(());
+        }
         // SAFETY: buffer and tensor have `bytes` bytes; the buffer is not read before the event has passed.
         unsafe {
             let to = buffer.address as *mut _;
@@ -91,7 +96,7 @@ pub(super) fn read_later(tensor: &Tensor) -> Option<ReadLater> {
     flush();
     Some(Box::new(move || {
         let (buffer, context) = receiver.recv().map_err(|_| {
-            take_failure().unwrap_or_else(|| "the device's thread has stopped".to_owned())
+            take_failure().unwrap_or_else(|| "an operation before it failed".to_owned())
         })?;
         // SAFETY: the context lives as long as the process; the event was recorded before it was sent here.
         let waited = unsafe {

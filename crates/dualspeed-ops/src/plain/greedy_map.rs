@@ -8,7 +8,7 @@ use super::points::first_argmax;
 use super::{cast, tensor};
 
 /// A residual below this share of its diagonal entry is rounding error.
-pub(crate) const RANK_EPS: f32 = 1e-5;
+pub(crate) const RANK_EPS: f32 = 1e-6;
 /// Below any residual: what marks a picked row. NaN rows stand between the two.
 pub(crate) const TAKEN: f32 = -2.0;
 /// The residual of a row with NaN.

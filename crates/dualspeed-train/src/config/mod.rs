@@ -177,6 +177,12 @@ impl TrainConfig {
         config.optim.isolator_lr = Some(rates.isolator);
         config.optim.vision_tower_lr = Some(rates.vision_tower);
         config.data.workers = Some(config.data.worker_count());
+        for data in [Some(&mut config.data.train), config.data.valid.as_mut()].into_iter().flatten()
+        {
+            if let Some(json) = &mut data.llava_json {
+                (json.template, json.fit) = (Some(json.template()), Some(json.fit()));
+            }
+        }
         config
     }
 

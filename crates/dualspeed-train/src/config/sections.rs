@@ -185,6 +185,8 @@ pub struct OptimConfig {
     pub eps: f64,
     /// The global gradient norm is clipped to this; 0 switches clipping off.
     pub max_grad_norm: f64,
+    /// A step whose loss, gradients or update are not finite changes nothing; that many in a row end the run.
+    pub max_skipped: u64,
 }
 
 impl Default for OptimConfig {
@@ -201,6 +203,7 @@ impl Default for OptimConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             max_grad_norm: 1.0,
+            max_skipped: 10,
         }
     }
 }
@@ -240,6 +243,10 @@ impl OptimConfig {
             }
         }
         positive("optim.eps", self.eps, "1e-8 is usual")?;
+        if self.max_skipped == 0 {
+            let advice = "give 1 to end the run at the first such step, or 10, which is usual";
+            return Err(invalid("optim.max_skipped", 0, "no run would begin", advice));
+        }
         for (key, value) in
             [("optim.weight_decay", self.weight_decay), ("optim.max_grad_norm", self.max_grad_norm)]
         {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use dualspeed_data::ExampleSource;
+use dualspeed_data::{ExampleSource, OnError};
 use dualspeed_model::{Needs, Tower};
 use dualspeed_ops::Backend;
 
@@ -25,6 +25,16 @@ pub struct FeatureWork<'a> {
     pub progress: bool,
     /// Once it is set, what is computed is kept and the rest is not.
     pub interrupt: Option<&'a AtomicBool>,
+    /// What becomes of samples that cannot be made.
+    pub on_error: OnError,
+}
+
+impl FeatureWork<'_> {
+    /// Features of all samples, the first of which that cannot be made is an error.
+    pub(super) fn new(needs: Needs, batch: usize, progress: bool) -> Self {
+        let (samples, interrupt, on_error) = (usize::MAX, None, OnError::Stop);
+        Self { needs, batch, samples, progress, interrupt, on_error }
+    }
 }
 
 /// The features of a data set as a config asks for them; `None` where the tower is to run in every step.

@@ -15,14 +15,14 @@ mod rows;
 mod shard;
 pub mod store;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use burn::tensor::{DType, Element, Shape, Tensor, TensorPrimitive};
-use dualspeed_data::{DataError, Example, ExampleSource, HostImage, MemorySource};
+use dualspeed_data::{DataError, Example, ExampleSource, HostImage, MemorySource, OnError};
 use dualspeed_model::vision::features::HIDDEN;
 use dualspeed_model::{Needs, VisionFeatures, VisionGeometry, VisionTower};
 use dualspeed_ops::Backend;
@@ -34,6 +34,7 @@ pub use store::FeatureStore;
 
 use crate::error::TrainError;
 use crate::metrics::progress_bar;
+use crate::patience::{Awaited, receive};
 use block::Block;
 use rows::Rows;
 
@@ -65,7 +66,7 @@ impl FeatureCache {
         device: &B::Device,
         progress: bool,
     ) -> Result<Self, TrainError> {
-        let work = FeatureWork { needs, batch, samples: usize::MAX, progress, interrupt: None };
+        let work = FeatureWork::new(needs, batch, progress);
         Filling::new(tower, None, work, device).run(source)
     }
 
@@ -84,7 +85,7 @@ impl FeatureCache {
         progress: bool,
     ) -> Result<Self, TrainError> {
         let needs = store.needs().clone();
-        let work = FeatureWork { needs, batch, samples: usize::MAX, progress, interrupt: None };
+        let work = FeatureWork::new(needs, batch, progress);
         Filling::new(tower, Some(store), work, device).run(source)
     }
 
@@ -157,6 +158,13 @@ impl FeatureCache {
     }
 }
 
+/// A sample on its way to the tower.
+enum Made {
+    Example(Example),
+    /// Left out, with its id.
+    Missing(String, DataError),
+}
+
 /// A cache while it is computed.
 struct Filling<'a, B: Backend, T> {
     cache: FeatureCache,
@@ -198,14 +206,23 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
         let batch = self.work.batch.max(1);
         let samples = source.len().min(self.work.samples);
         let bar = progress_bar(samples as u64, self.work.progress, "features");
-        let (sender, receiver) = sync_channel::<Result<Vec<Example>, DataError>>(2);
+        let (sender, receiver) = sync_channel::<Result<Vec<Made>, DataError>>(2);
+        let on_error = self.work.on_error;
         let renderer = {
             let source = source.clone();
             std::thread::spawn(move || {
                 for start in (0..samples).step_by(batch) {
                     let end = (start + batch).min(samples);
-                    let made =
-                        (start..end).into_par_iter().map(|index| source.get(index)).collect();
+                    let made = (start..end)
+                        .into_par_iter()
+                        .map(|index| match source.get(index) {
+                            Ok(example) => Ok(Made::Example(example)),
+                            Err(error) if on_error == OnError::Skip => {
+                                Ok(Made::Missing(source.id(index), error))
+                            }
+                            Err(error) => Err(error),
+                        })
+                        .collect();
                     // The receiver is gone after an error.
                     if sender.send(made).is_err() {
                         return;
@@ -214,10 +231,27 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
             })
         };
         let mut examples = Vec::with_capacity(samples);
-        for made in receiver {
-            let made = made?;
+        let mut missing = BTreeMap::new();
+        let stop = self.work.interrupt;
+        loop {
+            let made = match receive(&receiver, stop, "samples for features") {
+                Awaited::Item(made) => made?,
+                Awaited::Closed => break,
+                Awaited::Stopped => {
+                    self.close_block()?;
+                    let done = examples.len();
+                    return Err(TrainError::FeaturesInterrupted { done, of: samples });
+                }
+            };
             bar.inc(made.len() as u64);
-            for mut example in made {
+            for made in made {
+                let mut example = match made {
+                    Made::Example(example) => example,
+                    Made::Missing(id, error) => {
+                        missing.insert(examples.len(), Arc::new(error));
+                        Example { id, ..Example::default() }
+                    }
+                };
                 for image in &mut example.images {
                     self.add(image);
                     let (key, size) = (image.key, image.size);
@@ -228,8 +262,8 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
             while self.pending.len() >= batch {
                 self.compute(batch)?;
             }
-            let stop = self.work.interrupt.is_some_and(|flag| flag.load(Ordering::SeqCst));
-            if stop && examples.len() < samples {
+            let stopped = stop.is_some_and(|flag| flag.load(Ordering::SeqCst));
+            if stopped && examples.len() < samples {
                 self.close_block()?;
                 return Err(TrainError::FeaturesInterrupted { done: examples.len(), of: samples });
             }
@@ -244,7 +278,8 @@ impl<'a, B: Backend, T: VisionTower<B>> Filling<'a, B, T> {
             true => source.fingerprint(),
             false => format!("{}-first-{samples}", source.fingerprint()),
         };
-        self.cache.source = Arc::new(MemorySource::new(examples, fingerprint));
+        self.cache.source =
+            Arc::new(MemorySource::new(examples, fingerprint).with_missing(missing));
         self.cache.seconds = begin.elapsed().as_secs_f64();
         Ok(self.cache)
     }

@@ -8,7 +8,8 @@ use dualspeed_core::{Registry, RegistryError};
 
 use super::StepRecord;
 
-/// A figure of every step: shown while training, and written into the records under `metrics`.
+/// A figure of every step that changed the model: shown while training, and written into the records under `metrics`. It is
+/// not asked about steps that were skipped, whose figures may be NaN.
 pub trait RecordMetric: Debug + Send + Sync {
     /// The name in configurations, records and displays.
     fn name(&self) -> &str;

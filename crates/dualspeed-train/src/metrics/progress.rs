@@ -39,7 +39,7 @@ impl ProgressBarRenderer {
 }
 
 /// A bar in the style of this crate, for work outside of Burn's trainer.
-pub(crate) fn progress_bar(total: u64, shown: bool, label: &str) -> ProgressBar {
+pub fn progress_bar(total: u64, shown: bool, label: &str) -> ProgressBar {
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(total), target);
     let template = "{prefix:>12} [{bar:24}] {pos}/{len} {elapsed} (left {eta}) {msg}";

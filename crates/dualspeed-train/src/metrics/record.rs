@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dualspeed_model::ParamGroup;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::mode::Mode;
 
@@ -62,8 +62,20 @@ pub struct StepTime {
     pub device_memory_gib: Option<f64>,
 }
 
+/// Why a step changed nothing, and which samples it was made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SkippedStep {
+    /// What was not finite.
+    pub reason: String,
+    /// The ids of the samples of the step.
+    pub samples: Vec<String>,
+}
+
 /// One line of `metrics.jsonl`. Without `time` it is the same in every run of the same seed. The default is a record of nothing:
 /// every metric of it has count 0.
+///
+/// JSON has no number that is not finite: such a figure is `null` in the file, is read back as NaN, and is named in
+/// `non_finite`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// The optimiser step, from 0.
@@ -76,25 +88,36 @@ pub struct StepRecord {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub group_lr: BTreeMap<ParamGroup, f64>,
     /// `(sum ce + lambda sum kl) / n` over the `n` supervised tokens of the window.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Cross entropy per supervised token.
+    #[serde(deserialize_with = "null_is_nan")]
     pub ce: f64,
     /// KL(teacher || student) * tau^2 per distilled token; 0 when none was distilled.
+    #[serde(deserialize_with = "null_is_nan")]
     pub kl: f64,
     /// Tokens the KL was taken over: 0 on fast steps.
     pub kl_tokens: usize,
     /// Share of supervised tokens predicted right.
+    #[serde(deserialize_with = "null_is_nan")]
     pub accuracy: f64,
     /// Other parts of the objective by name, per token of theirs.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "nulls_are_nan"
+    )]
     pub parts: BTreeMap<String, f64>,
-    /// Values of the metrics that the config names.
+    /// Values of the metrics that the config names; none on a step that was skipped.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
     /// Supervised tokens of the window.
     pub supervised_tokens: usize,
     /// Samples of the window.
     pub samples: usize,
+    /// Ids of samples of the window that could not be used and were left out (`data.on_error = "skip"`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_samples: Vec<String>,
     /// Tokens the language model saw (student view, padding left out).
     pub tokens: usize,
     /// Tokens of the same samples without pruning or isolator.
@@ -104,9 +127,19 @@ pub struct StepRecord {
     /// Visual tokens the language model saw.
     pub visual_tokens_kept: usize,
     /// Global gradient norm before clipping.
+    #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
     /// Share of slow steps so far.
     pub slow_share: f64,
+    /// Set where the step changed nothing, because its loss, its gradients or its update were not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<SkippedStep>,
+    /// Steps that were skipped so far.
+    #[serde(default)]
+    pub skipped_steps: u64,
+    /// Figures of this record that are `NaN`, `inf` or `-inf`, by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub non_finite: BTreeMap<String, String>,
     /// Everything that depends on the clock.
     pub time: StepTime,
 }
@@ -127,27 +160,46 @@ impl Default for StepRecord {
             metrics: BTreeMap::new(),
             supervised_tokens: 0,
             samples: 0,
+            skipped_samples: Vec::new(),
             tokens: 0,
             tokens_unpruned: 0,
             visual_tokens: 0,
             visual_tokens_kept: 0,
             grad_norm: 0.0,
             slow_share: 0.0,
+            skipped: None,
+            skipped_steps: 0,
+            non_finite: BTreeMap::new(),
             time: StepTime::default(),
         }
     }
+}
+
+fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
+}
+
+fn nulls_are_nan<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let values = BTreeMap::<String, Option<f64>>::deserialize(value)?;
+    Ok(values.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect())
 }
 
 /// Sums over all steps, kept in checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Totals {
-    /// Optimiser steps.
+    /// Optimiser steps, skipped ones included.
     pub steps: u64,
     /// Those in slow mode.
     pub slow_steps: u64,
+    /// Those that were skipped.
+    pub skipped_steps: u64,
+    /// Those that were skipped since the last that was not.
+    pub skipped_in_a_row: u64,
     /// Samples.
     pub samples: u64,
+    /// Samples that were left out, counted each time.
+    pub skipped_samples: u64,
     /// Tokens the language model saw.
     pub tokens: u64,
     /// Tokens of the unpruned sequences.
@@ -169,7 +221,11 @@ impl Totals {
     pub(crate) fn count(&mut self, record: &StepRecord) {
         self.steps += 1;
         self.slow_steps += u64::from(record.mode == Mode::Slow);
+        let skipped = record.skipped.is_some();
+        self.skipped_steps += u64::from(skipped);
+        self.skipped_in_a_row = if skipped { self.skipped_in_a_row + 1 } else { 0 };
         self.samples += record.samples as u64;
+        self.skipped_samples += record.skipped_samples.len() as u64;
         self.tokens += record.tokens as u64;
         self.tokens_unpruned += record.tokens_unpruned as u64;
         self.supervised_tokens += record.supervised_tokens as u64;

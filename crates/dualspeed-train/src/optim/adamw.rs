@@ -127,3 +127,8 @@ pub(crate) fn sum_of_squares(values: &[f32]) -> f64 {
         .collect();
     partial.iter().sum()
 }
+
+/// Whether no value is NaN or infinite.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    values.par_chunks(CHUNK).all(|chunk| chunk.iter().all(|value| value.is_finite()))
+}

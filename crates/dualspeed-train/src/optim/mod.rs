@@ -6,7 +6,7 @@ mod rates;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -14,23 +14,35 @@ use burn::optim::{GradientsParams, MultiGradientsParams, Optimizer};
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use dualspeed_model::ParamInfo;
-use dualspeed_ops::{AdamWTensor, AutodiffBackend, Backend, to_f32};
+use dualspeed_ops::{AdamWGuard, AdamWTensor, AutodiffBackend, Backend, to_f32};
 
 pub use adamw::{AdamW, HostMoments};
-pub(crate) use adamw::{Moments, Store, sum_of_squares};
+pub(crate) use adamw::{Moments, Store, all_finite, sum_of_squares};
 pub use rates::GroupRates;
 
 /// The moments of the optimiser, shared with the strategy, which writes them into checkpoints.
 #[derive(Debug)]
 pub(crate) struct OptimState<B: Backend> {
+    /// Those of an undecided update count it as applied.
     pub(crate) moments: HashMap<ParamId, Moments<B>>,
+    /// Updates that the device decided on without telling the host yet, oldest first.
+    undecided: VecDeque<Undecided<B>>,
 }
 
-/// A norm where it was computed.
+/// An update of which the host does not know whether it was applied.
+#[derive(Debug)]
+struct Undecided<B: Backend> {
+    /// `[1]`: 1 or 0.
+    applied: Tensor<B, 1>,
+    params: HashSet<ParamId>,
+}
+
+/// What became of an update, where it was computed. One that is not applied changes nothing: the gradients, a loss or a new
+/// value was not finite.
 #[derive(Clone, Debug)]
-pub(crate) enum GradNorm<B: Backend> {
-    Host(f64),
-    Device(Tensor<B, 1>),
+pub(crate) enum Updated<B: Backend> {
+    Host { grad_norm: f64, applied: bool },
+    Device { grad_norm: Tensor<B, 1>, applied: Tensor<B, 1> },
 }
 
 /// AdamW for one module. Clones share their state: Burn's Learner owns one, the strategy
@@ -48,7 +60,7 @@ pub struct GroupedAdamW<B: AutodiffBackend> {
 impl<B: AutodiffBackend> GroupedAdamW<B> {
     /// An optimiser for `params`. `max_grad_norm` 0 switches clipping off.
     pub fn new(adamw: AdamW, rates: GroupRates, max_grad_norm: f64, params: &[ParamInfo]) -> Self {
-        let state = OptimState { moments: HashMap::new() };
+        let state = OptimState { moments: HashMap::new(), undecided: VecDeque::new() };
         Self {
             adamw,
             multipliers: Arc::new(rates.multipliers(params)),
@@ -63,6 +75,11 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes in whether the oldest undecided update was applied.
+    pub(crate) fn settle(&self, applied: bool) {
+        self.state().settle(applied);
+    }
+
     /// Whether moments live in host memory.
     pub(crate) fn on_host(&self) -> bool {
         self.on_host
@@ -74,6 +91,26 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
     pub(crate) fn force_device(mut self) -> Self {
         self.on_host = false;
         self
+    }
+}
+
+impl<B: Backend> OptimState<B> {
+    fn settle(&mut self, applied: bool) {
+        let Some(update) = self.undecided.pop_front() else { return };
+        if applied {
+            return;
+        }
+        for (_, moments) in self.moments.iter_mut().filter(|(id, _)| update.params.contains(id)) {
+            moments.updates = moments.updates.saturating_sub(1);
+        }
+    }
+
+    /// Waits until at most `left` updates are undecided.
+    fn settle_but(&mut self, left: usize) {
+        while self.undecided.len() > left {
+            let applied = self.undecided.front().map(|update| to_f32(update.applied.clone()));
+            self.settle(applied.is_some_and(|applied| applied != [0.0]));
+        }
     }
 }
 
@@ -98,6 +135,9 @@ struct HostUpdater<'a, B: AutodiffBackend> {
     grads: HashMap<ParamId, Vec<f32>>,
     lr: f64,
     scale: f64,
+    /// Whether new values are looked at, and whether all of them were finite.
+    probed: bool,
+    finite: bool,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for HostUpdater<'_, B> {
@@ -114,6 +154,9 @@ impl<B: AutodiffBackend> ModuleMapper<B> for HostUpdater<'_, B> {
             let mut values = to_f32(tensor);
             let updates = moments.updates;
             self.optim.adamw.update_host(lr, self.scale, &mut values, &grad, m, v, updates);
+            if self.probed {
+                self.finite &= [&values, &*m, &*v].into_iter().all(|values| all_finite(values));
+            }
             Tensor::from_data(TensorData::new(values, shape), (&device, dtype))
         })
     }
@@ -125,6 +168,8 @@ struct DeviceCollector<'a, B: AutodiffBackend> {
     state: &'a mut OptimState<B::InnerBackend>,
     grads: &'a mut GradientsParams,
     lr: f64,
+    /// Parameters of the update before, while it is undecided.
+    before: HashSet<ParamId>,
     ids: Vec<ParamId>,
     tensors: Vec<AdamWTensor<B::InnerBackend>>,
 }
@@ -146,6 +191,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for DeviceCollector<'_, B> {
             v: primitive(v),
             lr: self.optim.rate(self.lr, param.id),
             updates: moments.updates + 1,
+            undecided: self.before.contains(&param.id),
         });
     }
 }
@@ -188,19 +234,21 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         base * self.multipliers.get(&id).copied().unwrap_or(1.0)
     }
 
-    /// One update by the gradient divided by `tokens`, the supervised tokens of the whole step; returns the global norm of that
-    /// mean gradient before clipping.
+    /// One update by the gradient divided by `tokens`, the supervised tokens of the whole step, unless the global norm of that
+    /// mean gradient before clipping, one of `losses` `[n]` or a new value is not finite: then parameters and moments stay as
+    /// they are, bit for bit. A device decides that by itself; [`settle`](Self::settle) is told when it has answered.
     pub(crate) fn update<M: AutodiffModule<B>>(
         &self,
         lr: f64,
         module: M,
         mut grads: GradientsParams,
         tokens: usize,
-    ) -> (M, GradNorm<B::InnerBackend>) {
+        losses: Option<Tensor<B::InnerBackend, 1>>,
+    ) -> (M, Updated<B::InnerBackend>) {
         let scale = 1.0 / tokens.max(1) as f64;
         match self.on_host {
-            true => self.step_on_host(lr, scale, module, &mut grads),
-            false => self.step_on_device(lr, scale, module, &mut grads),
+            true => self.step_on_host(lr, scale, module, &mut grads, losses),
+            false => self.step_on_device(lr, scale, module, &mut grads, losses),
         }
     }
 
@@ -210,20 +258,38 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         mut scale: f64,
         module: M,
         grads: &mut GradientsParams,
-    ) -> (M, GradNorm<B::InnerBackend>) {
+        losses: Option<Tensor<B::InnerBackend, 1>>,
+    ) -> (M, Updated<B::InnerBackend>) {
         let mut collector = GradCollector { grads, found: Vec::new() };
         Module::<B>::visit(&module, &mut collector);
         let grads = collector.found;
         let mut state = self.state();
         let squares = grads.iter().map(|(_, grad)| sum_of_squares(grad));
-        let norm = squares.sum::<f64>().sqrt() * scale;
-        if self.max_grad_norm > 0.0 && norm > self.max_grad_norm {
-            scale *= self.max_grad_norm / (norm + 1e-6);
+        let grad_norm = squares.sum::<f64>().sqrt() * scale;
+        let finite = grad_norm.is_finite() && losses.is_none_or(|x| all_finite(&to_f32(x)));
+        if !finite {
+            return (module, Updated::Host { grad_norm, applied: false });
         }
+        if self.max_grad_norm > 0.0 && grad_norm > self.max_grad_norm {
+            scale *= self.max_grad_norm / (grad_norm + 1e-6);
+        }
+        let config = self.adamw.config(scale.min(1.0), 0.0);
+        let rates = grads.iter().map(|(id, _)| self.rate(lr, *id));
+        // Squares of this size do not fit an f32.
+        let probed = grad_norm > 1e18 || !rates.fold(true, |all, lr| all & config.keeps_finite(lr));
+        let before = probed.then(|| (module.clone(), state.moments.clone()));
         let grads = grads.into_iter().collect();
-        let module =
-            module.map(&mut HostUpdater { optim: self, state: &mut state, grads, lr, scale });
-        (module, GradNorm::Host(norm))
+        let (optim, finite) = (self, true);
+        let mut updater =
+            HostUpdater { optim, state: &mut state, grads, lr, scale, probed, finite };
+        let module = module.map(&mut updater);
+        match (updater.finite, before) {
+            (false, Some((module, moments))) => {
+                state.moments = moments;
+                (module, Updated::Host { grad_norm, applied: false })
+            }
+            _ => (module, Updated::Host { grad_norm, applied: true }),
+        }
     }
 
     fn step_on_device<M: AutodiffModule<B>>(
@@ -232,13 +298,20 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         scale: f64,
         module: M,
         grads: &mut GradientsParams,
-    ) -> (M, GradNorm<B::InnerBackend>) {
+        losses: Option<Tensor<B::InnerBackend, 1>>,
+    ) -> (M, Updated<B::InnerBackend>) {
         let mut state = self.state();
+        // An update can make up for the one before it, not for more; training loops are one step ahead at most.
+        state.settle_but(1);
+        let before = state.undecided.back();
+        let (applied_before, before) =
+            before.map(|update| (primitive(update.applied.clone()), update.params.clone())).unzip();
         let mut collector = DeviceCollector::<B> {
             optim: self,
             state: &mut state,
             grads,
             lr,
+            before: before.unwrap_or_default(),
             ids: Vec::new(),
             tensors: Vec::new(),
         };
@@ -246,15 +319,19 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         let DeviceCollector { ids, tensors, .. } = collector;
         let updates: Vec<u64> = tensors.iter().map(|tensor| tensor.updates).collect();
         let config = self.adamw.config(scale, self.max_grad_norm);
-        let out = <B::InnerBackend as Backend>::fused_adamw(tensors, config);
-        let norm = GradNorm::Device(wrap(out.norm));
+        let guard = AdamWGuard { losses: losses.map(primitive), before: applied_before };
+        let out = <B::InnerBackend as Backend>::fused_adamw(tensors, guard, config);
+        let (grad_norm, applied) = (wrap(out.norm), wrap::<B::InnerBackend>(out.applied));
+        let params = ids.iter().copied().collect();
+        state.undecided.push_back(Undecided { applied: applied.clone(), params });
         let mut values = HashMap::with_capacity(ids.len());
         for ((id, updates), [param, m, v]) in ids.into_iter().zip(updates).zip(out.updated) {
             values.insert(id, wrap(param));
             let store = Store::Device { m: wrap(m), v: wrap(v) };
             state.moments.insert(id, Moments { updates, store });
         }
-        (module.map(&mut Setter::<B::InnerBackend>(values)), norm)
+        let module = module.map(&mut Setter::<B::InnerBackend>(values));
+        (module, Updated::Device { grad_norm, applied })
     }
 }
 
@@ -262,7 +339,7 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
     type Record = AdamRecord;
 
     fn step(&mut self, lr: f64, module: M, grads: GradientsParams) -> M {
-        self.update(lr, module, grads, 1).0
+        self.update(lr, module, grads, 1, None).0
     }
 
     fn step_multi(&mut self, lr: f64, module: M, grads: MultiGradientsParams) -> M {
@@ -273,7 +350,8 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
     }
 
     fn to_record(&self) -> Self::Record {
-        let state = self.state();
+        let mut state = self.state();
+        state.settle_but(0);
         AdamRecord(state.moments.iter().map(|(id, m)| (id.val(), m.to_host())).collect())
     }
 

@@ -128,12 +128,9 @@ fn host_and_tensor_implementations_agree() {
         let mut norms = Vec::new();
         for step in 0..4 {
             let grads = grads(&model, step != 2);
-            let norm;
-            (model, norm) = optim.update(0.01, model, grads, step + 1);
-            norms.push(match norm {
-                GradNorm::Host(norm) => norm,
-                GradNorm::Device(norm) => f64::from(to_f32(norm)[0]),
-            });
+            let updated;
+            (model, updated) = optim.update(0.01, model, grads, step + 1, None);
+            norms.push(outcome(updated).0);
         }
         (values(&model), norms)
     };
@@ -151,6 +148,114 @@ fn host_and_tensor_implementations_agree() {
     }
     for (a, b) in host.iter().zip(&device) {
         assert!((a - b).abs() < 1e-6, "{host:?} {device:?}");
+    }
+}
+
+/// Norm and decision on the host.
+fn outcome(updated: Updated<Inner>) -> (f64, bool) {
+    match updated {
+        Updated::Host { grad_norm, applied } => (grad_norm, applied),
+        Updated::Device { grad_norm, applied } => {
+            (f64::from(to_f32(grad_norm)[0]), to_f32(applied) == [1.0])
+        }
+    }
+}
+
+/// Parameters, moments and counts of updates, by bits.
+fn everything(model: &Two<Train>, optim: &GroupedAdamW<Train>) -> Vec<u32> {
+    optim.state().settle_but(0);
+    let mut all: Vec<u32> = values(model).into_iter().map(f32::to_bits).collect();
+    for param in params(model) {
+        if let Some(moments) = optim.state().moments.get(&param.id).map(Moments::to_host) {
+            all.push(moments.updates as u32);
+            all.extend(moments.m.iter().chain(&moments.v).map(|value| value.to_bits()));
+        }
+    }
+    all
+}
+
+/// A step that is skipped might as well not have been: also the updates that follow are the same, bit for bit, and nobody
+/// waited for the decision.
+#[test]
+fn a_skipped_step_leaves_no_trace() {
+    type Bad = fn(&mut Vec<f32>, &mut Vec<f32>);
+    let causes: [Bad; 5] = [
+        |grad, _| grad[1] = f32::NAN,
+        |grad, _| grad[2] = f32::NEG_INFINITY,
+        // Finite, but not their squares in f32; so the host, which adds in f64, looks at the update.
+        |grad, _| grad[0] = 3e38,
+        |_, losses| losses[1] = f32::INFINITY,
+        |_, losses| losses[0] = f32::NAN,
+    ];
+    let device = Default::default();
+    for (index, cause) in causes.into_iter().enumerate() {
+        for on_device in [false, true] {
+            let run = |with_bad: bool| {
+                let mut model = two();
+                let optim = optimiser(&model, if index == 2 { 0.0 } else { 1.0 });
+                let optim = if on_device { optim.force_device() } else { optim };
+                let mut seen = Vec::new();
+                for step in 0..6 {
+                    let mut grad = PROJECTOR_GRAD.to_vec();
+                    let mut losses = vec![0.5, 2.0];
+                    let bad = [1, 3, 4].contains(&step);
+                    if bad && !with_bad {
+                        continue;
+                    }
+                    if bad {
+                        cause(&mut grad, &mut losses);
+                    }
+                    let mut grads = grads(&model, step != 2);
+                    let id = model.mm_projector.id;
+                    let _ = grads.remove::<Inner, 2>(id);
+                    let grad = Tensor::<Inner, 1>::from_floats(grad.as_slice(), &device);
+                    grads.register(id, grad.reshape([2, 2]));
+                    let losses = Tensor::from_floats(losses.as_slice(), &device);
+                    let updated;
+                    (model, updated) = optim.update(0.01, model, grads, 1, Some(losses));
+                    let applied = outcome(updated).1;
+                    assert_eq!(applied, !bad, "cause {index}, step {step}, device {on_device}");
+                    // As the training loop: told one step later.
+                    if on_device {
+                        seen.push(applied);
+                        if seen.len() > 1 {
+                            optim.settle(seen.remove(0));
+                        }
+                    }
+                }
+                everything(&model, &optim)
+            };
+            assert_eq!(run(true), run(false), "cause {index}, device {on_device}");
+        }
+    }
+}
+
+/// With constants that let finite gradients make infinite parameters, every value is looked at before one is written.
+#[test]
+fn an_update_that_is_not_finite_is_skipped() {
+    for on_device in [false, true] {
+        // 0 / 0 where a gradient has always been 0: `eps` is 0 in f32.
+        for (eps, lr, weight_decay) in [(1e-300, 0.01, 0.0), (1e-8, 1e38, 0.0), (1e-8, 1.0, 1e38)] {
+            let model = two();
+            let adamw = AdamW { eps, weight_decay, ..ADAMW };
+            let optim =
+                GroupedAdamW::<Train>::new(adamw, GroupRates::uniform(lr), 1.0, &params(&model));
+            let optim = if on_device { optim.force_device() } else { optim };
+            let before = values(&model);
+            let mut model = model;
+            let mut skipped = 0;
+            for _ in 0..3 {
+                let grads = grads(&model, true);
+                let updated;
+                (model, updated) = optim.update(lr, model, grads, 1, None);
+                skipped += u32::from(!outcome(updated).1);
+                assert!(values(&model).iter().all(|value| value.is_finite()));
+            }
+            assert!(skipped > 0, "eps {eps}, lr {lr}, device {on_device}");
+            if eps == 1e-300 {
+                assert_eq!((skipped, values(&model)), (3, before));
+            }
+        }
     }
 }
 

@@ -5,18 +5,22 @@ mod dispatch;
 mod error_chain;
 mod parser;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::extensions::Extensions;
-use crate::interrupt::EXIT_INTERRUPTED;
+use crate::interrupt;
+use crate::output::{Stderr, note};
 use dispatch::{Outcome, run};
 use error_chain::error_chain;
 use parser::Cli;
 
 /// Runs the command line of this process with the pruners of `E` known by name, and returns the exit
-/// code: 0 done, 1 failed, 2 wrong usage, 130 interrupted after writing a checkpoint.
+/// code: 0 done, 1 failed, 2 wrong usage, 128 and the number of a signal after it has ended a training and its checkpoint is
+/// written (130 SIGINT, 143 SIGTERM, 129 SIGHUP). Standard output or error that nobody takes change nothing of it, unless what
+/// was to be printed was all that was asked for and could not be kept.
 ///
 /// A crate with pruners of its own needs only
 /// `fn main() -> std::process::ExitCode { dualspeed::cli::main_with::<MyPruners>() }`.
@@ -26,15 +30,16 @@ pub fn main_with<E: Extensions>() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(|| Stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();
-    match run::<E>(&Cli::parse()) {
+    match run::<E>(&mut Cli::parse()) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(EXIT_INTERRUPTED),
+        Ok(Outcome::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(error) => {
-            eprintln!("error: {}", error_chain(&error));
+            note(format_args!("error: {}", error_chain(&error)));
             ExitCode::FAILURE
         }
     }

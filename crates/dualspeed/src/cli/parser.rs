@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::commands::assemble::AssembleArgs;
 use crate::commands::assets::AssetsArgs;
 use crate::commands::bench::BenchArgs;
+use crate::commands::data::DataArgs;
 use crate::commands::eval::EvalArgs;
 use crate::commands::export::ExportArgs;
 use crate::commands::generate::GenerateArgs;
@@ -34,6 +35,8 @@ pub(super) enum Command {
     Train(TrainArgs),
     /// Evaluate a run's model on its held-out data, with full and with pruned inference.
     Eval(EvalArgs),
+    /// Check a data set before a run is spent on it.
+    Data(DataArgs),
     /// Answer questions about images with a run's model or a published checkpoint.
     Generate(GenerateArgs),
     /// Say what a checkpoint is: architecture, parameters, element types, memory.

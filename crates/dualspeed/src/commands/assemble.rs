@@ -16,9 +16,10 @@ use dualspeed_ops::Backend;
 use super::assets;
 use super::checkpoint_args::parse_name;
 use super::global_args::GlobalArgs;
-use super::overwrite::refuse_occupied;
 use crate::assets::{ASSETS, Asset, cache_dir};
+use crate::output::say;
 use crate::pipeline::{GenerativeModel, Pipeline, PipelineOptions, dtype_to_read};
+use crate::whole_dir::WholeDir;
 
 /// Bytes of a weights file at most.
 const SHARD_BYTES: usize = 5_000_000_000;
@@ -60,7 +61,7 @@ pub(crate) fn run<B: Backend>(
     global: &GlobalArgs,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    refuse_occupied(&args.out, args.overwrite)?;
+    let out = WholeDir::begin(&args.out, args.overwrite)?;
     let dtype = parse_name("dtype", args.dtype.as_ref())?;
     let load = LoadOptions { dtype: dtype_to_read(dtype), vision_tower: None };
     let vision_path = path_or_asset(&args.vision, args, global)?;
@@ -85,8 +86,9 @@ pub(crate) fn run<B: Backend>(
         ..language
     };
     let options = pipeline.export_options(dtype, SHARD_BYTES);
-    pipeline.save(&model, &args.out, layout, &options)?;
-    println!("{}", args.out.display());
+    pipeline.save(&model, out.path(), layout, &options)?;
+    out.put_in_place()?;
+    say(format_args!("{}", args.out.display()));
     Ok(())
 }
 

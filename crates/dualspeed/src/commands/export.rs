@@ -9,9 +9,10 @@ use dualspeed_model::export::names::Layout;
 use dualspeed_ops::Backend;
 
 use super::checkpoint_args::CheckpointArgs;
-use super::overwrite::refuse_occupied;
 use crate::extensions::{Extensions, sources};
+use crate::output::say;
 use crate::pipeline::{GenerativeModel, Pipeline, dtype_to_read};
+use crate::whole_dir::WholeDir;
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -31,7 +32,7 @@ pub(crate) struct ExportArgs {
     /// The directory to make.
     #[arg(long)]
     out: PathBuf,
-    /// Write into it even if it is not empty.
+    /// Replace what an earlier export wrote there; files of others stay.
     #[arg(long)]
     overwrite: bool,
     /// Size of a shard, in GB.
@@ -58,7 +59,8 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
-    refuse_occupied(&args.out, args.overwrite)?;
+    // Before the model is read: a place that cannot be taken costs no time.
+    let out = WholeDir::begin(&args.out, args.overwrite)?;
     let mut options = args.checkpoint.options()?;
     let dtype = options.load.dtype;
     options.load.dtype = dtype_to_read(dtype);
@@ -77,22 +79,23 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     );
     let options = pipeline.export_options(dtype, (args.shard_size * 1e9) as usize);
     match args.format {
-        ExportFormat::Hf => pipeline.save(model, &args.out, Layout::Transformers, &options)?,
-        ExportFormat::Llava => pipeline.save(model, &args.out, Layout::Original, &options)?,
+        ExportFormat::Hf => pipeline.save(model, out.path(), Layout::Transformers, &options)?,
+        ExportFormat::Llava => pipeline.save(model, out.path(), Layout::Original, &options)?,
         ExportFormat::Peft => {
             let base = match &args.base {
                 Some(base) => base.clone(),
                 None => {
                     // The adapter's base, beside it: the model without its adapters.
-                    let dir = args.out.join("base");
+                    let dir = out.path().join("base");
                     let base = model.clone().without_lora();
                     pipeline.save(&base, &dir, Layout::Transformers, &options)?;
                     "base".to_owned()
                 }
             };
-            export_adapter(model, &args.out, &base)?;
+            export_adapter(model, out.path(), &base)?;
         }
     }
-    println!("{}", args.out.display());
+    out.put_in_place()?;
+    say(format_args!("{}", args.out.display()));
     Ok(())
 }

@@ -11,14 +11,3 @@ pub(super) fn refuse_existing(path: &Path, overwrite: bool) -> anyhow::Result<()
     );
     Ok(())
 }
-
-/// Refuses to write into a directory that holds anything, unless `overwrite`.
-pub(super) fn refuse_occupied(dir: &Path, overwrite: bool) -> anyhow::Result<()> {
-    let occupied = dir.is_dir() && std::fs::read_dir(dir)?.next().is_some();
-    anyhow::ensure!(
-        overwrite || !occupied,
-        "{} exists and is not empty; give another --out, or --overwrite to write into it",
-        dir.display()
-    );
-    Ok(())
-}

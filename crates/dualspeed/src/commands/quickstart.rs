@@ -7,7 +7,8 @@ use dualspeed_ops::AutodiffBackend;
 
 use super::global_args::GlobalArgs;
 use crate::extensions::Extensions;
-use crate::interrupt::ctrl_c_flag;
+use crate::interrupt::interrupt_flag;
+use crate::output::{print, say};
 use crate::quickstart::{self, QuickstartOptions, conclusion, recipe_config};
 
 /// Arguments of `quickstart`.
@@ -36,8 +37,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     device: &B::Device,
 ) -> anyhow::Result<()> {
     if args.print_config {
-        print!("{}", recipe_config(0, &[], &args.overrides)?.to_toml()?);
-        return Ok(());
+        return print(&recipe_config(0, &[], &args.overrides)?.to_toml()?);
     }
     let options = QuickstartOptions {
         out: args.out.clone(),
@@ -46,9 +46,9 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         overrides: args.overrides.clone(),
         backend: global.backend.name(),
         progress: !global.quiet,
-        interrupt: ctrl_c_flag()?,
+        interrupt: interrupt_flag()?,
     };
     let summary = quickstart::run::<B, E>(device, &options)?;
-    println!("{}", conclusion(&summary, &args.out));
+    say(format_args!("{}", conclusion(&summary, &args.out)));
     Ok(())
 }

@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use dualspeed_data::ExampleSource;
+use dualspeed_data::check::CheckOptions;
+use dualspeed_data::{ExampleSource, OnError, SequenceLimits};
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::config::read_toml;
+use dualspeed_train::config::{SourceConfig, read_toml};
 use dualspeed_train::{
-    CONFIG_FILE, ConfigError, MemoryPlan, Progress, TrainConfig, TrainJob, train,
+    CONFIG_FILE, ConfigError, MemoryPlan, Progress, SampleCheck, TrainConfig, TrainJob,
+    sequence_limits, train,
 };
 
+use super::data::{check_source, report_text};
 use super::global_args::GlobalArgs;
-use crate::extensions::{Extensions, doors, parts, sources};
-use crate::interrupt::{Interrupted, ctrl_c_flag};
+use crate::extensions::{Extensions, doors, parts, registry, sources};
+use crate::interrupt::{Interrupted, Training, interrupt_flag};
+use crate::output::{note, say};
 use crate::run_dir;
 
 /// Arguments of `train`.
@@ -37,7 +41,7 @@ pub(crate) struct TrainArgs {
     /// Start from the model that another run ended with (stage 2 after stage 1), or from a published checkpoint.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
-    /// First decode every image and encode every conversation, and name all that cannot be used.
+    /// First check all data as `data check` does, images decoded, and name all that cannot be used.
     #[arg(long)]
     verify_data: bool,
     /// Use Burn's terminal dashboard instead of a progress bar.
@@ -66,48 +70,69 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         config.init_from =
             Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
     }
-    run_dir::adopt_base_checkpoint(&mut config)?;
+    for line in run_dir::adopt_base_checkpoint(&mut config)? {
+        note(format_args!("{line}"));
+    }
     let (model, origins) =
         run_dir::initial_model_with_origins::<B>(&config, &parts::<B, E>(), device)?;
-    let sources = sources::<E>();
-    let source = config.data.train.open(&config.model, config.seed, &sources)?;
-    let valid = config.data.valid.as_ref();
-    let valid = valid.map(|valid| valid.open(&config.model, config.seed, &sources)).transpose()?;
+    let (sources, on_error) = (sources::<E>(), config.data.on_error);
+    let open = |data: &SourceConfig| {
+        data.open_with(&config.model, config.seed, config.compat, &sources, on_error)
+    };
+    let source = open(&config.data.train)?;
+    let valid = config.data.valid.as_ref().map(open).transpose()?;
     if args.verify_data {
-        verify("data.train", &*source)?;
-        valid.as_ref().map_or(Ok(()), |valid| verify("data.valid", &**valid))?;
+        let pruner = registry::<B, E>(device).build(&config.pruner())?;
+        let limits = sequence_limits(&config, &*pruner);
+        let of_valid = SampleCheck::new(&config, limits.clone()).full_view().limits().clone();
+        verify("data.train", &*source, limits, on_error, global)?;
+        if let Some(valid) = &valid {
+            verify("data.valid", &**valid, of_valid, on_error, global)?;
+        }
     }
     let n = config.model.num_visual_tokens();
     if !global.quiet {
-        eprintln!(
+        note(format_args!(
             "{} stage, {} samples, {} of {n} visual tokens in fast steps ({})",
             config.stage.name(),
             source.len(),
             config.keep_count(n),
             config.pruner().name
-        );
+        ));
         let cached = config.data.features.is_cached();
-        eprintln!("memory: {}", MemoryPlan::new::<B>(&config, &*source, cached, device)?);
+        let memory = MemoryPlan::new::<B>(&config, &*source, cached, device)?;
+        note(format_args!("memory: {memory}"));
     }
+    let interrupt = interrupt_flag()?;
+    let training = Training::begin();
     let outcome = train(TrainJob {
         valid,
         resume: args.resume.is_some(),
         overwrite: args.overwrite,
         origins,
         progress: progress(args, global),
-        interrupt: ctrl_c_flag()?,
+        interrupt,
+        begun: training.begun.clone(),
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
-    })?;
+    });
+    drop(training);
+    let outcome = outcome?;
     if outcome.interrupted {
         return Err(Interrupted { step: outcome.steps, run: dir.display().to_string() }.into());
     }
-    println!(
+    if outcome.totals.skipped_samples > 0 {
+        note(format_args!(
+            "{} samples were left out; metrics.jsonl names them",
+            outcome.totals.skipped_samples
+        ));
+    }
+    say(format_args!(
         "{} steps, {:.1} s of training, written to {}",
         outcome.steps,
         outcome.train_seconds,
         dir.display()
-    );
+    ));
     Ok(())
 }
 
@@ -130,17 +155,23 @@ fn config_to_resume(path: &Path, overrides: &[String]) -> Result<TrainConfig, Co
     TrainConfig::from_toml_value(value, overrides)
 }
 
-/// Names every example that cannot be used; the first few in full.
-fn verify(what: &str, source: &dyn ExampleSource) -> anyhow::Result<()> {
-    const SHOWN: usize = 20;
-    let problems = source.verify();
-    for problem in problems.iter().take(SHOWN) {
-        eprintln!("{problem}");
+/// Checks a data set, and names what cannot be used; the first few of every kind in full.
+fn verify(
+    what: &str,
+    source: &dyn ExampleSource,
+    limits: SequenceLimits,
+    on_error: OnError,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    let options = CheckOptions { limits, images: true, listed: 20 };
+    let report = check_source(what, source, &options, !global.quiet);
+    let (bad, all) = (report.unusable, report.records);
+    if bad > 0 || !global.quiet {
+        note(format_args!("{}", report_text(&report)));
     }
-    let (bad, all) = (problems.len(), source.len());
     anyhow::ensure!(
-        bad == 0,
-        "{what}: {bad} of {all} examples cannot be used; correct or remove them"
+        bad == 0 || on_error == OnError::Skip,
+        "{what}: {bad} of {all} records cannot be used; correct or remove them, or set data.on_error = \"skip\""
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ use dualspeed_train::train_tower;
 use super::global_args::GlobalArgs;
 use super::overwrite::refuse_existing;
 use crate::embedded_tower;
+use crate::output::say;
 
 /// Arguments of `train-tower`.
 #[derive(Debug, Args)]
@@ -48,7 +49,7 @@ pub(crate) fn run<B: AutodiffBackend>(
     };
     let outcome = train_tower::<B>(&config, device, Some(&args.out), !global.quiet)?;
     let share = |value: f64| format!("{:.1} %", 100.0 * value);
-    println!(
+    say(format_args!(
         "{} steps in {:.0} s; validation scenes: patches {}, object patches {}, classes by the class token {}, \
          object patches by the text head {}; written to {}",
         outcome.valid.step,
@@ -58,6 +59,6 @@ pub(crate) fn run<B: AutodiffBackend>(
         share(outcome.valid.cls_accuracy),
         share(outcome.valid.text_accuracy),
         args.out.display()
-    );
+    ));
     Ok(())
 }

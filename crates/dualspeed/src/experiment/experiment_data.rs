@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use dualspeed_data::SourceRegistry;
-use dualspeed_data::{ExampleSource, chance};
+use dualspeed_data::{ExampleSource, OnError, chance};
 use dualspeed_model::{ClipVit, Needs, Tower};
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::features::{FeatureWork, configured};
@@ -49,6 +49,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
                 samples: usize::MAX,
                 progress,
                 interrupt: None,
+                on_error: OnError::Stop,
             };
             let batch = work.batch;
             let cache = configured(&base.data.features, &inner, &source, work, device)?;
@@ -63,7 +64,7 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             .map(|index| test.get(index).map(|example| example.questions))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            train: cache(base.data.train.open(&base.model, base.seed, sources)?)?,
+            train: cache(base.data.train.open(&base.model, base.seed, base.compat, sources)?)?,
             held_out: cache(Arc::new(held_out_source(base, test_samples)?))?,
             test: cache(Arc::new(test))?,
             chance: chance(questions.iter().flatten()).accuracy,

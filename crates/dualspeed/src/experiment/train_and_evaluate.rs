@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dualspeed_data::ExampleSource;
 use dualspeed_model::View;
@@ -17,13 +18,13 @@ use super::scenes::{scene_config, test_source};
 use super::views::evaluation_views;
 use crate::extensions::{Extensions, doors, parts, registry, sources};
 use crate::files::write_json;
-use crate::interrupt::Interrupted;
+use crate::interrupt::{Interrupted, Training};
 
 impl<B: AutodiffBackend> ExperimentData<B> {
     /// Trains the configuration of the arm `name` in the run directory `dir`, evaluates the model, and writes `result.json`.
     ///
     /// # Errors
-    /// Whatever training or evaluation reports; [`Interrupted`] after Ctrl-C.
+    /// Whatever training or evaluation reports; [`Interrupted`] after a signal.
     pub fn train_and_evaluate<E: Extensions>(
         &self,
         name: &str,
@@ -35,19 +36,29 @@ impl<B: AutodiffBackend> ExperimentData<B> {
         let model = model.with_vision_tower(self.tower.clone())?;
         let text_only = scene_config(config)?.text_only;
         let source = match text_only {
-            true => config.data.train.open(&config.model, config.seed, &sources::<E>())?,
+            true => config.data.train.open(
+                &config.model,
+                config.seed,
+                config.compat,
+                &sources::<E>(),
+            )?,
             false => self.train.source(),
         };
+        let training = Training::begin();
         let job = TrainJob {
             features: (!text_only).then(|| Arc::new(self.train.clone())),
             overwrite,
             progress: if self.progress { Progress::Bar } else { Progress::Silent },
             interrupt: self.interrupt.clone(),
+            begun: training.begun.clone(),
             doors: doors::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
-        let outcome = train(job)?;
-        if outcome.interrupted {
+        let outcome = train(job);
+        drop(training);
+        let outcome = outcome?;
+        // Also when the signal came with the last step.
+        if outcome.interrupted || self.interrupt.load(Ordering::SeqCst) {
             let run = dir.display().to_string();
             return Err(Interrupted { step: outcome.steps, run }.into());
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
+use dualspeed_data::text::{IMAGE_PLACEHOLDER, with_literal_images};
 use dualspeed_data::{
     Conversation, TileConfig, TiledImage, Tiling, Turn, encode_prompt, load_image, preprocess_image,
 };
@@ -63,12 +64,12 @@ impl<B: Backend> Pipeline<B> {
         device: &B::Device,
         on_text: &mut dyn FnMut(&str),
     ) -> anyhow::Result<GenerationOutput> {
-        anyhow::ensure!(!request.prompt.trim().is_empty(), "the prompt is empty; ask something");
+        request.check()?;
         let conversation = Conversation {
             system: self.system.clone(),
             turns: vec![Turn::open(with_image_placeholders(request)?)],
         };
-        let prompt_ids = encode_prompt(&conversation, self.template, &self.tokenizer)?;
+        let prompt_ids = encode_prompt(&conversation, &self.template, &self.tokenizer)?;
         let options = GenerateOptions {
             eos_token_ids: self.eos_token_ids.clone(),
             ..settings.options.clone()
@@ -129,7 +130,7 @@ impl<B: Backend> Pipeline<B> {
                 pinpoints: anyres.image_grid_pinpoints.clone(),
                 side: model.config.visual_grid(),
             };
-            let image = load_image(path, &self.processor.limits)?;
+            let image = load_image(path, &self.processor.loading)?;
             let tiled = self.processor.process_tiles(&image.pixels, &config);
             let TiledImage { tiles: image_tiles, tiling } =
                 tiled.context("no resolution of image_grid_pinpoints is a grid of whole tiles")?;
@@ -140,17 +141,29 @@ impl<B: Backend> Pipeline<B> {
     }
 }
 
-/// The prompt with one `<image>` per image; where it names none, they come first.
+impl GenerationRequest {
+    /// Checks that there is something to answer, and that the prompt names as many images as there are, or none.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.prompt.trim().is_empty(), "the prompt is empty; ask something");
+        with_image_placeholders(self).map(drop)
+    }
+}
+
+/// The prompt with one `<image>` per image; where it names none, they come first. `\<image>` is the letters themselves.
 ///
 /// # Errors
 /// If it names some, but not as many as there are images.
 fn with_image_placeholders(request: &GenerationRequest) -> anyhow::Result<String> {
-    let (prompt, images) = (&request.prompt, request.images.len());
-    match prompt.matches("<image>").count() {
-        0 => Ok(format!("{}{prompt}", "<image>\n".repeat(images))),
-        marks if marks == images => Ok(prompt.clone()),
+    let (prompt, images) = (with_literal_images(&request.prompt), request.images.len());
+    match prompt.matches(IMAGE_PLACEHOLDER).count() {
+        0 => Ok(format!("{}{prompt}", format!("{IMAGE_PLACEHOLDER}\n").repeat(images))),
+        marks if marks == images => Ok(prompt.into_owned()),
         marks => anyhow::bail!(
-            "the prompt has {marks} <image> but there are {images} image(s); make them equal"
+            "the prompt has {marks} <image> but there are {images} image(s); make them equal (where the text <image> itself is \
+             meant, write \\<image>)"
         ),
     }
 }

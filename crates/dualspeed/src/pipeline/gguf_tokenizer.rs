@@ -1,6 +1,6 @@
 //! The tokenizer in a GGUF file.
 
-use dualspeed_data::{BpeVocabulary, SentencePieceVocabulary, TextTokenizer};
+use dualspeed_data::{BpeVocabulary, SentencePieceVocabulary, SpacePrefix, TextTokenizer};
 use dualspeed_model::import::GgufVocabulary;
 
 /// Makes a tokenizer of a GGUF file's vocabulary.
@@ -22,7 +22,11 @@ pub fn gguf_tokenizer(vocabulary: &GgufVocabulary) -> anyhow::Result<TextTokeniz
                 unknown: vocabulary.unknown,
                 bos,
                 eos,
-                add_space_prefix: vocabulary.add_space_prefix,
+                space: match vocabulary.add_space_prefix {
+                    true => SpacePrefix::EveryPiece,
+                    false => SpacePrefix::Never,
+                },
+                ..SentencePieceVocabulary::default()
             }
             .tokenizer()?
         }

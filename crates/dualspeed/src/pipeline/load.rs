@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    FitMode, ImageProcessor, SourceRegistry, Template, TextTokenizer, read_processor,
-    read_tokenizer, scene_tokenizer,
+    FitMode, ImageProcessor, SourceRegistry, TextTokenizer, read_processor, read_tokenizer,
+    scene_tokenizer,
 };
-use dualspeed_model::Parts;
 use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
+use dualspeed_model::{Compat, Parts};
 use dualspeed_ops::Backend;
 
 use super::Pipeline;
@@ -16,7 +17,8 @@ use super::checkpoint::OpenedCheckpoint;
 use super::gguf_tokenizer::gguf_tokenizer;
 use super::model::GenerativeModel;
 use super::options::PipelineOptions;
-use super::text_files::{chat_template, eos_token_ids, read_json};
+use super::text_files::eos_token_ids;
+use crate::checkpoint_text::{CheckpointTemplate, checkpoint_template};
 use crate::clip::with_visual_projection;
 use crate::run_dir;
 
@@ -36,11 +38,11 @@ impl<B: Backend> Pipeline<B> {
         let data = &config.data.train;
         let (tokenizer, template, system, fit) = match (&data.llava_json, &data.source) {
             (Some(json), _) => {
-                let tokenizer = read_tokenizer(&json.tokenizer)?;
-                (tokenizer, json.template, json.system.clone(), json.fit)
+                let path = json.tokenizer.as_deref().context("the run names no tokenizer")?;
+                (read_tokenizer(path)?, json.template(), json.system.clone(), json.fit())
             }
             (None, Some(name)) => {
-                let source = data.open(&config.model, config.seed, sources)?;
+                let source = data.open(&config.model, config.seed, config.compat, sources)?;
                 let tokenizer = match (&data.tokenizer, source.tokenizer()) {
                     (Some(path), _) => read_tokenizer(path)?,
                     (None, Some(own)) => TextTokenizer::clone(&own),
@@ -59,11 +61,15 @@ impl<B: Backend> Pipeline<B> {
                 (tokenizer, template, None, FitMode::Pad)
             }
         };
+        let tokenizer = tokenizer.official(config.compat == Compat::Official);
         let model = GenerativeModel::Llava(Box::new(run_dir::load_model(dir, parts, device)?));
         let vision = config.model.vision.geometry();
-        let processor = ImageProcessor::new(vision.image_size, fit, vision.normalisation);
+        let processor = ImageProcessor {
+            loading: data.images,
+            ..ImageProcessor::new(vision.image_size, fit, vision.normalisation)
+        };
         let eos_token_ids = vec![tokenizer.eos_id()];
-        let image_token_id = None;
+        let image_token_id = tokenizer.image_id();
         Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
     }
 
@@ -92,22 +98,23 @@ impl<B: Backend> Pipeline<B> {
             Some(vocabulary) => gguf_tokenizer(vocabulary)?,
             None => TextTokenizer::from_dir(&base)?,
         };
-        let tokenizer_config = read_json(&base.join("tokenizer_config.json"))?.unwrap_or_default();
-        // Keys that exports of this library add.
-        let exported = tokenizer_config.get("dualspeed_template").cloned();
-        let exported = exported.and_then(|name| serde_json::from_value(name).ok());
-        let template = options.template.or(exported).unwrap_or_else(|| {
-            let jinja = vocabulary.as_ref().and_then(|vocabulary| vocabulary.chat_template.clone());
-            let jinja = jinja.or_else(|| chat_template(&base));
-            let found = jinja.as_deref().and_then(Template::recognise);
-            found.unwrap_or(Template::VicunaV1)
-        });
+        let template = match &options.template {
+            Some(template) => template.clone(),
+            None => {
+                let embedded = vocabulary.as_ref().and_then(|own| own.chat_template.as_deref());
+                let CheckpointTemplate { template, origin, known } =
+                    checkpoint_template(&base, embedded)?;
+                if !known {
+                    tracing::warn!("{}: {origin}; {template} is used (--template)", base.display());
+                }
+                template
+            }
+        };
         let processor = image_processor_of(&base, options.fit, &model)?;
         let mut eos_token_ids = eos_token_ids(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
-        let exported = tokenizer_config.get("dualspeed_system").and_then(|system| system.as_str());
-        let system = options.system.clone().or(exported.map(str::to_owned));
-        let image_token_id = checkpoint.config.image_token_id;
+        let system = options.system.clone();
+        let image_token_id = checkpoint.config.image_token_id.or(tokenizer.image_id());
         let pipeline =
             Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };
         pipeline.check_vocabulary()?;

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use anyhow::Context;
+use dualspeed_data::ImageToken;
 use dualspeed_data::picture::ProcessorFile;
-use dualspeed_model::Llava;
 use dualspeed_model::export::names::Layout;
 use dualspeed_model::export::{ExportOptions, Tokens, export_merged};
 use dualspeed_model::import::FloatType;
+use dualspeed_model::{Llava, SelectFeature};
 use dualspeed_ops::Backend;
 use serde_json::json;
 
@@ -24,9 +25,14 @@ impl<B: Backend> Pipeline<B> {
     /// Options of an export with this pipeline's special tokens, in precision `dtype` and files of `shard` bytes at most.
     pub fn export_options(&self, dtype: Option<FloatType>, shard: usize) -> ExportOptions {
         let tokenizer = &self.tokenizer;
-        let image = self.image_token_id.unwrap_or(tokenizer.pad_id());
-        let (bos, eos, pad) = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id());
+        let ImageToken { id: image, pad, .. } = self.image_token();
+        let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_id());
         ExportOptions { dtype, shard, tokens: Tokens { image, bos, eos, pad } }
+    }
+
+    /// What stands for an image in transformers' prompts.
+    fn image_token(&self) -> ImageToken {
+        ImageToken::find(&self.tokenizer, self.image_token_id, self.model.text_config().vocab_size)
     }
 
     /// Writes `model`, adapters folded in, with this pipeline's tokenizer, template and image processor.
@@ -44,21 +50,24 @@ impl<B: Backend> Pipeline<B> {
         self.save_processors(dir)
     }
 
-    /// Writes `tokenizer.json`, `tokenizer_config.json` and `preprocessor_config.json`.
+    /// Writes `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `preprocessor_config.json` and
+    /// `processor_config.json`.
     fn save_processors(&self, dir: &Path) -> anyhow::Result<()> {
         let tokenizer = &self.tokenizer;
-        let text = tokenizer.inner().to_string(true);
+        let ImageToken { text: image, pad, tokenizer: inner, .. } = self.image_token();
+        let text = inner.to_string(true);
         let text = text.map_err(|error| anyhow::anyhow!("{error}")).context("tokenizer.json")?;
         write_atomic(&dir.join("tokenizer.json"), text.as_bytes())?;
-        let token =
-            |id: i64| u32::try_from(id).ok().and_then(|id| tokenizer.inner().id_to_token(id));
+        let token = |id: i64| tokenizer.token(id);
+        let jinja = self.template.to_jinja(self.system.as_deref(), tokenizer, &image)?;
+        write_atomic(&dir.join("chat_template.jinja"), jinja.as_bytes())?;
         let config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": tokenizer.bos_id().and_then(token),
             "eos_token": token(tokenizer.eos_id()),
-            "pad_token": token(tokenizer.pad_id()),
-            "dualspeed_template": self.template,
-            "dualspeed_system": self.system,
+            "pad_token": token(pad),
+            "extra_special_tokens": { "image_token": image },
+            "chat_template": jinja,
         });
         write_json(&dir.join("tokenizer_config.json"), &config)?;
         let anyres = self.model.llava_config().and_then(|config| config.anyres.as_ref());
@@ -66,6 +75,33 @@ impl<B: Backend> Pipeline<B> {
             processor: self.processor.clone(),
             pinpoints: anyres.map(|anyres| anyres.image_grid_pinpoints.clone()),
         };
-        write_json(&dir.join("preprocessor_config.json"), &processor.to_json())
+        write_json(&dir.join("preprocessor_config.json"), &processor.to_json())?;
+        match self.processor_config(&image) {
+            Some(config) => write_json(&dir.join("processor_config.json"), &config),
+            None => Ok(()),
+        }
+    }
+
+    /// `LlavaProcessor` or `LlavaNextProcessor` of transformers, which puts visual tokens where the chat template has an image;
+    /// `None` where the vision tower is not one that transformers' LLaVA knows.
+    fn processor_config(&self, image: &str) -> Option<serde_json::Value> {
+        let config = self.model.llava_config()?;
+        let vit = config.vision.vit()?;
+        let class = match &config.anyres {
+            Some(_) => "LlavaNextProcessor",
+            None => "LlavaProcessor",
+        };
+        let strategy = match vit.mm_vision_select_feature {
+            SelectFeature::Patch => "default",
+            SelectFeature::ClsPatch => "full",
+        };
+        Some(json!({
+            "processor_class": class,
+            "image_token": image,
+            "patch_size": vit.patch_size,
+            "vision_feature_select_strategy": strategy,
+            // The class token, which the strategy `default` takes off again.
+            "num_additional_image_tokens": 1,
+        }))
     }
 }

@@ -17,17 +17,6 @@ pub(super) fn read_json(path: &Path) -> anyhow::Result<Option<serde_json::Value>
     Ok(Some(json.with_context(|| format!("{} is malformed", path.display()))?))
 }
 
-/// The chat template in Jinja of `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`.
-pub(super) fn chat_template(dir: &Path) -> Option<String> {
-    if let Ok(text) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
-        return Some(text);
-    }
-    ["chat_template.json", "tokenizer_config.json"].iter().find_map(|name| {
-        let json = read_json(&dir.join(name)).ok()??;
-        json.get("chat_template")?.as_str().map(str::to_owned)
-    })
-}
-
 /// `eos_token_id` of `generation_config.json`, else of `config.json`: one, several or none.
 ///
 /// # Errors

@@ -114,7 +114,9 @@ fn losses(dir: &Path, summary: &Summary) -> anyhow::Result<String> {
     if let Some(seed) = summary.seeds.first() {
         for arm in ARMS {
             let records = read_metrics(&arm_dir(dir, seed.seed, arm.name).join(METRICS_FILE))?;
-            let points: Vec<_> = records.iter().map(|r| (r.time.train_seconds, r.ce)).collect();
+            // A step that was skipped has no cross entropy.
+            let records = records.iter().filter(|record| record.skipped.is_none());
+            let points: Vec<_> = records.map(|r| (r.time.train_seconds, r.ce)).collect();
             drawn.push(Curve { name: arm.label.into(), points: smooth(&points, 25), dots: false });
         }
     }

@@ -17,6 +17,7 @@ use super::summary::{Measured, SeedResult, Summary};
 use crate::experiment::{ExperimentData, RunResult};
 use crate::extensions::{Extensions, registry, sources};
 use crate::files::{write_atomic, write_json};
+use crate::output::note;
 
 /// The seeds, overrides and output of a quickstart.
 #[derive(Debug, Clone)]
@@ -65,13 +66,13 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
         let pruners = registry::<B, E>(device);
         let needs = pruners.build(&base.pruner())?.needs() | Needs::of([CLS_ATTENTION]);
         let n = base.model.num_visual_tokens();
-        eprintln!(
+        note(format_args!(
             "seed {seed}: {n} visual tokens a picture, {} after pruning ({}), {} steps of {} samples",
             base.keep_count(n),
             base.pruner().name,
             base.steps.map_or("all".to_string(), |s| s.to_string()),
             base.batch.window()
-        );
+        ));
         let mut data = ExperimentData::<B>::new(
             &base,
             TEST_SCENES,
@@ -81,22 +82,22 @@ pub fn run<B: AutodiffBackend, E: Extensions>(
             options.progress,
         )?;
         data.interrupt = options.interrupt.clone();
-        eprintln!(
+        note(format_args!(
             "tower features of the training set: {:.1} s, shared by all models",
             data.featurise_seconds()
-        );
+        ));
         let train = |arm: &Arm| -> anyhow::Result<RunResult> {
             let config = recipe_config(seed, arm.overrides, &options.overrides)?;
             let dir = arm_dir(out, seed, arm.name);
             let result =
                 data.train_and_evaluate::<E>(arm.name, &config, &dir, options.overwrite)?;
-            eprintln!(
+            note(format_args!(
                 "{:<12} trained in {:>5.0} s   full {:.1} %   pruned {:.1} %",
                 arm.label,
                 result.train_seconds,
                 100.0 * result.accuracy("full"),
                 100.0 * result.accuracy("pruned")
-            );
+            ));
             Ok(result)
         };
         let results = ARMS.iter().map(train).collect::<anyhow::Result<Vec<_>>>()?;

@@ -248,6 +248,75 @@ pub fn bars(
     })
 }
 
+/// Counts of numbers in bins of equal width.
+#[derive(Debug, Clone)]
+pub struct Bins {
+    /// The first number of the first bin.
+    pub start: usize,
+    /// Numbers of a bin.
+    pub width: usize,
+    /// How many are in each bin.
+    pub counts: Vec<usize>,
+}
+
+/// Draws a histogram as SVG, with a dashed line `(name, x)` across it.
+///
+/// # Errors
+/// If the drawing library fails.
+pub fn histogram(
+    title: &str,
+    x: &str,
+    y: &str,
+    bins: &Bins,
+    line: Option<(String, usize)>,
+) -> Result<String, PlotError> {
+    let Bins { start, width, counts } = bins;
+    let end = start + width * counts.len().max(1);
+    let reach = line.as_ref().map_or(end, |line| end.max(line.1 + line.1 / 50 + 1));
+    let top = counts.iter().copied().max().unwrap_or(0).max(1) as f64 * 1.06;
+    let dashes = line.iter().map(|line| (Mark::Dashes(BLACK.mix(0.7)), &*line.0));
+    let legend: Vec<_> = dashes.collect();
+    draw(title, &legend, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, (FONT, 17))
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(38)
+            .y_label_area_size(60)
+            .build_cartesian_2d(*start as f64..reach as f64, 0.0..top)?;
+        chart
+            .configure_mesh()
+            .x_desc(x)
+            .y_desc(y)
+            .x_label_formatter(&|value| format!("{value:.0}"))
+            .y_label_formatter(&|value| whole(*value))
+            .label_style((FONT, 12))
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(BLACK.mix(0.08))
+            .axis_style(BLACK.mix(0.4))
+            .disable_x_mesh()
+            .draw()?;
+        chart.draw_series(counts.iter().enumerate().filter(|(_, count)| **count > 0).map(
+            |(at, count)| {
+                let left = (start + at * width) as f64;
+                let right = left + 0.94 * *width as f64;
+                Rectangle::new([(left, 0.0), (right, *count as f64)], colour(0).filled())
+            },
+        ))?;
+        if let Some((_, at)) = &line {
+            let ends = [(*at as f64, 0.0), (*at as f64, top)];
+            let style = BLACK.mix(0.7).stroke_width(1);
+            chart.draw_series(DashedLineSeries::new(ends, 6, 4, style))?;
+        }
+        Ok(())
+    })
+}
+
+/// A number of an axis that counts; nothing between two whole numbers.
+fn whole(value: f64) -> String {
+    if value.fract().abs() < 1e-6 { format!("{value:.0}") } else { String::new() }
+}
+
 /// Replaces every `y` by the mean over the last `window` points, for noisy loss curves.
 pub fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let window = window.max(1);

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::config::{
     DecoderConfig, HiddenAct, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
-    VisionConfig, VitConfig,
+    VisionConfig, VitConfig, VitFamily,
 };
 use crate::formats::import::tensor::FloatType;
 
@@ -51,8 +51,8 @@ pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatTy
     if let Some(vit) = config.vision.vit() {
         json["vision_feature_layer"] = json!(vit.mm_vision_select_layer);
         json["vision_feature_select_strategy"] = json!(match vit.mm_vision_select_feature {
-            SelectFeature::Patch => "default",
-            SelectFeature::ClsPatch => "full",
+            SelectFeature::Patch if vit.family == VitFamily::Clip => "default",
+            SelectFeature::Patch | SelectFeature::ClsPatch => "full",
         });
     }
     if let Some(anyres) = &config.anyres {
@@ -79,9 +79,10 @@ pub(super) fn original(
         SelectFeature::Patch => "patch",
         SelectFeature::ClsPatch => "cls_patch",
     };
-    let (class, model_type) = match config.text.qkv_bias {
-        true => ("LlavaQwenForCausalLM", "llava_qwen"),
-        false => ("LlavaLlamaForCausalLM", "llava_llama"),
+    let (class, model_type) = match (config.text.qkv_bias, config.text.qk_norm) {
+        (true, _) => ("LlavaQwenForCausalLM", "llava_qwen"),
+        (false, true) => ("LlavaQwen3ForCausalLM", "llava_qwen3"),
+        (false, false) => ("LlavaLlamaForCausalLM", "llava_llama"),
     };
     let own = json!({
         "architectures": [class],
@@ -117,7 +118,8 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// `Qwen2Config` of transformers where q, k and v have biases, else `LlamaConfig`.
+/// `Qwen2Config` of transformers where q, k and v have biases, `Qwen3Config` where q and k have norms,
+/// `SmolLM3Config` where layers do not rotate, else `LlamaConfig`.
 fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
     // Both ways of saying it: `rope_theta` and `rope_scaling` up to 4.x, `rope_parameters` from 5.0.
     let (scaling, mut parameters) = match config.rope_scaling {
@@ -163,13 +165,30 @@ fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
         "eos_token_id": tokens.eos,
         "pad_token_id": tokens.pad,
     });
-    let own = match config.qkv_bias {
-        true => json!({
+    let own = match (config.qkv_bias, config.qk_norm) {
+        _ if !config.nope_layers.is_empty() => json!({
+            "architectures": ["SmolLM3ForCausalLM"],
+            "model_type": "smollm3",
+            "attention_bias": false,
+            "mlp_bias": false,
+            "use_sliding_window": false,
+            // A 1 for each layer that does rotate, whatever the name says.
+            "no_rope_layers": (0..config.num_hidden_layers)
+                .map(|layer| u8::from(!config.nope_layers.contains(&layer)))
+                .collect::<Vec<_>>(),
+        }),
+        (true, _) => json!({
             "architectures": ["Qwen2ForCausalLM"],
             "model_type": "qwen2",
             "use_sliding_window": false,
         }),
-        false => json!({
+        (false, true) => json!({
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": false,
+            "use_sliding_window": false,
+        }),
+        (false, false) => json!({
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "attention_bias": false,
@@ -195,15 +214,14 @@ fn vision(config: &VisionConfig) -> Value {
     }
 }
 
-/// `CLIPVisionConfig` of transformers.
+/// `CLIPVisionConfig` or `SiglipVisionConfig` of transformers.
 pub(super) fn vit(config: &VitConfig) -> Value {
     let act = match config.hidden_act {
         HiddenAct::QuickGelu => "quick_gelu",
         HiddenAct::Gelu => "gelu",
+        HiddenAct::GeluPytorchTanh => "gelu_pytorch_tanh",
     };
-    json!({
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip_vision_model",
+    let mut json = json!({
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.num_hidden_layers,
@@ -213,8 +231,22 @@ pub(super) fn vit(config: &VitConfig) -> Value {
         "num_channels": 3,
         "layer_norm_eps": config.layer_norm_eps,
         "hidden_act": act,
-        "projection_dim": config.projection_dim.unwrap_or(512),
-    })
+    });
+    let own = match config.family {
+        VitFamily::Clip => json!({
+            "architectures": ["CLIPVisionModel"],
+            "model_type": "clip_vision_model",
+            "projection_dim": config.projection_dim.unwrap_or(512),
+        }),
+        VitFamily::Siglip => json!({
+            "architectures": ["SiglipVisionModel"],
+            "model_type": "siglip_vision_model",
+            // The pooling head is no part of what a language model reads.
+            "vision_use_head": false,
+        }),
+    };
+    merge(&mut json, own);
+    json
 }
 
 /// `adapter_config.json` of peft.

@@ -62,13 +62,20 @@ pub fn export_merged<B: Backend>(
         return Err(ModelError::Export { problem });
     }
     let text = &model.config.text;
-    if text.qk_norm || text.mrope_section.is_some() {
-        let problem = "no layout written here has a decoder with norms of queries and keys or positions of three axes";
+    let flags = [text.qkv_bias, text.qk_norm, !text.nope_layers.is_empty()];
+    if text.mrope_section.is_some() || flags.iter().filter(|flag| **flag).count() > 1 {
+        let problem = "no layout written here has a decoder with positions of three axes, or with more than one of biases, norms \
+                       of queries and keys, and layers that do not rotate";
         return Err(ModelError::Export { problem });
     }
     let vit = model.config.vision.vit();
     if layout == Layout::Original && vit.is_none() {
         let problem = "LLaVA's own layout knows vision towers of CLIP only; use the hf format";
+        return Err(ModelError::Export { problem });
+    }
+    if layout == Layout::Original && !text.nope_layers.is_empty() {
+        let problem =
+            "LLaVA's own code has no decoder with layers that do not rotate; use the hf format";
         return Err(ModelError::Export { problem });
     }
     make_dir(dir)?;

@@ -12,7 +12,7 @@ use super::error::ImportError;
 use super::json::Json;
 use crate::config::{
     AnyresConfig, DecoderConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, LlavaConfig,
-    ProjectorType, SelectFeature, VisionConfig, VitConfig,
+    ProjectorType, SelectFeature, VisionConfig, VitConfig, VitFamily,
 };
 use crate::vision::clip_text::ClipTextConfig;
 
@@ -23,7 +23,7 @@ pub enum Architecture {
     Llava(Box<LlavaConfig>),
     /// A decoder alone: Llama, Vicuna, Mistral, SmolLM2, Qwen2.
     Decoder(DecoderConfig),
-    /// CLIP, or its vision half.
+    /// CLIP or SigLIP, or its vision half.
     Clip(VitConfig),
 }
 
@@ -66,7 +66,9 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
             Architecture::Llava(Box::new(llava(&json, model_type == "llava_next")?))
         }
         "clip_vision_model" => Architecture::Clip(vit(&json)?),
+        "siglip_vision_model" => Architecture::Clip(vit(&json)?),
         "clip" => Architecture::Clip(vit(&json.object("vision_config")?)?),
+        "siglip" => Architecture::Clip(siglip(&json.object("vision_config")?)?),
         other => {
             let (alone, beneath) = (Family::of_decoder(other), Family::of_llava(other));
             match (alone, beneath) {
@@ -74,8 +76,9 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
                 (None, Some(family)) => Architecture::Llava(Box::new(original(&json, family)?)),
                 (None, None) => {
                     let known = [Family::known_llava(), Family::known()].join(", ");
-                    let problem =
-                        format!("known are llava_next, {known}, clip and clip_vision_model");
+                    let problem = format!(
+                        "known are llava_next, {known}, clip, clip_vision_model, siglip and siglip_vision_model"
+                    );
                     return Err(json.refuse("model_type", other, &problem));
                 }
             }
@@ -129,7 +132,11 @@ fn hidden_act(json: &Json<'_>) -> Result<HiddenAct, ImportError> {
     match json.str("hidden_act")? {
         None | Some("quick_gelu") => Ok(HiddenAct::QuickGelu),
         Some("gelu") => Ok(HiddenAct::Gelu),
-        Some(other) => Err(json.refuse("hidden_act", other, "known are quick_gelu and gelu")),
+        Some("gelu_pytorch_tanh") => Ok(HiddenAct::GeluPytorchTanh),
+        Some(other) => {
+            let problem = "known are quick_gelu, gelu and gelu_pytorch_tanh";
+            Err(json.refuse("hidden_act", other, problem))
+        }
     }
 }
 
@@ -172,6 +179,12 @@ fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
     let mut vision = vit(&own)?;
     vision.mm_vision_select_layer = select_layer(json, "vision_feature_layer")?;
     vision.mm_vision_select_feature = match json.str("vision_feature_select_strategy")? {
+        // transformers takes the first token away for `default`, whatever it is.
+        Some("full") if vision.family == VitFamily::Siglip => SelectFeature::Patch,
+        _ if vision.family == VitFamily::Siglip => {
+            let problem = "SigLIP's towers have no class token to leave out; say full";
+            return Err(json.refuse("vision_feature_select_strategy", "default", problem));
+        }
         None | Some("default") => SelectFeature::Patch,
         Some("full") => SelectFeature::ClsPatch,
         Some(other) => {
@@ -244,16 +257,44 @@ fn select_layer(json: &Json<'_>, field: &str) -> Result<i64, ImportError> {
     }
 }
 
-/// `CLIPVisionConfig`.
+/// `CLIPVisionConfig` or `SiglipVisionConfig`.
 fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
-    if let Some(kind) = json.str("model_type")?
-        && kind != "clip_vision_model"
-    {
-        return Err(json.refuse("model_type", kind, "vision towers are clip_vision_model"));
+    match json.str("model_type")? {
+        None | Some("clip_vision_model") => clip(json),
+        Some("siglip_vision_model") => siglip(json),
+        Some(kind) => {
+            let problem = "vision towers are clip_vision_model and siglip_vision_model";
+            Err(json.refuse("model_type", kind, problem))
+        }
     }
-    if json.int("num_channels")?.is_some_and(|channels| channels != 3) {
-        return Err(json.refuse("num_channels", "not 3", "images are RGB here"));
+}
+
+fn siglip(json: &Json<'_>) -> Result<VitConfig, ImportError> {
+    check_channels(json)?;
+    json.require("hidden_act", "gelu_pytorch_tanh", "SigLIP's activation is gelu_pytorch_tanh")?;
+    let config = VitConfig {
+        hidden_size: json.size("hidden_size", 768)?,
+        intermediate_size: json.size("intermediate_size", 3072)?,
+        num_hidden_layers: json.size("num_hidden_layers", 12)?,
+        num_attention_heads: json.size("num_attention_heads", 12)?,
+        image_size: json.size("image_size", 224)?,
+        patch_size: json.size("patch_size", 16)?,
+        layer_norm_eps: json.float("layer_norm_eps")?.unwrap_or(1e-6),
+        ..VitConfig::siglip_so400m_14_384()
+    };
+    config.validate().map_err(|source| json.invalid(source))?;
+    Ok(config)
+}
+
+fn check_channels(json: &Json<'_>) -> Result<(), ImportError> {
+    match json.int("num_channels")? {
+        None | Some(3) => Ok(()),
+        Some(other) => Err(json.refuse("num_channels", &other.to_string(), "images are RGB here")),
     }
+}
+
+fn clip(json: &Json<'_>) -> Result<VitConfig, ImportError> {
+    check_channels(json)?;
     let config = VitConfig {
         hidden_size: json.size("hidden_size", 768)?,
         intermediate_size: json.size("intermediate_size", 3072)?,

@@ -1,67 +1,118 @@
 //! The decoder in a `config.json`: families as rows of a table, read into one configuration.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ImportError;
 use super::json::Json;
 use crate::config::{DecoderConfig, RopeScaling};
 
 /// A family of decoders: what its configuration's class in transformers defaults to, and the flags its name stands for.
+#[derive(Clone, Copy)]
 pub(super) struct Family {
     /// `model_type` of the decoder.
     model_type: &'static str,
     /// `model_type` of LLaVA's own code over it.
     llava: &'static [&'static str],
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
     intermediate_size: usize,
     vocab_size: usize,
     /// `None`: as many as query heads.
     num_key_value_heads: Option<usize>,
+    /// `None`: `hidden_size / num_attention_heads`.
+    head_dim: Option<usize>,
     max_position_embeddings: i64,
     sliding_window: SlidingWindow,
     qkv_bias: bool,
+    qk_norm: bool,
+    /// Every so many layers one does not turn with positions, unless the file lists `no_rope_layers`.
+    no_rope_layer_interval: Option<usize>,
+    rope_theta: f64,
+    tie_word_embeddings: bool,
 }
 
-/// Whether attention reaches back `sliding_window` positions only, 4096 unless the file has another number.
+/// Whether attention reaches back `sliding_window` positions only; the number is for files that have none.
+#[derive(Clone, Copy)]
 enum SlidingWindow {
     Never,
-    Always,
+    Always(i64),
     /// Where the file has `use_sliding_window`.
-    IfAsked,
+    IfAsked(Option<i64>),
 }
 
-/// `LlamaConfig`, `MistralConfig`, `Qwen2Config`.
-const FAMILIES: [Family; 3] = [
-    Family {
-        model_type: "llama",
-        llava: &["llava", "llava_llama"],
-        intermediate_size: 11_008,
-        vocab_size: 32_000,
-        num_key_value_heads: None,
-        max_position_embeddings: 2048,
-        sliding_window: SlidingWindow::Never,
-        qkv_bias: false,
-    },
-    Family {
-        model_type: "mistral",
-        llava: &["llava_mistral"],
-        intermediate_size: 14_336,
-        vocab_size: 32_000,
-        num_key_value_heads: Some(8),
-        max_position_embeddings: 131_072,
-        sliding_window: SlidingWindow::Always,
-        qkv_bias: false,
-    },
-    Family {
-        model_type: "qwen2",
-        llava: &["llava_qwen", "llava_qwen2"],
-        intermediate_size: 22_016,
-        vocab_size: 151_936,
-        num_key_value_heads: Some(32),
-        max_position_embeddings: 32_768,
-        sliding_window: SlidingWindow::IfAsked,
-        qkv_bias: true,
-    },
-];
+/// `LlamaConfig`.
+const LLAMA: Family = Family {
+    model_type: "llama",
+    llava: &["llava", "llava_llama"],
+    hidden_size: 4096,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    intermediate_size: 11_008,
+    vocab_size: 32_000,
+    num_key_value_heads: None,
+    head_dim: None,
+    max_position_embeddings: 2048,
+    sliding_window: SlidingWindow::Never,
+    qkv_bias: false,
+    qk_norm: false,
+    no_rope_layer_interval: None,
+    rope_theta: 10_000.0,
+    tie_word_embeddings: false,
+};
+
+/// `MistralConfig`.
+const MISTRAL: Family = Family {
+    model_type: "mistral",
+    llava: &["llava_mistral"],
+    intermediate_size: 14_336,
+    num_key_value_heads: Some(8),
+    max_position_embeddings: 131_072,
+    sliding_window: SlidingWindow::Always(4096),
+    ..LLAMA
+};
+
+/// `Qwen2Config`.
+const QWEN2: Family = Family {
+    model_type: "qwen2",
+    llava: &["llava_qwen", "llava_qwen2"],
+    intermediate_size: 22_016,
+    vocab_size: 151_936,
+    num_key_value_heads: Some(32),
+    max_position_embeddings: 32_768,
+    sliding_window: SlidingWindow::IfAsked(Some(4096)),
+    qkv_bias: true,
+    ..LLAMA
+};
+
+/// `Qwen3Config`.
+const QWEN3: Family = Family {
+    model_type: "qwen3",
+    llava: &["llava_qwen3"],
+    head_dim: Some(128),
+    qkv_bias: false,
+    qk_norm: true,
+    ..QWEN2
+};
+
+/// `SmolLM3Config`.
+const SMOLLM3: Family = Family {
+    model_type: "smollm3",
+    llava: &[],
+    hidden_size: 2048,
+    num_hidden_layers: 36,
+    num_attention_heads: 16,
+    vocab_size: 128_256,
+    num_key_value_heads: Some(4),
+    max_position_embeddings: 32_768,
+    sliding_window: SlidingWindow::IfAsked(None),
+    no_rope_layer_interval: Some(4),
+    rope_theta: 2_000_000.0,
+    tie_word_embeddings: true,
+    ..LLAMA
+};
+
+const FAMILIES: [Family; 5] = [LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3];
 
 impl Family {
     /// The family of a decoder's `model_type`.
@@ -81,20 +132,21 @@ impl Family {
 
     /// Names of all models of LLaVA's own code, for messages.
     pub(super) fn known_llava() -> String {
-        FAMILIES.map(|family| family.llava.join(", ")).join(", ")
+        FAMILIES.iter().flat_map(|family| family.llava).copied().collect::<Vec<_>>().join(", ")
     }
 
     /// Refuses attention over fewer positions than there are.
     fn check_attention(&self, json: &Json<'_>) -> Result<(), ImportError> {
-        let slides = match self.sliding_window {
-            SlidingWindow::Never => false,
-            SlidingWindow::Always => true,
-            SlidingWindow::IfAsked => json.bool("use_sliding_window")? == Some(true),
+        let asked = json.bool("use_sliding_window")? == Some(true);
+        let default = match self.sliding_window {
+            SlidingWindow::Always(window) => Some(Some(window)),
+            SlidingWindow::IfAsked(window) if asked => Some(window),
+            SlidingWindow::Never | SlidingWindow::IfAsked(_) => None,
         };
-        let window = match json.get("sliding_window") {
-            _ if !slides => None,
-            None => Some(4096),
-            _ => json.int("sliding_window")?,
+        let window = match (default, json.get("sliding_window")) {
+            (None, _) => None,
+            (Some(default), None) => default,
+            (Some(_), Some(_)) => json.int("sliding_window")?,
         };
         let positions = json.int("max_position_embeddings")?;
         let positions = positions.unwrap_or(self.max_position_embeddings);
@@ -121,6 +173,27 @@ impl Family {
     }
 }
 
+impl Family {
+    /// Layers without rotation, of the `layers` that there are: those that `no_rope_layers` has a 0 for (sic), else every
+    /// `no_rope_layer_interval`-th.
+    fn nope_layers(&self, json: &Json<'_>, layers: usize) -> Result<Vec<usize>, ImportError> {
+        let Some(interval) = self.no_rope_layer_interval else { return Ok(Vec::new()) };
+        let Some(Value::Array(rotates)) = json.get("no_rope_layers") else {
+            let interval = json.size("no_rope_layer_interval", interval)?.max(1);
+            return Ok((0..layers).filter(|layer| (layer + 1).is_multiple_of(interval)).collect());
+        };
+        if rotates.len() < layers
+            || !rotates.iter().all(|flag| matches!(flag.as_u64(), Some(0 | 1)))
+        {
+            let problem = format!(
+                "expected {layers} numbers, 1 for a layer that rotates, 0 for one that does not"
+            );
+            return Err(json.refuse("no_rope_layers", &json!(rotates).to_string(), &problem));
+        }
+        Ok((0..layers).filter(|layer| rotates[*layer].as_u64() == Some(0)).collect())
+    }
+}
+
 /// The configuration of a decoder of this family.
 pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig, ImportError> {
     json.require("hidden_act", "silu", "the decoder's activation is SiLU")?;
@@ -142,26 +215,31 @@ pub(super) fn decoder(json: &Json<'_>, family: &Family) -> Result<DecoderConfig,
             return Err(place.refuse("partial_rotary_factor", &factor.to_string(), problem));
         }
     }
-    let theta = rope.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(10_000.0);
+    let theta =
+        rope.float("rope_theta")?.or(json.float("rope_theta")?).unwrap_or(family.rope_theta);
     let kv_heads = match json.get("num_key_value_heads") {
         None => family.num_key_value_heads,
         _ => json.optional_size("num_key_value_heads")?,
     };
+    let layers = json.size("num_hidden_layers", family.num_hidden_layers)?;
     let config = DecoderConfig {
-        hidden_size: json.size("hidden_size", 4096)?,
-        num_hidden_layers: json.size("num_hidden_layers", 32)?,
-        num_attention_heads: json.size("num_attention_heads", 32)?,
+        hidden_size: json.size("hidden_size", family.hidden_size)?,
+        num_hidden_layers: layers,
+        num_attention_heads: json.size("num_attention_heads", family.num_attention_heads)?,
         num_key_value_heads: kv_heads,
-        head_dim: json.optional_size("head_dim")?,
+        head_dim: json.optional_size("head_dim")?.or(family.head_dim),
         intermediate_size: json.size("intermediate_size", family.intermediate_size)?,
         vocab_size: json.size("vocab_size", family.vocab_size)?,
         qkv_bias: family.qkv_bias,
-        qk_norm: false,
+        qk_norm: family.qk_norm,
         mrope_section: None,
+        nope_layers: family.nope_layers(json, layers)?,
         rope_theta: theta,
         rope_scaling: rope_scaling(&rope)?,
         rms_norm_eps: json.float("rms_norm_eps")?.unwrap_or(1e-6),
-        tie_word_embeddings: json.bool("tie_word_embeddings")?.unwrap_or(false),
+        tie_word_embeddings: json
+            .bool("tie_word_embeddings")?
+            .unwrap_or(family.tie_word_embeddings),
         initializer_range: Some(json.float("initializer_range")?.unwrap_or(0.02)),
     };
     config.validate().map_err(|source| json.invalid(source))?;

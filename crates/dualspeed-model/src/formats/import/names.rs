@@ -62,10 +62,13 @@ const PREFIXES: &[(&str, &str)] = &[
 /// Buffers that old versions saved and that follow from the configuration.
 const BUFFERS: &[&str] = &["embeddings.position_ids", "rotary_emb.inv_freq"];
 
-/// The half of a whole CLIP model that sees no pixels, and its temperature.
-const CLIP_TEXT: &[&str] = &["text_model.", "text_projection.", "logit_scale"];
+/// The half of a whole CLIP or SigLIP model that sees no pixels, its temperature and its bias.
+const CLIP_TEXT: &[&str] = &["text_model.", "text_projection.", "logit_scale", "logit_bias"];
 
-/// The path in our model of a checkpoint's key; `None` for buffers and for CLIP's text half, which
+/// SigLIP's pooling, whose output is no token.
+const SIGLIP_HEAD: &[&str] = &["head.attention.", "head.layernorm.", "head.mlp.", "head.probe"];
+
+/// The path in our model of a checkpoint's key; `None` for buffers, for SigLIP's pooling and for CLIP's text half, which
 /// [`read_clip_text`](super::read_clip_text) reads.
 pub fn path_of(key: &str) -> Option<String> {
     if BUFFERS.iter().any(|buffer| key.ends_with(buffer))
@@ -77,7 +80,10 @@ pub fn path_of(key: &str) -> Option<String> {
         let rest = key.strip_prefix(from)?;
         Some(format!("{to}{rest}"))
     });
-    Some(renamed.unwrap_or_else(|| key.to_owned()))
+    let path = renamed.unwrap_or_else(|| key.to_owned());
+    let of_tower = path.strip_prefix("vision_tower.").unwrap_or(&path);
+    let pooling = SIGLIP_HEAD.iter().any(|part| of_tower.starts_with(part));
+    (!pooling).then_some(path)
 }
 
 /// A source whose tensors go by their path in our model.

@@ -357,6 +357,15 @@ fn trim() {
     check("trim:adaptive=true", |case, image, _| {
         Some(Outcome::Tokens(merges::trim_adaptive(image, sign(case))))
     });
+    check("trim:compat=official:adaptive=true", |case, image, _| {
+        if case.visual.tiles.is_some() {
+            return None;
+        }
+        let all: Vec<f64> =
+            case.rows.iter().flat_map(|i| merges::trim_scores(i, sign(case))).collect();
+        let share = merges::outliers(&all) as f64 / all.len() as f64;
+        Some(Outcome::Tokens(merges::trim_official(image, sign(case), share)))
+    });
 }
 
 /// The restatements themselves tell methods apart: they are not all the same picks.

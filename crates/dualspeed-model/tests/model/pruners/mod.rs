@@ -4,6 +4,7 @@ mod base;
 mod cases;
 mod layers;
 mod properties;
+mod published;
 mod reference;
 mod reference_merges;
 mod tiles;

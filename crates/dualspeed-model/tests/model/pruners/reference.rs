@@ -187,7 +187,8 @@ pub fn holov(image: &Image, ranges: usize, official: bool, keep: usize) -> Vec<u
         .iter()
         .map(|range| {
             let of = |x: &[f64]| mean(&range.iter().map(|i| x[*i]).collect::<Vec<_>>());
-            let (a, v) = (of(&attended), of(&varied));
+            let lonely = official && range.len() == 1;
+            let (a, v) = (of(&attended) / if lonely { 1000.0 } else { 1.0 }, of(&varied));
             a + 0.09 * v * if official { a / (v + 1e-6) } else { overall }
         })
         .collect();
@@ -228,6 +229,46 @@ pub fn dart(image: &Image, keep: usize) -> Vec<usize> {
     sorted(picked)
 }
 
+/// Columns that span the same as `basis`, along the principal axes of what it spans: orthogonal iteration inside, of which
+/// `None` says that it has not come to rest.
+fn principal_axes(centred: &Rows, basis: Rows) -> Option<Rows> {
+    let (n, q) = (centred.len(), basis.len());
+    let image = |column: &Vec<f64>| -> Vec<f64> {
+        let along: Vec<f64> = (0..centred[0].len())
+            .map(|k| (0..n).map(|i| centred[i][k] * column[i]).sum())
+            .collect();
+        centred.iter().map(|row| dot(row, &along)).collect()
+    };
+    let images: Rows = basis.iter().map(image).collect();
+    let inside: Rows = basis.iter().map(|a| images.iter().map(|b| dot(a, b)).collect()).collect();
+    let mut axes: Rows =
+        (0..q).map(|c| (0..q).map(|r| f64::from(u8::from(r == c)) + 0.1).collect()).collect();
+    for _ in 0..3000 {
+        let mut next: Rows = Vec::new();
+        for axis in &axes {
+            let mut v: Vec<f64> = inside.iter().map(|row| dot(row, axis)).collect();
+            for earlier in &next {
+                let along = dot(earlier, &v);
+                v.iter_mut().zip(earlier).for_each(|(v, e)| *v -= along * e);
+            }
+            let length = dot(&v, &v).sqrt();
+            next.push(v.into_iter().map(|v| v / length).collect());
+        }
+        axes = next;
+    }
+    let largest = dot(&inside[0], &inside[0]).sqrt();
+    for (c, axis) in axes.iter().enumerate() {
+        let image: Vec<f64> = inside.iter().map(|row| dot(row, axis)).collect();
+        if axes[c + 1..].iter().any(|other| dot(other, &image).abs() > 1e-7 * largest) {
+            return None;
+        }
+    }
+    let turned = |axis: &Vec<f64>| -> Vec<f64> {
+        (0..n).map(|i| (0..q).map(|c| axis[c] * basis[c][i]).sum()).collect()
+    };
+    Some(axes.iter().map(turned).collect())
+}
+
 /// `None` where a decision hangs on the last digits.
 pub fn prunesid(image: &Image, sketch: &[f32], keep: usize) -> Option<Vec<usize>> {
     let (n, q) = (image.hidden.len(), (keep / 4).max(1));
@@ -261,6 +302,7 @@ pub fn prunesid(image: &Image, sketch: &[f32], keep: usize) -> Option<Vec<usize>
         }
         basis = next;
     }
+    let basis = principal_axes(&centred, basis)?;
     let mut groups = Vec::new();
     for i in 0..n {
         let loads: Vec<f64> = basis.iter().map(|column| column[i].abs()).collect();

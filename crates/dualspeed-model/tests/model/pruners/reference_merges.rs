@@ -121,11 +121,12 @@ pub fn prumerge_adaptive(image: &Image, plus: bool) -> Rows {
 pub fn prumerge_official(image: &Image, plus: bool, share: f64) -> Rows {
     let scores = &image.last_attention;
     let n = scores.len();
-    let attended = ((n as f64 * share) as usize).clamp(1, n - 1);
+    let share = if plus && share == 0.0 { 1.0 / n as f64 } else { share };
+    let attended = ((n as f64 * share) as usize).min(n - 1);
     let mut selected = by_score(scores)[..attended].to_vec();
     if plus {
-        let step = (n / attended).max(1);
-        for i in (0..n - 1).step_by((step / 3).max(1)) {
+        let step = (1.0 / share).floor();
+        for i in (0..n - 1).step_by(((step / 3.0).floor() as usize).max(1)) {
             if !selected.contains(&i) {
                 selected.push(i);
             }
@@ -141,9 +142,20 @@ pub fn trim(image: &Image, sign: f64, keep: usize) -> Rows {
     top.iter().map(|i| h[*i].clone()).chain([mean(&rest)]).collect()
 }
 
-pub fn trim_adaptive(image: &Image, sign: f64) -> Rows {
+/// What TRIM counts outliers among.
+pub fn trim_scores(image: &Image, sign: f64) -> Vec<f64> {
     let scores: Vec<f64> = relevance(image, sign).into_iter().map(f64::exp).collect();
     let total: f64 = scores.iter().sum();
-    let softmax: Vec<f64> = scores.iter().map(|score| score / total).collect();
-    trim(image, sign, outliers(&softmax).clamp(1, softmax.len() - 1) + 1)
+    scores.iter().map(|score| score / total).collect()
+}
+
+pub fn trim_adaptive(image: &Image, sign: f64) -> Rows {
+    let scores = trim_scores(image, sign);
+    trim(image, sign, outliers(&scores).clamp(1, scores.len() - 1) + 1)
+}
+
+/// `share` is that of outliers in the whole batch.
+pub fn trim_official(image: &Image, sign: f64, share: f64) -> Rows {
+    let n = image.hidden.len();
+    trim(image, sign, ((n as f64 * share) as usize).clamp(1, n - 1) + 1)
 }

@@ -153,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(1024) farthest_picks(
     }
 }
 
-const float RANK_EPS = 1e-5f;              // a residual below this share of its diagonal entry is rounding error
+const float RANK_EPS = 1e-6f;              // a residual below this share of its diagonal entry is rounding error
 const float TAKEN = -2.0f, INVALID = -1.0f; // the residuals of picked rows and of rows with NaN
 
 extern "C" __global__ void __launch_bounds__(1024)

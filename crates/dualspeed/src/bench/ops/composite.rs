@@ -4,8 +4,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
 use dualspeed_model::{Dtype, LoraTarget, Needs, VisionTower, VitConfig};
 use dualspeed_ops::{
-    AdamWConfig, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext, BlockLinear,
-    BlockParams, PerTarget,
+    AdamWConfig, AdamWGuard, AdamWTensor, AttentionSpec, AutodiffBackend, Backend, BlockContext,
+    BlockLinear, BlockParams, PerTarget,
 };
 
 use super::shapes::Shapes;
@@ -90,9 +90,10 @@ pub(super) fn adamw<B: Backend>(timer: &mut OpTimer<'_, B>, shapes: &Shapes) -> 
                 v,
                 lr: 1e-5,
                 updates: 10,
+                undecided: false,
             })
             .collect();
-        state = B::fused_adamw(tensors, config).updated;
+        state = B::fused_adamw(tensors, AdamWGuard::default(), config).updated;
     })
 }
 

@@ -17,6 +17,7 @@ use crate::bench::steps::{self, StepOptions};
 use crate::bench::{BenchReport, Filter, ModelSize, Row, Suite, growth, today};
 use crate::extensions::{Extensions, registry};
 use crate::files::write_atomic;
+use crate::output::{print_line, say};
 
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
@@ -109,7 +110,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
             continue;
         }
         done.push(*suite);
-        println!("{}", text::header(*suite));
+        output.tell(text::header(*suite))?;
         let mut sink = |row| output.take(row);
         match suite {
             Suite::Steps => steps::run::<B>(&step_options, &filter, device, &mut sink)?,
@@ -148,7 +149,7 @@ fn plot(report: &BenchReport, from: &Path, out: &Path, overwrite: bool) -> anyho
     }
     for (path, (_, svg)) in paths.iter().zip(&plots) {
         write_atomic(path, svg.as_bytes())?;
-        println!("{}", path.display());
+        say(format_args!("{}", path.display()));
     }
     Ok(())
 }
@@ -161,13 +162,22 @@ struct Output {
 }
 
 impl Output {
+    /// Prints a line. With a file, that has all of it.
+    fn tell(&self, line: impl std::fmt::Display) -> anyhow::Result<()> {
+        match &self.path {
+            Some(_) => say(format_args!("{line}")),
+            None => print_line(line)?,
+        }
+        Ok(())
+    }
+
     /// Prints a row and writes all so far: what is measured survives whatever ends the program.
     fn take(&mut self, row: Row) -> anyhow::Result<()> {
-        println!("{}", text::line(&row));
+        self.tell(text::line(&row))?;
         if let (Row::Step(row), false) = (&row, self.quiet) {
             let parts: Vec<String> =
                 row.parts_ms.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
-            println!("    {} ms", parts.join(", "));
+            self.tell(format_args!("    {} ms", parts.join(", ")))?;
         }
         self.report.rows.push(row);
         match &self.path {

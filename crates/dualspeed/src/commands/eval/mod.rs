@@ -14,6 +14,7 @@ use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
 use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
 use crate::extensions::{Extensions, parts, registry, sources};
+use crate::output::print_line;
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
@@ -55,7 +56,8 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
             (Some(valid), _) => {
-                let source = valid.open(&config.model, config.seed, &sources::<E>())?;
+                let source =
+                    valid.open(&config.model, config.seed, config.compat, &sources::<E>())?;
                 run_dir::warn_of_other_data(&args.run, &*source)?;
                 source
             }
@@ -91,11 +93,10 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let options = EvalOptions { progress: !global.quiet, ..EvalOptions::default() };
     let report = evaluate(&model, &*source, None, &views, Some(&*pruner), device, options)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print_line(serde_json::to_string_pretty(&report)?)
     } else {
-        println!("{}", table(&report));
+        print_line(table(&report))
     }
-    Ok(())
 }
 
 /// The views of a report as a table, a row each.

@@ -17,6 +17,7 @@ use crate::commands::global_args::GlobalArgs;
 use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
 use crate::files::write_atomic;
+use crate::output::{note, print_line};
 use crate::report::table::plain_table;
 
 /// One pruner's results; `None` where it cannot make that count.
@@ -75,7 +76,7 @@ pub(super) fn run<B: Backend>(
         }
         if !global.quiet {
             let shown: Vec<String> = cells.iter().map(accuracy).collect();
-            eprintln!("{:<14} {}", spec.to_string(), shown.join("  "));
+            note(format_args!("{:<14} {}", spec.to_string(), shown.join("  ")));
         }
         let in_decoder = pruner.layer_drop(budgets[0]).is_some();
         rows.push(Row { spec, in_decoder, cells });
@@ -87,17 +88,16 @@ pub(super) fn run<B: Backend>(
     rows.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
     let batches = source.len().div_ceil(options.batch);
     let (header, body) = table(&rows, &budgets, n, batches);
-    let note = note(&rows, &full, source.len(), options.batch, n);
+    let about = about(&rows, &full, source.len(), options.batch, n);
     if let Some(path) = &args.markdown {
-        let text = format!("{}\n\n{note}\n", markdown(&header, &body));
+        let text = format!("{}\n\n{about}\n", markdown(&header, &body));
         write_atomic(path, text.as_bytes())?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&json(&rows, &budgets, &full, batches))?);
+        print_line(serde_json::to_string_pretty(&json(&rows, &budgets, &full, batches))?)
     } else {
-        println!("{}\n\n{note}", plain_table(&header, &body));
+        print_line(format_args!("{}\n\n{about}", plain_table(&header, &body)))
     }
-    Ok(())
 }
 
 /// A count, or a share of `n` rounded down, at least one.
@@ -157,7 +157,7 @@ fn table(
 }
 
 /// What the table does not say by itself.
-fn note(rows: &[Row], full: &ViewReport, samples: usize, batch: usize, n: usize) -> String {
+fn about(rows: &[Row], full: &ViewReport, samples: usize, batch: usize, n: usize) -> String {
     let mut note = format!(
         "Accuracy of pruned inference over {} questions about {samples} pictures, by visual tokens kept; all \
          {n} tokens: {:.1} %. ms: pruning (gather or merge and projection of merged tokens included) per \

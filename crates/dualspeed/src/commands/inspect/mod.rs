@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::checkpoint_args::CheckpointArgs;
+use crate::output::{self, print_line};
 
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
@@ -38,9 +39,8 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
         false => report::of_checkpoint(args)?,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print_line(serde_json::to_string_pretty(&report)?)
     } else {
-        print::print(&report);
+        output::print(&print::text(&report)?)
     }
-    Ok(())
 }

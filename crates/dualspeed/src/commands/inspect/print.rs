@@ -1,31 +1,36 @@
 //! A report on a checkpoint as text.
 
+use std::fmt::Write;
+
 use super::report::InspectReport;
 
-/// Prints the report as text for people.
-pub(super) fn print(report: &InspectReport) {
+/// The report as text for people.
+pub(super) fn text(report: &InspectReport) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
     let InspectReport { path, architecture, parameters, dtypes, trainable, memory } = report;
-    println!("{path}\n{architecture}\n");
-    println!("parameters");
+    writeln!(out, "{path}\n{architecture}\n")?;
+    writeln!(out, "parameters")?;
     let total: u64 = parameters.values().sum();
     for (part, count) in parameters.iter().chain([(&"total".to_owned(), &total)]) {
-        println!("  {part:<16} {:>14}", grouped(*count));
+        writeln!(out, "  {part:<16} {:>14}", grouped(*count))?;
     }
-    println!("element types");
+    writeln!(out, "element types")?;
     for (dtype, count) in dtypes {
-        println!("  {dtype:<16} {:>14}", grouped(*count));
+        writeln!(out, "  {dtype:<16} {:>14}", grouped(*count))?;
     }
-    println!(
+    writeln!(
+        out,
         "trained in stage 2{}",
         if parameters.contains_key("lora") { " (adapters)" } else { "" }
-    );
+    )?;
     for (part, count) in trainable {
-        println!("  {part:<16} {:>14}", grouped(*count));
+        writeln!(out, "  {part:<16} {:>14}", grouped(*count))?;
     }
-    println!(
+    writeln!(
+        out,
         "memory, estimated for a batch of {} with {} tokens each",
         memory.batch, memory.sequence
-    );
+    )?;
     let mut rows =
         vec![("weights", memory.weights), ("generating: keys and values", memory.key_value_cache)];
     if let Some(training) = &memory.training {
@@ -36,8 +41,9 @@ pub(super) fn print(report: &InspectReport) {
         ]);
     }
     for (what, bytes) in rows {
-        println!("  {what:<30} {:>10.3} GB", bytes as f64 / 1e9);
+        writeln!(out, "  {what:<30} {:>10.3} GB", bytes as f64 / 1e9)?;
     }
+    Ok(out)
 }
 
 /// Digits in groups of three.

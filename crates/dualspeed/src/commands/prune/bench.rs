@@ -9,6 +9,7 @@ use crate::bench::prune::{self, KEEP_RATIO, PruneShapes};
 use crate::bench::{Filter, PruneRow, Row};
 use crate::commands::global_args::GlobalArgs;
 use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::output::{note, print, print_line};
 use crate::report::table::plain_table;
 
 /// Times the pruners of `--pruner`, all where none is named, and prints tables or JSON.
@@ -28,7 +29,9 @@ pub(super) fn run<B: Backend>(
         if !global.quiet {
             let PruneRow { pruner, tokens, batch, keep, .. } = &row;
             let time = show(row.ms);
-            eprintln!("{pruner:<28} n = {tokens:<5} batch = {batch:<3} keep = {keep:<5} {time}");
+            note(format_args!(
+                "{pruner:<28} n = {tokens:<5} batch = {batch:<3} keep = {keep:<5} {time}"
+            ));
         }
         rows.push(row);
         Ok(())
@@ -41,9 +44,9 @@ pub(super) fn run<B: Backend>(
                         "seconds": row.ms.map(|ms| ms / 1e3) })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        print_line(serde_json::to_string_pretty(&rows)?)?;
     } else {
-        print!("{}", tables(&rows, &shapes));
+        print(&tables(&rows, &shapes))?;
     }
     Ok(())
 }

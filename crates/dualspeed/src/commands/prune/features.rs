@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::PruneArgs;
 use crate::commands::pruner_specs::parse_pruner_specs;
+use crate::output::print_line;
 
 /// Runs the pruners of `--pruner` on the features in the safetensors file `path`, and prints what they keep.
 pub(super) fn run<B: Backend>(
@@ -46,12 +47,12 @@ pub(super) fn run<B: Backend>(
         let kept = prune(&*pruner, &visual, keep, &ctx);
         let kept = kept.with_context(|| format!("pruner {spec}"))?;
         if !args.json {
-            println!("{spec}: {kept}");
+            print_line(format_args!("{spec}: {kept}"))?;
         }
         report.insert(spec.to_string(), kept);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&Value::Object(report))?);
+        print_line(serde_json::to_string_pretty(&Value::Object(report))?)?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::commands::overwrite::refuse_existing;
 use crate::commands::pruner_specs::parse_pruner_specs;
 use crate::embedded_tower;
 use crate::files;
+use crate::output::say;
 use crate::patch_contributions::{PruningPrompt, VisualEncoder, patch_contributions};
 use crate::report::strip;
 use crate::run_dir;
@@ -30,7 +31,9 @@ pub(super) fn run<B: Backend>(
     device: &B::Device,
 ) -> anyhow::Result<()> {
     let (Some(image), Some(keep), Some(out)) = (&args.image, args.keep, &args.out) else {
-        anyhow::bail!("give --image, --keep and --out");
+        anyhow::bail!(
+            "give --image, --keep and --out; or --features FILE with --keep, or --bench, or `--pruner help`"
+        );
     };
     let specs = parse_pruner_specs(&args.pruner, registry)?;
     let pruners = specs.iter().map(|spec| registry.build(spec)).collect::<Result<Vec<_>, _>>()?;
@@ -42,8 +45,9 @@ pub(super) fn run<B: Backend>(
         Some(model) => (VisualEncoder::Llava(model), model.config.vision.geometry()),
         None => (VisualEncoder::Tower(&tower), tower.geometry()),
     };
-    let processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
-    let picture = load_image(image, &processor.limits)?.pixels;
+    let mut processor = ImageProcessor::new(vision.image_size, FitMode::Pad, vision.normalisation);
+    processor.loading = args.images.apply(processor.loading)?;
+    let picture = load_image(image, &processor.loading)?.pixels;
     let (pixels, fitted) = (processor.process(&picture), processor.fit(&picture));
     let prompt = pruning_prompt(args)?;
     let everything = args.pruner.iter().any(|name| name == "all");
@@ -64,7 +68,7 @@ pub(super) fn run<B: Backend>(
             true => (format!("{spec}  {keep} kept"), "keeps"),
             false => (format!("{spec}  {keep} merged"), "merges"),
         };
-        println!("{spec} {verb} {keep} of {} patches", vision.grid.pow(2));
+        say(format_args!("{spec} {verb} {keep} of {} patches", vision.grid.pow(2)));
         shown.push((label, strip::shaded(&fitted, vision.grid, &patches.shares, side)));
     }
     let sheet = match (single, shown.pop()) {
@@ -80,7 +84,7 @@ pub(super) fn run<B: Backend>(
         }
     };
     files::write_atomic(out, &strip::png(&sheet)?)?;
-    println!("{}", out.display());
+    say(format_args!("{}", out.display()));
     Ok(())
 }
 

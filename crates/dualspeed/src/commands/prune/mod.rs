@@ -3,6 +3,7 @@
 mod bench;
 mod features;
 mod grid;
+mod help;
 
 use std::path::PathBuf;
 
@@ -11,23 +12,27 @@ use dualspeed_model::Parts;
 use dualspeed_ops::Backend;
 
 use super::global_args::GlobalArgs;
+use super::image_args::ImageArgs;
 use crate::extensions::{Extensions, registry};
 
 /// Arguments of `prune`.
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
     /// The picture.
-    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    #[arg(long)]
     image: Option<PathBuf>,
-    /// Pruners by name, separated by commas; `all`, or `help` to list them. Options follow the name:
+    /// How the picture is read.
+    #[command(flatten)]
+    images: ImageArgs,
+    /// Pruners by name, separated by commas; `all`, or `help` to list them with their options. Options follow the name:
     /// `visionzip:compat=official:contextual=10`.
     #[arg(long, default_value = "divprune", value_delimiter = ',')]
     pruner: Vec<String>,
     /// How many visual tokens to keep.
-    #[arg(long, required_unless_present = "bench")]
+    #[arg(long)]
     keep: Option<usize>,
     /// The PNG to write.
-    #[arg(long, required_unless_present_any = ["features", "bench"])]
+    #[arg(long)]
     out: Option<PathBuf>,
     /// A run whose projector to use; without it, pruners see the embedded tower's features.
     #[arg(long)]
@@ -61,8 +66,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
 ) -> anyhow::Result<()> {
     let registry = registry::<B, E>(device);
     if args.pruner.iter().any(|name| name == "help") {
-        println!("{}", registry.names().join("\n"));
-        return Ok(());
+        return help::run(&registry);
     }
     match (&args.features, args.bench) {
         (Some(path), _) => features::run(args, path, &registry, device),

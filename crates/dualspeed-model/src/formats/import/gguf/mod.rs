@@ -33,6 +33,9 @@ pub use self::meta::MetaValue;
 /// The architecture of Qwen2 and Qwen2.5.
 const QWEN2: &str = "qwen2";
 
+/// The architecture of Qwen3.
+const QWEN3: &str = "qwen3";
+
 /// An opened GGUF file.
 #[derive(Clone, Debug)]
 pub struct Gguf {
@@ -146,11 +149,11 @@ impl Gguf {
     /// The decoder's configuration.
     ///
     /// # Errors
-    /// [`ImportError::Config`] if the architecture is neither Llama's nor Qwen2's, or a size is missing.
+    /// [`ImportError::Config`] if the architecture is not one of Llama, Qwen2 and Qwen3, or a size is missing.
     pub fn config(&self) -> Result<DecoderConfig, ImportError> {
         let architecture = self.architecture();
-        if !matches!(architecture, "llama" | QWEN2) {
-            let problem = "only files of the architectures llama and qwen2 are read";
+        if !matches!(architecture, "llama" | QWEN2 | QWEN3) {
+            let problem = "only files of the architectures llama, qwen2 and qwen3 are read";
             return Err(self.refuse("general.architecture", architecture, problem));
         }
         let heads = self.required(&self.key("attention.head_count"))?;
@@ -169,8 +172,9 @@ impl Gguf {
             intermediate_size: self.required(&self.key("feed_forward_length"))?,
             vocab_size,
             qkv_bias: architecture == QWEN2,
-            qk_norm: false,
+            qk_norm: architecture == QWEN3,
             mrope_section: None,
+            nope_layers: Vec::new(),
             rope_theta: self.number(&self.key("rope.freq_base"))?.unwrap_or(10_000.0),
             rope_scaling: None,
             rms_norm_eps: epsilon.unwrap_or(1e-5),
@@ -316,7 +320,8 @@ impl WeightSource for GgufWeights {
             ImportError::tensor(&self.gguf.path, &self.gguf.header.tensors[at].name, problem)
         })?;
         let heads = match () {
-            () if self.gguf.architecture() == QWEN2 => return Ok(tensor),
+            // Only Llama's are stored in pairs.
+            () if matches!(self.gguf.architecture(), QWEN2 | QWEN3) => return Ok(tensor),
             () if path.ends_with(".q_proj.weight") => self.config.num_attention_heads,
             () if path.ends_with(".k_proj.weight") => self.config.kv_heads(),
             () => return Ok(tensor),
@@ -352,11 +357,13 @@ fn halves_apart(tensor: HostTensor, heads: usize) -> HostTensor {
 fn path_of(name: &str) -> String {
     const PLAIN: [(&str, &str); 3] =
         [("token_embd.", "embed_tokens."), ("output_norm.", "norm."), ("output.", "lm_head.")];
-    const BLOCK: [(&str, &str); 9] = [
+    const BLOCK: [(&str, &str); 11] = [
         ("attn_norm.", "input_layernorm."),
         ("attn_q.", "self_attn.q_proj."),
         ("attn_k.", "self_attn.k_proj."),
         ("attn_v.", "self_attn.v_proj."),
+        ("attn_q_norm.", "self_attn.q_norm."),
+        ("attn_k_norm.", "self_attn.k_norm."),
         ("attn_output.", "self_attn.o_proj."),
         ("ffn_norm.", "post_attention_layernorm."),
         ("ffn_gate.", "mlp.gate_proj."),
