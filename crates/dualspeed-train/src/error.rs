@@ -133,8 +133,8 @@ pub enum TrainError {
     },
     /// What the run started from is no longer what it was.
     #[error(
-        "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
-         (if the change is meant, delete {}: what is there now is then taken as it is)",
+        "what the run {run} started from is no longer what it was: {}; put it back, or name the place it was moved to (if the \
+         change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
         run.join(crate::run_files::ORIGINS_FILE).display()
     )]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use dualspeed_data::ExampleSource;
 use dualspeed_model::import::{AnyModel, Architecture, FloatType, LoadOptions, NewProjector};
 use dualspeed_model::{
@@ -278,7 +279,13 @@ fn initial_model_at<B: Backend>(
     if is_checkpoint(run) {
         return model_from_checkpoint(config, run, parts, device);
     }
-    let earlier = read_config(run)?;
+    let earlier = read_config(run).with_context(|| {
+        format!(
+            "cannot start from {} (`init_from`); if it was moved, name its place: `train --resume RUN --init-from DIR`, or \
+             init_from in the run's config.toml",
+            run.display()
+        )
+    })?;
     // Adapters, lengths and precision may differ between stages, the weights' shapes may not.
     let same = LlavaConfig {
         dtype: earlier.model.dtype,
