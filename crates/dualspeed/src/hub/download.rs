@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 
 use super::cache;
 use super::environment::HubEnvironment;
@@ -60,8 +60,8 @@ pub(super) fn fetch(
 fn api(environment: &HubEnvironment, progress: bool) -> Result<Api, ApiError> {
     // The crate reads less of the environment than the Python library, so everything is handed to it.
     let cache = std::path::absolute(&environment.cache).unwrap_or(environment.cache.clone());
-    ApiBuilder::new()
-        .with_cache_dir(cache)
+    // `ApiBuilder::new` would look for a home directory, and panic where there is none.
+    ApiBuilder::from_cache(Cache::new(cache))
         .with_endpoint(environment.endpoint.clone())
         .with_token(environment.token.clone())
         .with_retries(RETRIES)
