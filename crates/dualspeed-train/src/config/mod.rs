@@ -38,7 +38,8 @@ pub struct TrainConfig {
     pub stage: Stage,
     /// `official`: the teacher runs with LoRA dropout, and the newline embedding at the base rate. The mode stays one per
     /// optimiser step: the published draw per micro-batch and rank makes ranks disagree. The published count, `int((1 - 0.9) *
-    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default.
+    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default. Text of conversations from disk is cut at images, keeps the
+    /// white space at its ends, and `plain` ends in a newline (`TextTokenizer::official`).
     pub compat: Compat,
     /// Whether the vision tower is trained too, with `optim.vision_tower_lr`; features cannot be cached then.
     pub train_vision_tower: bool,
