@@ -321,7 +321,9 @@ pub enum ImageError {
         name: String,
     },
     /// What git-lfs leaves where a file was not fetched.
-    #[error("image {name} is a git-lfs pointer, not the image; run `git lfs pull` where it came from")]
+    #[error(
+        "image {name} is a git-lfs pointer, not the image; run `git lfs pull` where it came from"
+    )]
     LfsPointer {
         /// The file.
         name: String,
