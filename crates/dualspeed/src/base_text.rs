@@ -15,7 +15,7 @@ use crate::checkpoint_text::{CheckpointTemplate, checkpoint_template};
 /// If a file of the checkpoint is malformed, or its chat template cannot be followed.
 pub(crate) fn adopt_text(
     config: &mut TrainConfig,
-    checkpoint: &OpenedCheckpoint,
+    opened: &OpenedCheckpoint,
 ) -> anyhow::Result<Vec<String>> {
     let pretrain = config.stage == Stage::Pretrain;
     let mut notes = Vec::new();
@@ -24,7 +24,7 @@ pub(crate) fn adopt_text(
     let sections = [("data.train", data.train.llava_json.as_mut()), ("data.valid", valid)];
     for (key, section) in sections {
         if let Some(section) = section {
-            adopt_section(section, key, checkpoint, pretrain, &mut notes)?;
+            adopt_section(section, key, opened, pretrain, &mut notes)?;
         }
     }
     Ok(notes)
@@ -33,27 +33,25 @@ pub(crate) fn adopt_text(
 fn adopt_section(
     section: &mut LlavaJsonSection,
     key: &str,
-    checkpoint: &OpenedCheckpoint,
+    opened: &OpenedCheckpoint,
     pretrain: bool,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let key = format!("{key}.llava_json");
     if section.tokenizer.is_none() {
-        let found = ["tokenizer.json", "tokenizer.model"].map(|name| checkpoint.base.join(name));
+        let found = ["tokenizer.json", "tokenizer.model"].map(|name| opened.base.join(name));
         section.tokenizer = found.into_iter().find(|path| path.is_file());
         if let Some(path) = &section.tokenizer {
             notes.push(format!("{key}: tokenizer: {}", path.display()));
         }
     }
     if section.fit.is_none() {
-        let (fit, origin) = checkpoint.image_fit().with_context(|| format!("or set {key}.fit"))?;
+        let (fit, origin) = opened.image_fit().with_context(|| format!("or set {key}.fit"))?;
         section.fit = Some(fit);
         notes.push(format!("{key}: fit: {} ({origin})", name_of(fit)));
     }
     if section.template.is_none() {
-        let embedded = checkpoint.vocabulary.as_ref().and_then(|own| own.chat_template.as_deref());
-        let CheckpointTemplate { template, origin, .. } =
-            checkpoint_template(&checkpoint.base, embedded)?;
+        let CheckpointTemplate { template, origin, .. } = checkpoint_template(opened)?;
         let used = template.name().map(|name| format!("{name}: ")).unwrap_or_default();
         notes.push(format!("{key}: template: {used}{origin}"));
         if pretrain {

@@ -114,22 +114,20 @@ impl<B: Backend> Pipeline<B> {
         };
         let model = with_projection(model, path, options.clip.as_deref(), device)?;
         let processor = image_processor_of(&opened, options.fit, &model)?;
+        let template = match &options.template {
+            Some(template) => template.clone(),
+            None => {
+                let CheckpointTemplate { template, origin, known } = checkpoint_template(&opened)?;
+                if !known {
+                    tracing::warn!("{}: {origin}; {template} is used (--template)", path.display());
+                }
+                template
+            }
+        };
         let OpenedCheckpoint { checkpoint, base, vocabulary, .. } = opened;
         let tokenizer = match &vocabulary {
             Some(vocabulary) => gguf_tokenizer(vocabulary)?,
             None => TextTokenizer::from_dir(&base)?,
-        };
-        let template = match &options.template {
-            Some(template) => template.clone(),
-            None => {
-                let embedded = vocabulary.as_ref().and_then(|own| own.chat_template.as_deref());
-                let CheckpointTemplate { template, origin, known } =
-                    checkpoint_template(&base, embedded)?;
-                if !known {
-                    tracing::warn!("{}: {origin}; {template} is used (--template)", base.display());
-                }
-                template
-            }
         };
         let mut eos_token_ids = eos_token_ids(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
