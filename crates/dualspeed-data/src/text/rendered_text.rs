@@ -72,7 +72,8 @@ impl RenderedText {
             .collect();
         special.sort_by_key(|token| (std::cmp::Reverse(token.len()), token.clone()));
         let image_id = added.token_to_id(&image_token, inner.get_model());
-        let variables = names.iter().map(|(name, token)| (name.clone(), Value::from(token)));
+        let named = names.iter().map(|(name, token)| (name.clone(), Value::from(token)));
+        let variables = named.chain([("image_token".to_owned(), Value::from(&image_token))]);
         Ok(Self {
             special,
             image_id,

@@ -317,6 +317,32 @@ fn the_files_of_a_checkpoint_bring_its_template() {
 }
 
 #[test]
+fn an_image_is_written_as_the_token_that_the_tokenizer_names() {
+    let fixture = Fixture::read();
+    let plain = fixture.tokenizer("llama");
+    let mut files = fixture.tokenizers["llama"].config.clone();
+    files["extra_special_tokens"] = json!({ "image_token": "<unk>" });
+    let dir = tempfile::tempdir().unwrap();
+    plain.inner().save(dir.path().join("tokenizer.json"), false).unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), files.to_string()).unwrap();
+    let other = TextTokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(other.image_token(), "<unk>");
+    let conversation = Conversation::new([("<image>\nWhat?", "Red"), ("<image> <image>", "Blue")]);
+    for name in ["plain", "vicuna_v1", "qa", "llava_llama2", "mistral_instruct"] {
+        let template = Template::named(name).unwrap();
+        let encode = |tokenizer: &TextTokenizer| {
+            encode_training(&conversation, &template, tokenizer, None).unwrap()
+        };
+        assert_eq!(encode(&other), encode(&plain), "{name}");
+        // What is exported for a model with another token than `<image>` names that one.
+        let exported = template.to_jinja(None, &plain, "<unk>").unwrap();
+        let read = chat(&exported);
+        let again = encode_training(&conversation, &read, &other, None).unwrap();
+        assert_eq!(again.input_ids, encode(&plain).input_ids, "{name}");
+    }
+}
+
+#[test]
 fn the_published_codes_text_is_cut_at_images() {
     let fixture = Fixture::read();
     let (sane, official) = (
