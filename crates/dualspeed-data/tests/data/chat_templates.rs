@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use dualspeed_data::{
-    ChatTemplate, Conversation, EncodeError, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Template,
-    TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
+    ChatTemplate, Conversation, EncodeError, IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpecialTokens,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -340,6 +340,18 @@ fn an_image_is_written_as_the_token_that_the_tokenizer_names() {
         let again = encode_training(&conversation, &read, &other, None).unwrap();
         assert_eq!(again.input_ids, encode(&plain).input_ids, "{name}");
     }
+}
+
+#[test]
+fn a_word_that_is_not_known_is_no_image() {
+    let words = TextTokenizer::from_words(["what", "cat"]).unwrap();
+    let names = [("image_token".to_owned(), "<unk>".to_owned())];
+    let special = SpecialTokens { others: names.into(), ..SpecialTokens::default() };
+    let tokenizer = TextTokenizer::new(words.inner().clone(), &special).unwrap();
+    let conversation = Conversation::new([("<image>\nwhat is <unk>", "cat")]);
+    let encoded = encode_training(&conversation, Template::Qa, &tokenizer, None).unwrap();
+    let images = encoded.input_ids.iter().filter(|id| **id == IMAGE_TOKEN_INDEX).count();
+    assert_eq!((images, encoded.input_ids.iter().filter(|id| **id == 1).count()), (1, 4));
 }
 
 #[test]
