@@ -45,8 +45,8 @@ fn checkpoint(run_dir: &Path, step: u64) -> Vec<u8> {
 }
 
 /// Reads that have failed, or that hang, from the `n`-th example on.
-fn after(n: usize, mut what: impl FnMut() -> Result<(), DataError> + Send + 'static) -> Box<Hook> {
-    let (count, what) = (AtomicUsize::new(0), Mutex::new(move || what()));
+fn after(n: usize, what: impl FnMut() -> Result<(), DataError> + Send + 'static) -> Box<Hook> {
+    let (count, what) = (AtomicUsize::new(0), Mutex::new(what));
     Box::new(move |_, _| match count.fetch_add(1, Ordering::SeqCst) >= n {
         true => (what.lock().unwrap())(),
         false => Ok(()),

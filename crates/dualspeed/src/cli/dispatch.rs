@@ -36,7 +36,8 @@ pub(super) fn run<E: Extensions>(cli: &mut Cli) -> anyhow::Result<Outcome> {
         && computes
         && !global.quiet
     {
-        eprintln!("backend: {} (--backend takes another)", global.backend.name());
+        let name = global.backend.name();
+        note(format_args!("backend: {name} (--backend takes another)"));
     }
     match global.backend.run(global.device, Dispatch::<E> { cli, extensions: PhantomData }) {
         Ok(()) => Ok(Outcome::Done),

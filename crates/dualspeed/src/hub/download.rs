@@ -9,6 +9,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::cache;
 use super::environment::HubEnvironment;
 use super::name::RepoName;
+use crate::output::note;
 
 /// Attempts after the first, each from where the last one ended.
 const RETRIES: usize = 3;
@@ -31,10 +32,10 @@ pub(super) fn fetch(
         Err(error) => {
             return match (status(&error), cache::snapshot(environment, name)) {
                 (None, Some(dir)) => {
-                    eprintln!(
+                    note(format_args!(
                         "warning: {}: {error}; taking {name} from the cache",
                         environment.endpoint
-                    );
+                    ));
                     Ok(dir)
                 }
                 (status, _) => Err(refused(environment, name, status, error)),

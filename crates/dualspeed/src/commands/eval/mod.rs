@@ -17,7 +17,7 @@ use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
 use crate::extensions::{Extensions, parts, registry, sources};
 use crate::hub;
-use crate::output::print_line;
+use crate::output::{note, print_line};
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
@@ -145,8 +145,8 @@ fn read_config(args: &EvalArgs, progress: bool) -> anyhow::Result<TrainConfig> {
     config.init_from = Some(model);
     config.init =
         InitConfig { vision_tower: load.vision_tower, adapter: load.adapter, parts: load.parts };
-    for note in run_dir::adopt_whole_checkpoint(&mut config)? {
-        eprintln!("{note}");
+    for line in run_dir::adopt_whole_checkpoint(&mut config)? {
+        note(format_args!("{line}"));
     }
     Ok(config)
 }

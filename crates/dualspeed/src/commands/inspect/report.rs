@@ -11,6 +11,7 @@ use super::InspectArgs;
 use super::describe::{describe_llama, describe_llava, describe_vit};
 use crate::checkpoint::OpenedCheckpoint;
 use crate::commands::global_args::GlobalArgs;
+use crate::output::note;
 use crate::run_dir;
 
 /// A checkpoint's architecture, its numbers of parameters by part and by element type, and its memory.
@@ -59,8 +60,8 @@ pub(super) fn of_checkpoint(
 ) -> anyhow::Result<InspectReport> {
     let load = args.checkpoint.options(global)?.load;
     let opened = OpenedCheckpoint::open(&args.path, &load, !global.quiet)?;
-    for note in opened.notes() {
-        eprintln!("{note}");
+    for line in opened.notes() {
+        note(format_args!("{line}"));
     }
     let checkpoint = &opened.checkpoint;
     let (mut parameters, mut dtypes) = (BTreeMap::new(), BTreeMap::new());
