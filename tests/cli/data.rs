@@ -92,6 +92,11 @@ fn said(record: Value, turns: Value) -> Vec<u8> {
     with(record, "conversations", turns)
 }
 
+/// What the record asks.
+fn asked(record: &Value) -> String {
+    record["conversations"][0]["value"].as_str().unwrap().to_owned()
+}
+
 /// Faults of every kind; pictures of that name are made by [`bad_pictures`].
 const FAULTS: [Fault; 24] = [
     ("malformed JSON", |r| r.to_string().replacen(':', " ", 1).into_bytes()),
@@ -119,9 +124,13 @@ const FAULTS: [Fault; 24] = [
     ("image of zero size", |r| with(r, "image", json!("zero.png"))),
     ("image cannot be read", |r| with(r, "image", json!("."))),
     ("answers cut off by max_length", |r| {
-        said(r, pair(&format!("<image> {}", "word ".repeat(80)), "cat"))
+        let ask = format!("{} {}", asked(&r), "word ".repeat(80));
+        said(r, pair(&ask, "cat"))
     }),
-    ("token id outside of the embedding", |r| said(r, pair("<image> what", "zebra"))),
+    ("token id outside of the embedding", |r| {
+        let ask = asked(&r);
+        said(r, pair(&ask, "zebra"))
+    }),
 ];
 
 fn bad_pictures(bench: &Bench) {

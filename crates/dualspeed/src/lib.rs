@@ -53,6 +53,7 @@ pub mod cli;
 pub mod clip;
 mod commands;
 pub mod embedded_tower;
+mod error_chain;
 pub mod experiment;
 pub mod extensions;
 pub mod files;

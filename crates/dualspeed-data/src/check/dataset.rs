@@ -212,7 +212,10 @@ impl<'a> Totals<'a> {
                         tokens.supervised
                     ),
                 };
-                said.push(format!("{lost} of its {} tokens in {} view", tokens.length, view.view));
+                said.push(format!(
+                    "{lost} in {} view, where it has {} tokens",
+                    view.view, tokens.length
+                ));
             }
         }
         // What cannot be used at all has been named.
@@ -228,7 +231,7 @@ impl<'a> Totals<'a> {
             findings.add(Severity::Warning, kind, || Finding {
                 record: Some(index),
                 line: None,
-                message: format!("record {index} (id {id:?}) loses {}", said.join(", ")),
+                message: format!("record {index} (id {id:?}) loses {}", said.join("; ")),
                 id: Some(id),
             });
         }

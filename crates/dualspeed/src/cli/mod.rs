@@ -2,7 +2,6 @@
 //! extend.
 
 mod dispatch;
-mod error_chain;
 mod parser;
 
 use std::io::IsTerminal;
@@ -10,11 +9,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::error_chain::error_chain;
 use crate::extensions::Extensions;
 use crate::interrupt;
 use crate::output::{Stderr, note};
 use dispatch::{Outcome, run};
-use error_chain::error_chain;
 use parser::Cli;
 
 /// Runs the command line of this process with the pruners of `E` known by name, and returns the exit

@@ -43,8 +43,10 @@ fn overview(report: &DataReport) -> Vec<Vec<String>> {
         ("that can be used", (report.records - report.unusable).to_string()),
         ("text only", format!("{:.1} %", 100.0 * report.text_only_share())),
         ("images", report.images.to_string()),
-        ("image files", report.image_files.to_string()),
     ];
+    if report.images_checked {
+        rows.push(("image files", report.image_files.to_string()));
+    }
     if let Some(max_length) = report.max_length {
         rows.push(("max_length", max_length.to_string()));
     }

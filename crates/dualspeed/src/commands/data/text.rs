@@ -12,11 +12,13 @@ pub(crate) fn report_text(report: &DataReport) -> String {
         report.records - report.unusable,
         report.unusable
     )];
+    let files = match report.images_checked {
+        true => format!("in {} files", report.image_files),
+        false => "(not decoded)".to_owned(),
+    };
     lines.push(format!(
-        "  {} images in {} files{}, {:.1} % of the records are text only",
+        "  {} images {files}, {:.1} % of the records are text only",
         report.images,
-        report.image_files,
-        if report.images_checked { "" } else { " (not decoded)" },
         100.0 * report.text_only_share()
     ));
     if !report.roles.is_empty() {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::output::OutputLine;
+use crate::error_chain::error_chain;
 use crate::output::{note, print_line};
 use crate::pipeline::{GenerationRequest, GenerationSettings, Pipeline};
 
@@ -77,7 +78,7 @@ pub(super) fn answer_all<B: Backend>(
             Ok(()) => {}
             Err(Unanswered::Line(error)) => {
                 skipped += 1;
-                note(format_args!("{}: left out: {error:#}", place()));
+                note(format_args!("{}: left out: {}", place(), error_chain(&error)));
             }
             Err(Unanswered::All(error)) => return Err(error.context(place())),
         }

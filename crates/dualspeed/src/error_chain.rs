@@ -1,7 +1,7 @@
 //! An error and its causes in one line.
 
 /// Joins an error and its causes with colons; a cause that the text before it already contains is left out.
-pub(super) fn error_chain(error: &anyhow::Error) -> String {
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |text, cause| {
         let cause = cause.to_string();
         match text.as_str() {
