@@ -103,8 +103,10 @@ impl Scanner {
                     self.state = State::Within;
                     continue;
                 }
+                // The byte that ended the record is looked at again.
                 State::Within => {
-                    if self.within(at, byte, spans)? {
+                    let again = self.within(at, byte, spans)?;
+                    if again {
                         continue;
                     }
                 }
