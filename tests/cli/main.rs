@@ -4,8 +4,10 @@ mod bench;
 mod data;
 #[cfg(unix)]
 mod failures;
+mod hub;
 mod integrity;
 mod pruners;
+mod published;
 mod quickstart;
 mod support;
 mod train;
@@ -17,8 +19,31 @@ fn help_of_every_command_names_its_flags() {
     let bench = Bench::new();
     let commands: &[(&str, &[&str])] = &[
         ("quickstart", &["--seeds", "--out", "--set", "--overwrite", "--print-config"]),
-        ("train", &["--config", "--set", "--resume", "--init-from", "--overwrite"]),
-        ("eval", &["--run", "--limit", "--json", "--pruner", "--keep", "--markdown"]),
+        (
+            "train",
+            &[
+                "--config",
+                "--set",
+                "--resume",
+                "--init-from",
+                "--vision-tower",
+                "--adapter",
+                "--part",
+            ],
+        ),
+        (
+            "eval",
+            &[
+                "--run",
+                "--model",
+                "--config",
+                "--vision-tower",
+                "--limit",
+                "--json",
+                "--pruner",
+                "--keep",
+            ],
+        ),
         ("generate", &["--run", "--image", "--prompt", "--temperature", "--top-p", "--keep"]),
         ("prune", &["--image", "--pruner", "--keep", "--out", "--features", "--bench", "--json"]),
         ("bench", &["--suite", "--size", "--case", "--steps", "--json", "--plot", "--plain"]),

@@ -143,7 +143,7 @@ fn what_is_exported_comes_back_the_same() {
             use dualspeed::model::export::{ExportOptions, Tokens, export_merged};
             let layout = if format == "hf" { Layout::Transformers } else { Layout::Original };
             let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
-            let options = ExportOptions { dtype: None, shard: 60_000, tokens };
+            let options = ExportOptions { shard: 60_000, ..ExportOptions::new(tokens) };
             export_merged(&loaded, &out, layout, &options).unwrap();
             assert!(out.join("model.safetensors.index.json").is_file(), "one shard only");
             assert_eq!(logits(&out), expected, "{name} as {format}");
@@ -173,7 +173,7 @@ fn an_export_keeps_the_projection_into_the_space_of_text() {
     let dir = tempfile::tempdir().unwrap();
     for (name, layout) in [("hf", Layout::Transformers), ("llava", Layout::Original)] {
         let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
-        let options = ExportOptions { dtype: None, shard: 1 << 30, tokens };
+        let options = ExportOptions { shard: 1 << 30, ..ExportOptions::new(tokens) };
         let out = dir.path().join(name);
         export_merged(&model, &out, layout, &options).unwrap();
         assert!(out.join("visual_projection.safetensors").is_file());

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use dualspeed::model::import::gguf::Gguf;
 use dualspeed::model::import::pickle::PickleWeights;
 use dualspeed::model::import::source::WeightSource;
-use dualspeed::model::import::{Checkpoint, LoadOptions, parse_config};
+use dualspeed::model::import::{Checkpoint, FloatType, LoadOptions, parse_config};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::commands::dualspeed;
 use crate::support::{B, fixture};
 
 /// A copy of a fixture that may be damaged.
@@ -296,4 +297,133 @@ fn a_directory_without_weights_or_configuration() {
     assert_says(&open(), &["config.json"]);
     std::fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     assert_says(&open(), &["model.safetensors", "pytorch_model.bin"]);
+}
+
+/// What git-lfs leaves where large files were not fetched, in every place that large files have.
+#[test]
+fn git_lfs_pointers_are_called_that() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4cac19622fc3ada9c0fdeadb33f88f367b541f38b89102a3f12\nsize 84977953\n";
+    let refused = |error: String, file: &str| {
+        assert!(error.contains(file) && error.contains("git lfs pull"), "{error}");
+    };
+    let copy = Copy::of("llava_mha");
+    std::fs::write(copy.path("model.safetensors"), pointer).unwrap();
+    refused(copy.error(), "model.safetensors");
+    std::fs::remove_file(copy.path("model.safetensors")).unwrap();
+    std::fs::write(copy.path("pytorch_model.bin"), pointer).unwrap();
+    refused(copy.error(), "pytorch_model.bin");
+    std::fs::write(copy.path("config.json"), pointer).unwrap();
+    refused(copy.error(), "config.json");
+    let gguf = copy.path("model.gguf");
+    std::fs::write(&gguf, pointer).unwrap();
+    refused(Gguf::open(&gguf).unwrap_err().to_string(), "model.gguf");
+    std::fs::write(copy.path("tokenizer.json"), pointer).unwrap();
+    let error = dualspeed::data::TextTokenizer::from_dir(copy.dir.path()).unwrap_err();
+    refused(error.to_string(), "tokenizer.json");
+    // A shard of several.
+    let copy = Copy::of("llava_cls_sharded");
+    std::fs::write(copy.path("model-00003-of-00006.safetensors"), pointer).unwrap();
+    refused(copy.error(), "model-00003-of-00006.safetensors");
+}
+
+/// Rewrites one matrix as bitsandbytes and AutoAWQ keep it: packed integers, with what unpacks them beside it.
+#[test]
+fn quantised_weights_are_called_that() {
+    let quantised = |config: &str, keys: &[(&str, Dtype, usize)]| {
+        let copy = Copy::of("llava_mha");
+        let text = std::fs::read_to_string(copy.path("config.json")).unwrap();
+        let text = text.replacen('{', &format!("{{\"quantization_config\": {config},"), 1);
+        std::fs::write(copy.path("config.json"), text).unwrap();
+        copy.rewrite(|key, shape, data| {
+            let Some(module) = key.strip_suffix("q_proj.weight") else {
+                return vec![(key.to_owned(), Dtype::F32, shape, data)];
+            };
+            let packed = |(name, dtype, count): &(&str, Dtype, usize)| {
+                let bytes = vec![1; count * dtype.bitsize() / 8];
+                (format!("{module}q_proj.{name}"), *dtype, vec![*count, 1], bytes)
+            };
+            keys.iter().map(packed).collect()
+        });
+        copy.error()
+    };
+    let nf4 = [
+        ("weight", Dtype::U8, 512),
+        ("weight.absmax", Dtype::F32, 16),
+        ("weight.quant_map", Dtype::F32, 16),
+        ("weight.quant_state.bitsandbytes__nf4", Dtype::U8, 80),
+    ];
+    let config = r#"{"quant_method": "bitsandbytes", "load_in_4bit": true, "load_in_8bit": false}"#;
+    let error = quantised(config, &nf4);
+    for part in ["quantization_config", "bitsandbytes, 4 bits", "q_proj", "dequantize"] {
+        assert!(error.contains(part), "no {part:?} in: {error}");
+    }
+    let awq = [("qweight", Dtype::I32, 128), ("qzeros", Dtype::I32, 4), ("scales", Dtype::F16, 32)];
+    for method in ["awq", "gptq"] {
+        let config = format!(r#"{{"quant_method": {method:?}, "bits": 4, "group_size": 128}}"#);
+        let error = quantised(&config, &awq);
+        for part in [&*format!("{method}, 4 bits"), "qweight", "model card"] {
+            assert!(error.contains(part), "no {part:?} in: {error}");
+        }
+    }
+    let error = quantised("null", &[("weight", Dtype::I8, 1024), ("SCB", Dtype::F32, 32)]);
+    assert!(error.contains("quantised") && error.contains("absent"), "{error}");
+    // What says that it is quantised and is not is read: a merged model whose configuration was kept.
+    let copy = Copy::of("llava_mha");
+    let text = std::fs::read_to_string(copy.path("config.json")).unwrap();
+    let text =
+        text.replacen('{', r#"{"quantization_config": {"quant_method": "bitsandbytes"},"#, 1);
+    std::fs::write(copy.path("config.json"), text).unwrap();
+    Checkpoint::open(copy.dir.path(), &LoadOptions::default()).unwrap();
+}
+
+/// llama.cpp keeps vision tower and projector in a file of their own, of the architecture `clip`.
+#[test]
+fn an_mmproj_file_is_called_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mmproj-model-f16.gguf");
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let header = [
+        b"GGUF".to_vec(),
+        3u32.to_le_bytes().to_vec(),
+        0u64.to_le_bytes().to_vec(),
+        2u64.to_le_bytes().to_vec(),
+        text("general.architecture"),
+        8u32.to_le_bytes().to_vec(),
+        text("clip"),
+        text("clip.has_llava_projector"),
+        7u32.to_le_bytes().to_vec(),
+        vec![1],
+    ];
+    std::fs::write(&path, header.concat()).unwrap();
+    let (success, _, stderr) = dualspeed(&["inspect", &path.display().to_string()]);
+    assert!(!success && !stderr.contains("panicked"), "{stderr}");
+    for part in ["mmproj-model-f16.gguf", "clip", "mmproj", "assemble"] {
+        assert!(stderr.contains(part), "no {part:?} in: {stderr}");
+    }
+}
+
+/// A backend without such numbers says so before anything is read.
+#[test]
+fn half_precision_without_a_backend_for_it_is_an_error() {
+    let options = LoadOptions { dtype: Some(FloatType::Bf16), ..LoadOptions::default() };
+    let error = Checkpoint::open(&fixture("llava_mha"), &options)
+        .and_then(|checkpoint| checkpoint.load::<B>(&options, &Default::default()));
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("BFloat16") && error.contains("--dtype f32"), "{error}");
+    for dtype in ["bf16", "f16"] {
+        // The directory is not even looked for.
+        let args = [
+            "generate",
+            "--backend",
+            "ndarray",
+            "--model",
+            "gone",
+            "--prompt",
+            "what",
+            "--dtype",
+            dtype,
+        ];
+        let (success, _, stderr) = dualspeed(&args);
+        assert!(!success && stderr.contains("Float16") && !stderr.contains("panicked"), "{stderr}");
+    }
 }

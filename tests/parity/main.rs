@@ -12,4 +12,5 @@ mod llama;
 mod llava;
 mod small;
 mod support;
+mod templates;
 mod training;

@@ -85,8 +85,12 @@ fn write_language_model(dir: &Path) {
         "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<unk>" },
     });
     std::fs::write(dir.join("tokenizer.json"), json.to_string()).unwrap();
-    let special = r#"{ "bos_token": "<|im_start|>", "eos_token": "<|im_end|>" }"#;
-    std::fs::write(dir.join("tokenizer_config.json"), special).unwrap();
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let special = serde_json::json!({
+        "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": template,
+    });
+    std::fs::write(dir.join("tokenizer_config.json"), special.to_string()).unwrap();
 }
 
 /// The mean loss of the first and of the last quarter of a run's steps, and all of the log.

@@ -72,10 +72,10 @@ projection_dim = 64
 mm_vision_select_layer = -2
 
 [model.text]
-hidden_size = 128
+hidden_size = 96
 num_hidden_layers = 2
 num_attention_heads = 4
-intermediate_size = 352
+intermediate_size = 256
 vocab_size = 178
 tie_word_embeddings = false
 
@@ -83,7 +83,7 @@ tie_word_embeddings = false
 warmup_ratio = 0.0001
 
 [batch]
-size = 4
+size = 2
 
 [checkpoint]
 every = 200
@@ -180,6 +180,7 @@ class Soak:
         self.out = pathlib.Path(options.out).resolve()
         self.rng = random.Random(options.seed)
         self.process = self.other = None
+        self.counted = {}
         self.ends = []  # exit codes, in order
         self.problems = []
         self.faults = []
@@ -276,11 +277,22 @@ class Soak:
             )
 
     def steps(self):
-        """Records so far; counted from the size when there are many."""
-        path = self.run_dir / "metrics.jsonl"
+        """Records so far."""
+        return self.lines(self.run_dir / "metrics.jsonl")
+
+    def lines(self, path):
+        """Lines of a file that grows, or was cut: only what is new is read."""
         try:
+            size = path.stat().st_size
+            at, count = self.counted.get(path, (0, 0))
+            if size < at:
+                at, count = 0, 0
             with open(path, "rb") as file:
-                return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+                file.seek(at)
+                while block := file.read(1 << 20):
+                    at, count = at + len(block), count + block.count(b"\n")
+            self.counted[path] = (at, count)
+            return count
         except FileNotFoundError:
             return 0
 
@@ -333,11 +345,18 @@ class Soak:
         if code != expected:
             self.problem(f"the program ended with {code}, expected {expected}")
 
-    def said(self, *words, what):
-        """Whether the log since the start before this one has one of the words."""
-        text = self.log_path.read_text(errors="replace")[self.fault_mark :]
-        if not any(word in text for word in words):
-            self.problem(f"{what}: none of {words} in the log")
+    def said(self, *words, what, patience=60):
+        """Waits until the log since the fault has one of the words: a sample is named when its turn comes."""
+        until = time.time() + patience
+        while True:
+            with open(self.log_path, errors="replace") as log:
+                log.seek(self.fault_mark)
+                text = log.read()
+            if any(word in text for word in words):
+                return
+            if time.time() > until:
+                return self.problem(f"{what}: none of {words} in the log")
+            time.sleep(1)
 
     # -- faults
 
@@ -496,9 +515,7 @@ class Soak:
         path = run_dir / "metrics.jsonl"
         while self.other.poll() is None:
             time.sleep(2)
-            with open(path, "rb") as file:
-                done = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
-            if done > steps:
+            if self.lines(path) > steps:
                 self.other.send_signal(signal.SIGTERM)
                 self.other.wait()
         return run_dir
@@ -506,17 +523,23 @@ class Soak:
     # -- the end
 
     def records(self, path):
+        """The records of a file, one after the other; an hour has many."""
         if not path.exists():
-            return []
-        lines = path.read_text().split("\n")
-        if lines.pop() != "":
-            self.problem(f"{path.name} has a torn end")
-        return [json.loads(line) for line in lines]
+            return
+        with open(path) as file:
+            for line in file:
+                if not line.endswith("\n"):
+                    self.problem(f"{path.name} has a torn end")
+                    return
+                yield json.loads(line)
 
     def check(self):
-        metrics = self.records(self.run_dir / "metrics.jsonl")
-        validations = self.records(self.run_dir / "validation.jsonl")
-        steps = [record["step"] for record in metrics]
+        validations = list(self.records(self.run_dir / "validation.jsonl"))
+        steps, odd = [], []
+        for record in self.records(self.run_dir / "metrics.jsonl"):
+            steps.append(record["step"])
+            if not 0 <= record["time"]["step_seconds"] < 300:
+                odd.append(record["step"])
         if steps != list(range(len(steps))):
             self.problem(f"metrics.jsonl holds {len(steps)} records of {len(set(steps))} steps, not each once in order")
         if len(steps) < self.options.steps:
@@ -524,18 +547,19 @@ class Soak:
         at = [record["step"] for record in validations]
         if at != list(range(500, len(steps) + 1, 500)):
             self.problem(f"validation.jsonl holds steps {at[:3]} .. {at[-3:]}, {len(at)} in all")
-        odd = [record["step"] for record in metrics if not 0 <= record["time"]["step_seconds"] < 300]
         if odd:
             self.problem(f"steps {odd[:5]} took less than nothing, or minutes")
-        resumes = self.records(self.run_dir / "resumes.jsonl")
+        resumes = list(self.records(self.run_dir / "resumes.jsonl"))
         self.note(f"{len(steps)} steps, {len(validations)} validations, {self.segment} starts, {len(resumes)} resumes")
         reference = self.reference(len(steps))
-        timeless = lambda records: [{k: v for k, v in record.items() if k != "time"} for record in records]
-        expected = timeless(self.records(reference / "metrics.jsonl"))[: len(steps)]
-        found = timeless(metrics)
-        if found != expected:
-            first = next((i for i, (a, b) in enumerate(zip(found, expected)) if a != b), min(len(found), len(expected)))
-            self.problem(f"the curve differs from the run without faults, first at step {first}")
+        pairs = zip(*(self.records(run / "metrics.jsonl") for run in (self.run_dir, reference)))
+        compared = 0
+        for found, expected in pairs:
+            if any(found.get(key) != expected.get(key) for key in {*found, *expected} - {"time"}):
+                break
+            compared += 1
+        if compared != len(steps):
+            self.problem(f"the curve differs from the run without faults, first at step {compared}")
         expected = [record for record in self.records(reference / "validation.jsonl") if record["step"] <= len(steps)]
         if validations != expected:
             self.problem("the validations differ from those of the run without faults")

@@ -3,6 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | [`files`] | files that are there whole or not at all |
+//! | [`git_lfs`] | what git-lfs leaves in a file's place |
 //! | [`hash`] | digests as text |
 //! | [`options`] | options of pruners, data sources and other parts that are chosen by name |
 //! | [`registry`] | makers by name, with errors that name the nearest known one |
@@ -14,6 +15,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod files;
+pub mod git_lfs;
 pub mod hash;
 mod nearest;
 pub mod options;

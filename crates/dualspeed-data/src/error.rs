@@ -320,6 +320,14 @@ pub enum ImageError {
         /// The file.
         name: String,
     },
+    /// What git-lfs leaves where a file was not fetched.
+    #[error(
+        "image {name} is a git-lfs pointer, not the image; run `git lfs pull` where it came from"
+    )]
+    LfsPointer {
+        /// The file.
+        name: String,
+    },
     /// The bytes are of no image format known here.
     #[error("image {name} is in no known format; use PNG, JPEG, WebP, GIF or BMP")]
     UnknownFormat {

@@ -18,7 +18,8 @@ pub enum ModelError {
     Prune(#[from] PruneError),
     /// A type of numbers that the backend does not have.
     #[error(
-        "the backend {backend} has no {dtype:?} on this device; set model.dtype to \"float32\", or use another backend"
+        "the backend {backend} has no {dtype:?} on this device; set model.dtype to \"float32\" (--dtype f32), or use \
+         another backend"
     )]
     Dtype {
         /// The type asked for.

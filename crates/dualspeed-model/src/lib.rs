@@ -55,5 +55,5 @@ pub use pruner::{
 pub use vision::{ClipVit, Needs, Tower, TowerFactory, VisionFeatures, VisionTower};
 pub use vlm::{
     Forward, Inputs, Llava, ParamGroup, Parts, Recompute, StepContext, Trainable, View, Wanted,
-    assemble, groups, memory,
+    assemble, groups, memory, require_dtype,
 };

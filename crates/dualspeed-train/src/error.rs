@@ -133,8 +133,8 @@ pub enum TrainError {
     },
     /// What the run started from is no longer what it was.
     #[error(
-        "the run {run} did not start from what is there now: {}; put back what was there, or name the place it was moved to \
-         (if the change is meant, delete {}: what is there now is then taken as it is)",
+        "what the run {run} started from is no longer what it was: {}; put it back, or name the place it was moved to (if the \
+         change is meant, delete {}: what is there now is then taken as it is)",
         changed.join("; "),
         run.join(crate::run_files::ORIGINS_FILE).display()
     )]
@@ -411,7 +411,7 @@ impl TrainError {
     }
 
     /// Wraps an I/O error with what was attempted, and where.
-    pub(crate) fn io(
+    pub fn io(
         doing: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Self {

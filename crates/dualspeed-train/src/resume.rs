@@ -1,19 +1,20 @@
 //! What a resumed run is given, compared with what it began with.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dualspeed_data::{BatchSampler, ExampleSource};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoints, Contents, Loaded};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
-use crate::metrics::JsonlLog;
+use crate::metrics::{JsonlLog, read_lines};
 use crate::origins::Origins;
 use crate::records::{Moved, Records};
 use crate::run_dir;
-use crate::run_files::RESUMES_FILE;
+use crate::run_files::{METRICS_FILE, RESUMES_FILE};
 
 /// A run that goes on.
 pub(crate) struct Resumed {
@@ -70,7 +71,11 @@ impl Resumed {
         };
         match &records {
             Some((_, moved)) => {
-                differing.extend(moved.refusal(&config.data.revised));
+                let mut revised = config.data.revised.clone();
+                if !moved.is_nothing() {
+                    revised.extend(skipped_samples(&run_dir.join(METRICS_FILE))?);
+                }
+                differing.extend(moved.refusal(&revised));
                 if !moved.is_nothing() {
                     accepted.push(format!("data.train: {}", moved.summary()));
                 }
@@ -136,6 +141,20 @@ impl Resumed {
             }
         }
     }
+}
+
+/// Ids of the samples that the run itself found bad and left out: that they are removed or corrected needs no other word.
+fn skipped_samples(metrics: &Path) -> Result<BTreeSet<String>, TrainError> {
+    #[derive(Deserialize)]
+    struct Skipped {
+        #[serde(default)]
+        skipped_samples: Vec<String>,
+    }
+    if !metrics.exists() {
+        return Ok(BTreeSet::new());
+    }
+    let records: Vec<Skipped> = read_lines(metrics)?;
+    Ok(records.into_iter().flat_map(|record| record.skipped_samples).collect())
 }
 
 /// The sampler of a run that begins, and the records that go into its directory.

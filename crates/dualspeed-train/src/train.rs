@@ -69,6 +69,9 @@ pub struct TrainJob<B: AutodiffBackend> {
     /// Set it to end the run after the current micro-batch or step, with a checkpoint of the steps that are whole; reads that
     /// hang, validation and the computation of features are given up.
     pub interrupt: Arc<AtomicBool>,
+    /// Is set once a step is done: until then there is nothing that ending the program at once would lose, and reads that hang
+    /// may keep the run from looking at `interrupt`.
+    pub begun: Arc<AtomicBool>,
     /// What the config may name.
     pub doors: Doors<B>,
 }
@@ -95,6 +98,7 @@ impl<B: AutodiffBackend> TrainJob<B> {
             save: true,
             origins: Origins::default(),
             interrupt: Arc::new(AtomicBool::new(false)),
+            begun: Arc::new(AtomicBool::new(false)),
             doors: Doors::default(),
         }
     }
@@ -311,6 +315,7 @@ pub fn train<B: AutodiffBackend>(job: TrainJob<B>) -> Result<TrainOutcome<B>, Tr
         start,
         total_steps,
         interrupt: job.interrupt,
+        begun: job.begun,
         errors: errors.clone(),
         reached: Mutex::new(start),
     });

@@ -1,19 +1,22 @@
 //! What a run takes from the checkpoint that it starts from: tokenizer, template and image fit.
 
-use std::path::Path;
-
-use dualspeed_data::{FitMode, Template, read_processor, read_tokenizer};
+use anyhow::Context;
+use dualspeed_data::{FitMode, Template, read_tokenizer};
 use dualspeed_train::config::LlavaJsonSection;
 use dualspeed_train::{Stage, TrainConfig};
 
+use crate::checkpoint::OpenedCheckpoint;
 use crate::checkpoint_text::{CheckpointTemplate, checkpoint_template};
 
-/// Fills in what the sections of conversations from disk leave to the checkpoint in `dir`. Returns a line on everything that was
+/// Fills in what the sections of conversations from disk leave to the checkpoint. Returns a line on everything that was
 /// taken, and a warning where a template leaves something to be known.
 ///
 /// # Errors
 /// If a file of the checkpoint is malformed, or its chat template cannot be followed.
-pub(crate) fn adopt_text(config: &mut TrainConfig, dir: &Path) -> anyhow::Result<Vec<String>> {
+pub(crate) fn adopt_text(
+    config: &mut TrainConfig,
+    opened: &OpenedCheckpoint,
+) -> anyhow::Result<Vec<String>> {
     let pretrain = config.stage == Stage::Pretrain;
     let mut notes = Vec::new();
     let data = &mut config.data;
@@ -21,7 +24,7 @@ pub(crate) fn adopt_text(config: &mut TrainConfig, dir: &Path) -> anyhow::Result
     let sections = [("data.train", data.train.llava_json.as_mut()), ("data.valid", valid)];
     for (key, section) in sections {
         if let Some(section) = section {
-            adopt_section(section, key, dir, pretrain, &mut notes)?;
+            adopt_section(section, key, opened, pretrain, &mut notes)?;
         }
     }
     Ok(notes)
@@ -30,28 +33,25 @@ pub(crate) fn adopt_text(config: &mut TrainConfig, dir: &Path) -> anyhow::Result
 fn adopt_section(
     section: &mut LlavaJsonSection,
     key: &str,
-    dir: &Path,
+    opened: &OpenedCheckpoint,
     pretrain: bool,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let key = format!("{key}.llava_json");
     if section.tokenizer.is_none() {
-        let found = ["tokenizer.json", "tokenizer.model"].map(|name| dir.join(name));
+        let found = ["tokenizer.json", "tokenizer.model"].map(|name| opened.base.join(name));
         section.tokenizer = found.into_iter().find(|path| path.is_file());
         if let Some(path) = &section.tokenizer {
             notes.push(format!("{key}: tokenizer: {}", path.display()));
         }
     }
     if section.fit.is_none() {
-        let (fit, origin) = match read_processor(dir)? {
-            Some(file) => (file.processor.fit, "the checkpoint's image processor"),
-            None => (FitMode::Pad, "the checkpoint has no image processor"),
-        };
+        let (fit, origin) = opened.image_fit().with_context(|| format!("or set {key}.fit"))?;
         section.fit = Some(fit);
         notes.push(format!("{key}: fit: {} ({origin})", name_of(fit)));
     }
     if section.template.is_none() {
-        let CheckpointTemplate { template, origin, .. } = checkpoint_template(dir, None)?;
+        let CheckpointTemplate { template, origin, .. } = checkpoint_template(opened)?;
         let used = template.name().map(|name| format!("{name}: ")).unwrap_or_default();
         notes.push(format!("{key}: template: {used}{origin}"));
         if pretrain {

@@ -5,8 +5,8 @@
 //! where it was ignored when the program began, which is what `nohup` does. The exit code is 128 and the number of the
 //! signal, as shells have it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::output::note;
@@ -20,8 +20,11 @@ const BURST: Duration = Duration::from_millis(250);
 /// The exit code of the signal that asked first.
 static EXIT: AtomicU8 = AtomicU8::new(EXIT_INTERRUPTED);
 
-/// Trainings that would write a checkpoint.
-static TRAININGS: AtomicUsize = AtomicUsize::new(0);
+/// How long a training that has nothing to save yet may take to end: it may hang in a read.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether the training that goes on has done a step; `None` where there is none.
+static TRAINING: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
 
 /// A training was interrupted after `step` optimiser steps; they are in a checkpoint in the run directory `run`.
 #[derive(Debug, thiserror::Error)]
@@ -47,19 +50,27 @@ pub(crate) fn exit_code() -> u8 {
 /// While it lives, a first signal is left to the training that looks at the flag. Else it ends the program at once: there is
 /// nothing to save.
 #[derive(Debug)]
-pub(crate) struct Training(());
+pub(crate) struct Training {
+    /// For the training, which sets it once a step is done.
+    pub(crate) begun: Arc<AtomicBool>,
+}
 
 impl Training {
     pub(crate) fn begin() -> Self {
-        TRAININGS.fetch_add(1, Ordering::SeqCst);
-        Self(())
+        let begun = Arc::new(AtomicBool::new(false));
+        *training() = Some(begun.clone());
+        Self { begun }
     }
 }
 
 impl Drop for Training {
     fn drop(&mut self) {
-        TRAININGS.fetch_sub(1, Ordering::SeqCst);
+        *training() = None;
     }
+}
+
+fn training() -> MutexGuard<'static, Option<Arc<AtomicBool>>> {
+    TRAINING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What signals have come.
@@ -79,9 +90,12 @@ impl Requests {
                 self.first = Some(Instant::now());
                 EXIT.store(code, Ordering::SeqCst);
                 self.flag.store(true, Ordering::SeqCst);
-                if TRAININGS.load(Ordering::SeqCst) == 0 {
+                let Some(begun) = training().clone() else {
                     note(format_args!("{name}: nothing to save"));
                     return Some(code);
+                };
+                if !begun.load(Ordering::SeqCst) {
+                    std::thread::spawn(move || end_what_hangs(&begun, code));
                 }
                 note(format_args!(
                     "\n{name}: finishing the step and writing a checkpoint; once more (or Ctrl-C) stops at once"
@@ -90,6 +104,24 @@ impl Requests {
             }
         }
     }
+}
+
+/// Ends a training that was told to end and neither has nor does a step.
+fn end_what_hangs(begun: &Arc<AtomicBool>, code: u8) {
+    std::thread::sleep(PATIENCE);
+    let same = training().as_ref().is_some_and(|training| Arc::ptr_eq(training, begun));
+    if same && !begun.load(Ordering::SeqCst) {
+        note(format_args!("no step was done, and nothing happens: a read may hang; ended"));
+        exit_at_once(code);
+    }
+}
+
+/// Whatever other threads are about.
+fn exit_at_once(code: u8) -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(i32::from(code));
+    #[cfg(not(unix))]
+    std::process::exit(i32::from(code));
 }
 
 /// Makes the first signal set the returned flag; a second one ends the program at once.
@@ -114,8 +146,7 @@ pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
         for signal in signals.forever() {
             let name = low_level::signal_name(signal).unwrap_or("signal");
             if let Some(code) = requests.take(u8::try_from(signal).unwrap_or_default(), name) {
-                // At once: nothing that the program waits for may hold it up.
-                low_level::exit(i32::from(code));
+                exit_at_once(code);
             }
         }
     };
@@ -145,7 +176,7 @@ pub(crate) fn interrupt_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let mut requests = Requests { flag: flag.clone(), first: None };
     let handler = move || {
         if let Some(code) = requests.take(2, "Ctrl-C") {
-            std::process::exit(i32::from(code));
+            exit_at_once(code);
         }
     };
     ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")?;

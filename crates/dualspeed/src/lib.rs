@@ -16,12 +16,14 @@
 //! | [`assets`] | pretrained weights from package registries |
 //! | [`backend`] | the backends compiled in, chosen at run time |
 //! | [`mod@bench`] | times of training steps, operations and pruners |
+//! | [`checkpoint`] | published checkpoints opened, whatever a path is |
 //! | [`cli`] | the `dualspeed` program |
 //! | [`clip`] | CLIP's text tower and projection for text-guided pruners |
 //! | [`embedded_tower`] | the embedded vision tower and how it is trained |
 //! | [`experiment`] | data sets, tower features and one training with its evaluation, as quickstart and ablations need it |
 //! | [`extensions`] | parts of another crate, known to every command |
 //! | [`files`] | files of results that are there whole or not at all |
+//! | [`hub`] | models by their name on the Hugging Face hub |
 //! | [`interrupt`] | SIGINT, SIGTERM, SIGHUP |
 //! | [`output`] | standard output and standard error, which may be gone |
 //! | [`pipeline`] | a model with tokenizer, template and image processor, from a run or a checkpoint |
@@ -45,6 +47,7 @@ pub mod assets;
 pub mod backend;
 mod base_text;
 pub mod bench;
+pub mod checkpoint;
 pub mod checkpoint_text;
 pub mod cli;
 pub mod clip;
@@ -54,6 +57,7 @@ mod error_chain;
 pub mod experiment;
 pub mod extensions;
 pub mod files;
+pub mod hub;
 pub mod interrupt;
 mod origins;
 pub mod output;

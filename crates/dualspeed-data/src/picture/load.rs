@@ -49,6 +49,9 @@ pub fn decode_image(
     if bytes.is_empty() {
         return Err(ImageError::EmptyFile { name: name.into() });
     }
+    if bytes.starts_with(b"version https://git-lfs.github.com/") {
+        return Err(ImageError::LfsPointer { name: name.into() });
+    }
     let format =
         image::guess_format(bytes).map_err(|_| ImageError::UnknownFormat { name: name.into() })?;
     let (image, animated, exif) = match format {

@@ -46,7 +46,10 @@ pub(super) fn render(
             (full, answers)
         }
     };
-    writer.check_parts(&text)?;
+    writer.check_images(&text)?;
+    if *template != Template::Plain {
+        writer.check_system(&text)?;
+    }
     let mut rendered = Rendered { text, answers, open_end: false };
     if !open && template.name().is_none() {
         rendered.close(tokenizer);
@@ -182,8 +185,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Refuses a text that has not all images in it, or not the system prompt.
-    fn check_parts(&self, text: &str) -> Result<(), EncodeError> {
+    /// Refuses a text that has not all images in it.
+    fn check_images(&self, text: &str) -> Result<(), EncodeError> {
         let images = text.matches(self.tokenizer.image_token()).count();
         let expected = self.conversation.placeholders();
         if images != expected {
@@ -192,6 +195,11 @@ impl Writer<'_> {
                 self.error(format!("it writes {image:?} {images} time(s) for {expected} image(s)"))
             );
         }
+        Ok(())
+    }
+
+    /// Refuses a text that has not the system prompt in it.
+    fn check_system(&self, text: &str) -> Result<(), EncodeError> {
         match self.conversation.system.as_deref().map(str::trim) {
             Some(system) if !text.contains(&self.guarded(system)) => {
                 Err(self.error("it has no place for a system prompt; leave `system` out, or"))

@@ -72,7 +72,8 @@ impl RenderedText {
             .collect();
         special.sort_by_key(|token| (std::cmp::Reverse(token.len()), token.clone()));
         let image_id = added.token_to_id(&image_token, inner.get_model());
-        let variables = names.iter().map(|(name, token)| (name.clone(), Value::from(token)));
+        let named = names.iter().map(|(name, token)| (name.clone(), Value::from(token)));
+        let variables = named.chain([("image_token".to_owned(), Value::from(&image_token))]);
         Ok(Self {
             special,
             image_id,
@@ -154,10 +155,12 @@ impl RenderedText {
         cut.tokenize(|text| inner.get_model().tokenize(text.get())).map_err(failed)?;
         let encoding = cut.into_encoding(None, 0, OffsetType::Byte).map_err(failed)?;
         let placed = encoding.get_ids().iter().zip(encoding.get_offsets());
-        tokens.extend(placed.map(|(&id, &(start, end))| PlacedToken {
-            id: if Some(id) == self.image_id { IMAGE_TOKEN_INDEX } else { i64::from(id) },
-            start: offset + start,
-            end: offset + end,
+        tokens.extend(placed.map(|(&id, &(start, end))| {
+            // The token may also be what a word becomes that no other spells.
+            let image = Some(id) == self.image_id
+                && piece.get(start..end).is_some_and(|text| text.trim() == self.image_token);
+            let id = if image { IMAGE_TOKEN_INDEX } else { i64::from(id) };
+            PlacedToken { id, start: offset + start, end: offset + end }
         }));
         Ok(())
     }

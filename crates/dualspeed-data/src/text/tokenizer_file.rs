@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use dualspeed_core::git_lfs;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -44,6 +45,9 @@ impl TextTokenizer {
         }
         let wrong = |reason: String| vocabulary(&path.display().to_string(), reason);
         let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        if git_lfs::is_pointer(&bytes) {
+            return Err(wrong(git_lfs::ADVICE.to_owned()));
+        }
         let inner = Tokenizer::from_bytes(bytes)
             .map_err(|error| wrong(format!("{error}; expected a Hugging Face tokenizer.json")))?;
         Self::new(inner, special)

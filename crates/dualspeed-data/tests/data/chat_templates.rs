@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use dualspeed_data::{
-    ChatTemplate, Conversation, EncodeError, IGNORE_INDEX, IMAGE_TOKEN_INDEX, Template,
-    TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
+    ChatTemplate, Conversation, EncodeError, IGNORE_INDEX, IMAGE_TOKEN_INDEX, SpecialTokens,
+    Template, TextTokenizer, Turn, encode_prompt, encode_training, read_chat_template,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -58,6 +58,10 @@ impl Fixture {
         write("tokenizer.json", &files.tokenizer);
         write("tokenizer_config.json", &files.config);
         TextTokenizer::from_dir(dir.path()).unwrap()
+    }
+
+    fn read_tokenizers(&self) -> BTreeMap<&String, TextTokenizer> {
+        self.tokenizers.keys().map(|name| (name, self.tokenizer(name))).collect()
     }
 
     fn template(&self, case: &Case) -> Template {
@@ -117,9 +121,7 @@ fn check(case: &Case, template: &Template, conversation: &Conversation, tokenize
 #[test]
 fn ids_and_spans_are_those_of_transformers() {
     let fixture = Fixture::read();
-    let names = fixture.tokenizers.keys();
-    let tokenizers: BTreeMap<&String, TextTokenizer> =
-        names.map(|name| (name, fixture.tokenizer(name))).collect();
+    let tokenizers = fixture.read_tokenizers();
     assert!(fixture.cases.len() > 150);
     for case in &fixture.cases {
         let tokenizer = &tokenizers[&case.tokenizer];
@@ -130,20 +132,22 @@ fn ids_and_spans_are_those_of_transformers() {
 #[test]
 fn a_template_survives_being_written_down() {
     let fixture = Fixture::read();
+    let tokenizers = fixture.read_tokenizers();
     for case in fixture.cases.iter().filter(|case| case.conversation == 2) {
         let template = fixture.template(case);
         let written = serde_json::to_string(&template).unwrap();
         let read: Template = serde_json::from_str(&written).unwrap();
         assert_eq!(read, template);
-        check(case, &read, &fixture.conversation(case), &fixture.tokenizer(&case.tokenizer));
+        check(case, &read, &fixture.conversation(case), &tokenizers[&case.tokenizer]);
     }
 }
 
 #[test]
 fn what_is_exported_writes_what_was_trained() {
     let fixture = Fixture::read();
+    let tokenizers = fixture.read_tokenizers();
     for case in fixture.cases.iter().filter(|case| case.conversation != 7) {
-        let tokenizer = fixture.tokenizer(&case.tokenizer);
+        let tokenizer = &tokenizers[&case.tokenizer];
         let conversation = fixture.conversation(case);
         for system in [None, Some("Say little."), Some("")] {
             let asked = Conversation {
@@ -156,18 +160,15 @@ fn what_is_exported_writes_what_was_trained() {
                 .iter()
                 .all(|turn| turn.assistant.is_some())
             {
-                true => encode_training(conversation, template, &tokenizer, None)
+                true => encode_training(conversation, template, tokenizer, None)
                     .map(|encoded| (encoded.input_ids, encoded.labels)),
                 false => {
-                    encode_prompt(conversation, template, &tokenizer).map(|ids| (ids, Vec::new()))
+                    encode_prompt(conversation, template, tokenizer).map(|ids| (ids, Vec::new()))
                 }
             };
-            let Ok(expected) = encode(&asked, &template) else {
-                assert_eq!(case.template, "plain");
-                continue;
-            };
+            let expected = encode(&asked, &template).unwrap();
             let exported =
-                template.to_jinja(asked.system.as_deref(), &tokenizer, "<image>").unwrap();
+                template.to_jinja(asked.system.as_deref(), tokenizer, "<image>").unwrap();
             let bare = Conversation { system: None, ..asked.clone() };
             let found = encode(&bare, &dated(&exported, &fixture.date)).unwrap();
             let what = format!("{} {:?}\n{exported}", case.template, asked);
@@ -313,6 +314,44 @@ fn the_files_of_a_checkpoint_bring_its_template() {
         matches!(&error, EncodeError::Template { name, .. } if name.ends_with("chat_template.jinja")),
         "{error}"
     );
+}
+
+#[test]
+fn an_image_is_written_as_the_token_that_the_tokenizer_names() {
+    let fixture = Fixture::read();
+    let plain = fixture.tokenizer("llama");
+    let mut files = fixture.tokenizers["llama"].config.clone();
+    files["extra_special_tokens"] = json!({ "image_token": "<unk>" });
+    let dir = tempfile::tempdir().unwrap();
+    plain.inner().save(dir.path().join("tokenizer.json"), false).unwrap();
+    std::fs::write(dir.path().join("tokenizer_config.json"), files.to_string()).unwrap();
+    let other = TextTokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(other.image_token(), "<unk>");
+    let conversation = Conversation::new([("<image>\nWhat?", "Red"), ("<image> <image>", "Blue")]);
+    for name in ["plain", "vicuna_v1", "qa", "llava_llama2", "mistral_instruct"] {
+        let template = Template::named(name).unwrap();
+        let encode = |tokenizer: &TextTokenizer| {
+            encode_training(&conversation, &template, tokenizer, None).unwrap()
+        };
+        assert_eq!(encode(&other), encode(&plain), "{name}");
+        // What is exported for a model with another token than `<image>` names that one.
+        let exported = template.to_jinja(None, &plain, "<unk>").unwrap();
+        let read = chat(&exported);
+        let again = encode_training(&conversation, &read, &other, None).unwrap();
+        assert_eq!(again.input_ids, encode(&plain).input_ids, "{name}");
+    }
+}
+
+#[test]
+fn a_word_that_is_not_known_is_no_image() {
+    let words = TextTokenizer::from_words(["what", "cat"]).unwrap();
+    let names = [("image_token".to_owned(), "<unk>".to_owned())];
+    let special = SpecialTokens { others: names.into(), ..SpecialTokens::default() };
+    let tokenizer = TextTokenizer::new(words.inner().clone(), &special).unwrap();
+    let conversation = Conversation::new([("<image>\nwhat is <unk>", "cat")]);
+    let encoded = encode_training(&conversation, Template::Qa, &tokenizer, None).unwrap();
+    let images = encoded.input_ids.iter().filter(|id| **id == IMAGE_TOKEN_INDEX).count();
+    assert_eq!((images, encoded.input_ids.iter().filter(|id| **id == 1).count()), (1, 4));
 }
 
 #[test]

@@ -95,6 +95,8 @@ fn cut_off_files_are_truncated_at_any_length() {
 fn bad_files_are_named() {
     assert!(matches!(decode(b""), Err(ImageError::EmptyFile { .. })));
     assert!(matches!(decode(b"<html>not found</html>"), Err(ImageError::UnknownFormat { .. })));
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:a1\nsize 48213\n";
+    assert!(matches!(decode(pointer), Err(ImageError::LfsPointer { .. })));
     let missing = load_image("/nowhere/cat.jpg", &ImageLoading::default()).unwrap_err();
     assert!(matches!(missing, ImageError::Read { .. }));
     assert!(missing.to_string().contains("/nowhere/cat.jpg"));

@@ -26,6 +26,8 @@ pub struct DecoderConfig {
     pub intermediate_size: usize,
     /// Entries of the vocabulary.
     pub vocab_size: usize,
+    /// The longest sequence that the decoder was trained on, as its file says. Nothing here depends on it; exports say it again.
+    pub max_position_embeddings: Option<usize>,
     /// Whether the query, key and value projections have biases (Qwen2).
     pub qkv_bias: bool,
     /// Whether queries and keys are normalised head by head before the rotation (Qwen3).
@@ -61,6 +63,7 @@ impl Default for DecoderConfig {
             head_dim: None,
             intermediate_size: 352,
             vocab_size: 256,
+            max_position_embeddings: None,
             qkv_bias: false,
             qk_norm: false,
             mrope_section: None,
@@ -195,20 +198,24 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Share of the adapter branch's inputs set to zero while training.
     pub dropout: f64,
+    /// Whether the scale is `alpha / sqrt(r)` (rsLoRA, Kalajdzievski, arXiv 2312.03732), which lets it fall more slowly with the rank.
+    pub use_rslora: bool,
     /// Which linear layers get an adapter.
     pub targets: Vec<LoraTarget>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { r: 128, alpha: 256.0, dropout: 0.05, targets: LoraTarget::ALL.to_vec() }
+        let targets = LoraTarget::ALL.to_vec();
+        Self { r: 128, alpha: 256.0, dropout: 0.05, use_rslora: false, targets }
     }
 }
 
 impl LoraConfig {
-    /// The factor `alpha / r` of the adapter branch.
+    /// The factor of the adapter branch: `alpha / r`, or `alpha / sqrt(r)`.
     pub fn scale(&self) -> f64 {
-        self.alpha / self.r as f64
+        let r = self.r as f64;
+        self.alpha / if self.use_rslora { r.sqrt() } else { r }
     }
 
     /// Checks that the adapters can be built.

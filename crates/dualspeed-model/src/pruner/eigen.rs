@@ -11,8 +11,9 @@ pub(super) fn eigenvectors(matrix: &[f64], q: usize) -> Vec<f64> {
     (0..q).for_each(|i| vectors[i * q + i] = 1.0);
     for _ in 0..SWEEPS {
         let total: f64 = a.iter().map(|x| x * x).sum();
-        let on: f64 = (0..q).map(|i| a[i * q + i] * a[i * q + i]).sum();
-        if total - on <= 1e-26 * total || !total.is_finite() {
+        let off = a.iter().enumerate().filter(|(at, _)| at / q != at % q);
+        let off: f64 = off.map(|(_, x)| x * x).sum();
+        if off <= 1e-26 * total || !total.is_finite() {
             break;
         }
         for p in 0..q {

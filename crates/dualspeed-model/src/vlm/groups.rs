@@ -6,6 +6,7 @@ use dualspeed_ops::Backend;
 use serde::{Deserialize, Serialize};
 
 use super::llava::Llava;
+use crate::config::Dtype;
 use crate::error::ModelError;
 use crate::nn::cast;
 use crate::nn::params::{ParamInfo, parameters};
@@ -145,12 +146,9 @@ impl<B: Backend> Llava<B> {
     /// # Errors
     /// [`ModelError::Dtype`] if the backend has no such type on this device.
     pub fn store_frozen(self) -> Result<Self, ModelError> {
-        let dtype = self.config.dtype.float();
         let device = self.language_model.embed_tokens.weight.lazy_device();
-        if !B::supports_dtype(&device, dtype.into()) {
-            let backend = B::name(&device);
-            return Err(ModelError::Dtype { dtype: self.config.dtype, backend });
-        }
+        require_dtype::<B>(self.config.dtype, &device)?;
+        let dtype = self.config.dtype.float();
         Ok(self.map(&mut StoreFrozen(dtype)))
     }
 
@@ -168,6 +166,17 @@ impl<B: Backend> Llava<B> {
     /// Every parameter, in the module's order. Initialises no lazy parameter.
     pub fn parameters(&self) -> Vec<ParamInfo> {
         parameters::<B, _>(self, "")
+    }
+}
+
+/// Checks that weights can be of this type, before any is read.
+///
+/// # Errors
+/// [`ModelError::Dtype`] if the backend has no such type on this device.
+pub fn require_dtype<B: Backend>(dtype: Dtype, device: &B::Device) -> Result<(), ModelError> {
+    match B::supports_dtype(device, dtype.float().into()) {
+        true => Ok(()),
+        false => Err(ModelError::Dtype { dtype, backend: B::name(device) }),
     }
 }
 

@@ -140,6 +140,18 @@ impl<B: Backend> Llava<B> {
         Ok(self)
     }
 
+    /// The same model with another share of dropout in its adapters, if it has any.
+    pub fn with_lora_dropout(mut self, dropout: f64) -> Self {
+        let frozen = self.lora.is_frozen();
+        let lora = self.lora.into_inner().map(|lora| {
+            let config = LoraConfig { dropout, ..lora.config.clone() };
+            self.config.lora = Some(config.clone());
+            Lora { config, ..lora }
+        });
+        self.lora = Freezable::new(lora).set_frozen::<B>(frozen);
+        self
+    }
+
     /// The same model with its adapters taken off, not folded in.
     pub fn without_lora(mut self) -> Self {
         self.lora = Freezable::new(None);

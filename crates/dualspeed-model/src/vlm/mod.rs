@@ -22,7 +22,7 @@ pub mod parts;
 
 pub use assemble::assemble;
 pub use context::{Forward, Inputs, StepContext, View, Wanted};
-pub use groups::{ParamGroup, Trainable};
+pub use groups::{ParamGroup, Trainable, require_dtype};
 pub use llava::Llava;
 pub use memory::Recompute;
 pub use parts::Parts;

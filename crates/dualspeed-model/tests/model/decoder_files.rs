@@ -44,7 +44,7 @@ fn models() -> [Llava<B>; 4] {
 
 fn export_options() -> ExportOptions {
     let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
-    ExportOptions { dtype: None, shard: 60_000, tokens }
+    ExportOptions { shard: 60_000, ..ExportOptions::new(tokens) }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod decoder;
 mod decoder_families;
 mod decoder_files;
 mod decoder_flags;
+mod exported_parts;
 mod fixtures;
 mod freezing;
 mod gradients;

@@ -2,25 +2,21 @@
 //! tests/published-code/README.md.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::Tensor;
-use dualspeed_model::config::ProjectorType;
+use dualspeed_model::import::LoadOptions;
 use dualspeed_model::import::names::path_of;
-use dualspeed_model::import::pickle::PickleWeights;
-use dualspeed_model::import::source::WeightSource;
-use dualspeed_model::import::{Adapter, AnyModel, LoadOptions, load_extra};
-use dualspeed_model::nn::Freezable;
 use dualspeed_model::objective::{CROSS_ENTROPY, DISTILLATION};
 use dualspeed_model::{
     DualSpeedObjective, Llava, Losses, Objective, ObjectiveInputs, PrunerSpec, Registry,
-    StepContext, Trainable, View, assemble,
+    StepContext, Trainable, View,
 };
 use serde_json::Value;
 
 use crate::fixtures::{
-    A, Batch, Floats, assert_close, gradients, ids, json, load, load_decoder, load_llava, norm,
-    relative_difference, tests, values,
+    A, Batch, Floats, assert_close, gradients, ids, json, load_llava, norm, relative_difference,
+    tests, values,
 };
 
 /// How far any number of a gradient may lie from the true one, in the true one's norm.
@@ -286,38 +282,20 @@ fn a_slow_step_over_two_micro_batches_is_that_of_the_window() {
     assert_eq!(compared, 34);
 }
 
-/// The decoder and the tower before training, with a fresh projector between them.
-fn base() -> Llava<A> {
-    let AnyModel::Clip(tower) = load(&published("layouts/tower"), &LoadOptions::default()) else {
-        panic!("the tower is no CLIP");
-    };
-    let decoder = load_decoder(&published("layouts/base"));
-    let device = Default::default();
-    assemble((*tower).into(), decoder, ProjectorType::Mlp2xGelu, &device, 0).unwrap()
-}
-
-/// The isolator of a file with the single key `weight`.
-fn with_isolator(model: Llava<A>, file: &Path) -> Llava<A> {
-    let weight = PickleWeights::open(file).unwrap().read("weight").unwrap();
-    let device = Default::default();
-    let mut model = model.with_isolator_length(weight.shape[0], &device, 0).unwrap();
-    let isolator = Tensor::from_data(weight.into_data(), &device);
-    let isolator = model.mode_isolator.into_inner().map(|param| param.map(|_| isolator));
-    model.mode_isolator = Freezable::new(isolator);
-    model
+/// A directory of the published trainer's on the language model and the tower before training.
+fn on_base(options: LoadOptions) -> Llava<A> {
+    let tower = Some(published("layouts/tower"));
+    load_llava(&published("layouts/base"), &LoadOptions { vision_tower: tower, ..options })
 }
 
 #[test]
 fn adapters_have_the_published_losses_and_norms() {
     let expected = json(&published("lora/expected.json"));
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["adapter_config.json", "adapter_model.safetensors", "non_lora_trainables.bin"] {
-        std::fs::copy(published("layouts/c-lora").join(name), dir.path().join(name)).unwrap();
-    }
-    let adapter = Adapter::open(dir.path()).unwrap();
-    assert_eq!((adapter.config.r, adapter.config.alpha, adapter.config.dropout), (8, 16.0, 0.0));
-    let model = adapter.apply(base(), &Default::default()).unwrap();
-    let model = with_isolator(model, &published("layouts/c-lora/mode_isolator.bin"));
+    let adapter = Some(published("layouts/c-lora"));
+    let model = on_base(LoadOptions { adapter, ..LoadOptions::default() });
+    let lora = model.config.lora.clone().unwrap();
+    assert_eq!((lora.r, lora.alpha, lora.dropout, lora.targets.len()), (8, 16.0, 0.0, 7));
+    assert_eq!(model.config.isolator_length, 4);
     let model = model.with_trainable(Trainable::finetune_lora()).unwrap();
     for (slow, mode) in [(false, "fast"), (true, "slow")] {
         let pixels = pixel_values("data/mix_pixels.safetensors", 2);
@@ -328,9 +306,8 @@ fn adapters_have_the_published_losses_and_norms() {
 
 #[test]
 fn stage_one_has_the_published_losses_and_norms() {
-    let dir = published("layouts/b-stage1");
-    let model = load_extra(base(), &dir.join("mm_projector.bin"), &Default::default()).unwrap();
-    let model = with_isolator(model, &dir.join("mode_isolator.bin"));
+    let parts = vec![published("layouts/b-stage1")];
+    let model = on_base(LoadOptions { parts, ..LoadOptions::default() });
     let model = model.with_trainable(Trainable::pretrain()).unwrap();
     for case in ["stage1v1", "stage1plain"] {
         let expected = json(&published(case).join("expected.json"));

@@ -57,7 +57,7 @@ fn a_llava_over_it_gives_transformers_logits_and_text_and_goes_there_and_back() 
     check_llava("llava_siglip", &model);
     let dir = tempfile::tempdir().unwrap();
     let tokens = Tokens { image: 90, bos: Some(1), eos: 2, pad: 0 };
-    let options = ExportOptions { dtype: None, shard: 1 << 30, tokens };
+    let options = ExportOptions { shard: 1 << 30, ..ExportOptions::new(tokens) };
     export_merged(&model, dir.path(), Layout::Transformers, &options).unwrap();
     let again: Llava<B> = load_llava(dir.path(), &LoadOptions::default());
     assert_eq!(again.config.vision, model.config.vision);

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use burn_ndarray::NdArray;
 use dualspeed_core::rng::SplitMix;
-use dualspeed_model::config::{LoraTarget, VitConfig};
+use dualspeed_model::config::VitConfig;
 use dualspeed_model::vision::features::{
     CLS_ATTENTION, CLS_HIDDEN, KEYS, LAST_CLS_ATTENTION, LAST_KEYS, PATCH_TEXT,
 };
@@ -56,7 +56,7 @@ pub fn config() -> LlavaConfig {
 }
 
 pub fn lora() -> LoraConfig {
-    LoraConfig { r: 3, alpha: 6.0, dropout: 0.25, targets: LoraTarget::ALL.to_vec() }
+    LoraConfig { r: 3, alpha: 6.0, dropout: 0.25, ..LoraConfig::default() }
 }
 
 pub fn model<T: Backend>(config: &LlavaConfig) -> Llava<T> {

@@ -18,8 +18,8 @@ use load::check_removed;
 pub use load::{apply_override, from_value, parse_toml, read_toml};
 pub use resume::ResumeChanges;
 pub use sections::{
-    BatchConfig, CheckpointConfig, DistillConfig, MemoryConfig, ModeConfig, ObjectiveConfig,
-    OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
+    BatchConfig, CheckpointConfig, DistillConfig, InitConfig, MemoryConfig, ModeConfig,
+    ObjectiveConfig, OptimConfig, PruningConfig, RecomputeMode, Stage, ValidationConfig,
 };
 pub use source::{DataConfig, LlavaJsonSection, SourceConfig};
 
@@ -38,7 +38,8 @@ pub struct TrainConfig {
     pub stage: Stage,
     /// `official`: the teacher runs with LoRA dropout, and the newline embedding at the base rate. The mode stays one per
     /// optimiser step: the published draw per micro-batch and rank makes ranks disagree. The published count, `int((1 - 0.9) *
-    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default.
+    /// 576) = 57`, is `pruning.pruner.rounding = "trunc"`, the default. Text of conversations from disk is cut at images, keeps the
+    /// white space at its ends, and `plain` ends in a newline (`TextTokenizer::official`).
     pub compat: Compat,
     /// Whether the vision tower is trained too, with `optim.vision_tower_lr`; features cannot be cached then.
     pub train_vision_tower: bool,
@@ -46,9 +47,12 @@ pub struct TrainConfig {
     pub steps: Option<u64>,
     /// Passes over the training data; 1 when neither this nor `steps` is given.
     pub epochs: Option<u64>,
-    /// The run directory whose model this run starts from (stage 2 after stage 1); left out: fresh
-    /// weights.
+    /// The run directory whose model this run starts from (stage 2 after stage 1), or a published checkpoint, or a language model
+    /// with `init.vision_tower`; left out: fresh weights.
     pub init_from: Option<PathBuf>,
+    /// What is put on that checkpoint.
+    #[serde(skip_serializing_if = "InitConfig::is_empty")]
+    pub init: InitConfig,
     /// The architecture.
     pub model: LlavaConfig,
     /// The data sets.

@@ -1,5 +1,7 @@
 //! The sections of a config, their defaults and their checks.
 
+use std::path::PathBuf;
+
 use dualspeed_core::Options;
 use dualspeed_model::{DualSpeedObjective, PrunerSpec};
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,26 @@ impl Stage {
             Stage::Finetune => "finetune",
             Stage::Single => "single",
         }
+    }
+}
+
+/// What is put on the checkpoint that `init_from` names; paths, or names on the hub.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InitConfig {
+    /// The vision tower's own checkpoint, where `init_from` only names it or is a language model.
+    pub vision_tower: Option<PathBuf>,
+    /// An adapter, as peft or LLaVA's trainer wrote it: its factors are trained on.
+    pub adapter: Option<PathBuf>,
+    /// Files of single parts, or directories of such files: `mm_projector.bin`, `mode_isolator.bin`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PathBuf>,
+}
+
+impl InitConfig {
+    /// Whether nothing is put on it.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 

@@ -150,7 +150,7 @@ fn scan(path: &Path, end: u64) -> Result<Kept, TrainError> {
 ///
 /// # Errors
 /// `TrainError::Io`.
-pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
+pub(crate) fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
     let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
     let lines = bytes.split(|byte| *byte == b'\n');
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())

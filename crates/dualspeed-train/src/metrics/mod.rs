@@ -9,8 +9,8 @@ mod validation;
 
 pub(crate) use burn_metrics::{NoMetricLogger, StepMetric, step_metrics};
 pub use custom::{MetricRegistry, RecordMetric, RunMetrics, metric_registry};
-pub(crate) use jsonl::JsonlLog;
 pub use jsonl::read_metrics;
+pub(crate) use jsonl::{JsonlLog, read_lines};
 pub use progress::{Progress, ProgressBarRenderer, progress_bar};
 pub use record::{SkippedStep, StepRecord, StepTime, TimeSplit, Totals};
 pub(crate) use validation::{ValidationLog, ValidationRecord};

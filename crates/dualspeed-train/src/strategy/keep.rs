@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
 
 use burn::module::AutodiffModule;
 use burn_train::{EventProcessorTraining, InferenceStep, LearnerEvent, TrainingItem};
@@ -26,6 +27,10 @@ impl<B: AutodiffBackend> Run<'_, B> {
             // Whatever becomes of it: the first error is the one to report.
             let finished = catch_unwind(AssertUnwindSafe(|| self.finish(open)));
             tracing::debug!(ok = finished.is_ok_and(|result| result.is_ok()), "the step in flight");
+        }
+        if this.begin.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            // Nothing of this run is on disk; what is there is another's.
+            return error;
         }
         // A model with a step that has no record, or with half an update, is no state to go on from.
         let good = self.recorded == self.launched && !self.updating.get();

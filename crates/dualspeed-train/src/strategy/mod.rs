@@ -74,6 +74,8 @@ pub struct DualSpeedStrategy<B: AutodiffBackend> {
     pub(crate) start: Reached,
     pub(crate) total_steps: u64,
     pub(crate) interrupt: Arc<AtomicBool>,
+    /// Set once a step is done.
+    pub(crate) begun: Arc<AtomicBool>,
     pub(crate) errors: ErrorSlot,
     pub(crate) reached: Mutex<Reached>,
 }

@@ -136,12 +136,15 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
                 self.reach(self.recorded, true);
                 return Ok(());
             }
+            if !ahead && let Some(open) = self.open.take() {
+                self.finish(open)?;
+            }
             let done = step + 1;
             let interrupted = self.stopping();
             let last = done == this.total_steps;
             let save = interrupted || last || due(done, this.config.checkpoint.every);
             let validate = due(done, every);
-            if (save || validate || !ahead)
+            if (save || validate)
                 && let Some(open) = self.open.take()
             {
                 self.finish(open)?;
@@ -294,6 +297,7 @@ impl<'a, B: AutodiffBackend> Run<'a, B> {
         }
         self.logs()?.steps.write(&record)?;
         self.recorded = step + 1;
+        self.strategy.begun.store(true, Ordering::SeqCst);
         let Some(skipped) = record.skipped else {
             self.announce(&record);
             return Ok(());

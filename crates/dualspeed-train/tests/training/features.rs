@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -17,7 +17,9 @@ use dualspeed_train::{
     FeatureCache, FeatureStore, TrainConfig, TrainError, TrainJob, VALIDATION_FILE, train,
 };
 
-use crate::support::{Inner, config, job, model, run, scene_config, scenes, timeless, weights};
+use crate::support::{
+    Inner, config, hooked, job, model, one_step, run, scene_config, scenes, timeless, weights,
+};
 
 fn needs() -> Needs {
     Needs::of([CLS_ATTENTION, KEYS])
@@ -142,9 +144,7 @@ fn a_resumed_run_may_read_features_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (whole_dir, parts_dir) = (dir.path().join("whole"), dir.path().join("parts"));
     let whole = run(config(), &whole_dir);
-    let mut first = job(config(), &parts_dir);
-    first.interrupt = Arc::new(AtomicBool::new(true));
-    assert_eq!(train(first).unwrap().steps, 1);
+    assert_eq!(train(one_step(job(config(), &parts_dir))).unwrap().steps, 1);
     let mut on_disk = config();
     on_disk.data.features.cache = CacheMode::Disk;
     on_disk.data.features.dir = Some(dir.path().join("features"));
@@ -162,8 +162,14 @@ fn an_interrupted_computation_keeps_what_it_has() {
     on_disk.data.features.cache = CacheMode::Disk;
     on_disk.data.features.dir = Some(dir.path().join("features"));
     let run_dir = dir.path().join("run");
-    let mut first = job(on_disk.clone(), &run_dir);
-    first.interrupt = Arc::new(AtomicBool::new(true));
+    let interrupt = Arc::new(AtomicBool::new(false));
+    let flag = interrupt.clone();
+    // Up with the first picture.
+    let train_set = hooked(move |_, _| {
+        flag.store(true, Ordering::SeqCst);
+        Ok(())
+    });
+    let first = TrainJob { interrupt, train: train_set, ..job(on_disk.clone(), &run_dir) };
     let error = train(first).err().unwrap();
     assert!(matches!(error, TrainError::FeaturesInterrupted { done: 4, of: 12 }), "{error:?}");
     assert_eq!(open(&dir.path().join("features"), &tower(3), Needs::default()).len(), 4);

@@ -1,8 +1,5 @@
 //! Parts that a test crate brings by name: a mode schedule, an objective, a metric.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use dualspeed_core::registry::MakerError;
 use dualspeed_model::objective::{LossPart, ObjectiveRegistry};
 use dualspeed_model::{
@@ -16,7 +13,7 @@ use dualspeed_train::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::support::{Train, config, job, records, scenes, timeless, weights};
+use crate::support::{Train, config, job, one_step, records, scenes, timeless, weights};
 
 /// Slow while the newest loss it has seen is above the mean of those it has seen.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -79,12 +76,11 @@ fn a_run_whose_modes_follow_its_losses_resumes_where_it_was() {
     assert_eq!(modes, expected.collect::<Vec<_>>());
     assert!(modes.contains(&Mode::Slow) && modes[4..].contains(&Mode::Fast), "{modes:?}");
 
-    // Stopped after every step: the flag is up from the start.
+    // Stopped after every step.
     for step in 1..=10 {
         let mut part = reacting(&parts_dir);
         part.resume = step > 1;
-        part.interrupt = Arc::new(AtomicBool::new(true));
-        let part = train(part).unwrap();
+        let part = train(one_step(part)).unwrap();
         assert_eq!((part.steps, part.interrupted), (step, step < 10));
         let state = format!("checkpoints/step-{step:08}/state.json");
         let state = std::fs::read_to_string(parts_dir.join(state)).unwrap();
@@ -103,9 +99,7 @@ fn a_run_whose_modes_follow_its_losses_resumes_where_it_was() {
 #[test]
 fn a_state_that_the_schedule_refuses_is_a_bad_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let mut first = reacting(dir.path());
-    first.interrupt = Arc::new(AtomicBool::new(true));
-    train(first).unwrap();
+    train(one_step(reacting(dir.path()))).unwrap();
     let mut second = reacting(dir.path());
     second.resume = true;
     // Another schedule under the same name.

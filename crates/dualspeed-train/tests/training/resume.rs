@@ -327,6 +327,16 @@ fn listed_removals_and_corrections_go_on_in_the_same_order() {
         assert!((1..=2).contains(&missing), "{:?}", samples("removed"));
         assert!(samples("removed").iter().all(|count| (3..=4).contains(count)));
 
+        // A record that the run itself has left out, and said so, needs no other word.
+        interrupted("skipped");
+        let log = dir.path().join("skipped").join(METRICS_FILE);
+        let said = std::fs::read_to_string(&log).unwrap();
+        let said =
+            said.replacen("{\"step\":0,", "{\"step\":0,\"skipped_samples\":[\"scene 5\"],", 1);
+        assert!(said.contains("skipped_samples"), "{said}");
+        std::fs::write(&log, said).unwrap();
+        run(without(), "skipped", &[], true).unwrap();
+
         interrupted("corrected");
         let corrected = || Listed { corrected: Some(3), ..Listed::of(0..12) };
         let refused = run(corrected(), "corrected", &["scene 5"], true).err().unwrap().to_string();

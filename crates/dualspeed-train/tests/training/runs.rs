@@ -1,7 +1,6 @@
 //! What a run leaves behind: checkpoints, records, learning, validation.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use burn::module::AutodiffModule;
 use dualspeed_data::{ExampleSource, SceneConfig, SceneSource};
@@ -13,7 +12,7 @@ use dualspeed_train::{
 };
 
 use crate::support::{
-    Inner, Train, config, job, largest_difference, model, run, scenes, timeless, weights,
+    Inner, Train, config, job, largest_difference, model, one_step, run, scenes, timeless, weights,
 };
 
 #[test]
@@ -23,10 +22,8 @@ fn a_resumed_run_is_the_uninterrupted_run() {
     let whole = run(config(), &whole_dir);
     assert!(!whole.interrupted && whole.steps == 4);
 
-    // The flag is up from the start: one step, a checkpoint, the end.
-    let mut first = job(config(), &parts_dir);
-    first.interrupt = Arc::new(AtomicBool::new(true));
-    let first = train(first).unwrap();
+    // One step, a checkpoint, the end.
+    let first = train(one_step(job(config(), &parts_dir))).unwrap();
     assert!(first.interrupted);
     assert_eq!(first.steps, 1);
     assert!(parts_dir.join("checkpoints/step-00000001/state.json").is_file());

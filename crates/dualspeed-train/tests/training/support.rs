@@ -2,13 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_ndarray::NdArray;
-use dualspeed_data::{ExampleSource, SceneConfig, SceneSource, scene_tokenizer};
+use dualspeed_data::{
+    DataError, Example, ExampleSource, Modality, SceneConfig, SceneSource, scene_tokenizer,
+};
 use dualspeed_model::{DecoderConfig, Llava, LlavaConfig, VitConfig};
 use dualspeed_train::{
     METRICS_FILE, StepRecord, TrainConfig, TrainJob, TrainOutcome, read_metrics, train,
@@ -82,6 +85,50 @@ pub fn job(config: TrainConfig, run_dir: &Path) -> TrainJob<Train> {
 
 pub fn run(config: TrainConfig, run_dir: &Path) -> TrainOutcome<Train> {
     train(job(config, run_dir)).unwrap()
+}
+
+/// What is done to an example.
+pub type Hook = dyn Fn(usize, &mut Example) -> Result<(), DataError> + Send + Sync;
+
+/// The usual scenes, with a hand on every example that is made with its picture.
+pub struct Hooked {
+    pub scenes: Arc<dyn ExampleSource>,
+    pub hook: Box<Hook>,
+}
+
+impl ExampleSource for Hooked {
+    fn len(&self) -> usize {
+        self.scenes.len()
+    }
+    fn get(&self, index: usize) -> Result<Example, DataError> {
+        let mut example = self.scenes.get(index)?;
+        (self.hook)(index, &mut example)?;
+        Ok(example)
+    }
+    fn outline(&self, index: usize) -> Result<Example, DataError> {
+        self.scenes.outline(index)
+    }
+    fn modality(&self, index: usize) -> Modality {
+        self.scenes.modality(index)
+    }
+    fn length_hint(&self, index: usize) -> usize {
+        self.scenes.length_hint(index)
+    }
+    fn fingerprint(&self) -> String {
+        self.scenes.fingerprint()
+    }
+}
+
+pub fn hooked(
+    hook: impl Fn(usize, &mut Example) -> Result<(), DataError> + Send + Sync + 'static,
+) -> Arc<dyn ExampleSource> {
+    Arc::new(Hooked { scenes: scenes(12), hook: Box::new(hook) })
+}
+
+/// The same run, told to end once its first step is done.
+pub fn one_step(job: TrainJob<Train>) -> TrainJob<Train> {
+    let flag = Arc::new(AtomicBool::new(false));
+    TrainJob { interrupt: flag.clone(), begun: flag, ..job }
 }
 
 /// What a run reported, without the times.

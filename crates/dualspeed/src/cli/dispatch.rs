@@ -36,7 +36,8 @@ pub(super) fn run<E: Extensions>(cli: &mut Cli) -> anyhow::Result<Outcome> {
         && computes
         && !global.quiet
     {
-        eprintln!("backend: {} (--backend takes another)", global.backend.name());
+        let name = global.backend.name();
+        note(format_args!("backend: {name} (--backend takes another)"));
     }
     match global.backend.run(global.device, Dispatch::<E> { cli, extensions: PhantomData }) {
         Ok(()) => Ok(Outcome::Done),
@@ -77,8 +78,10 @@ impl<E: Extensions> BackendTask for Dispatch<'_, E> {
             Command::Generate(args) => {
                 generate::run::<B::InnerBackend, E>(args, global, &parts, device)
             }
-            Command::Inspect(args) => inspect::run(args),
-            Command::Export(args) => export::run::<B::InnerBackend, E>(args, &parts, device),
+            Command::Inspect(args) => inspect::run(args, global),
+            Command::Export(args) => {
+                export::run::<B::InnerBackend, E>(args, global, &parts, device)
+            }
             Command::Assemble(args) => assemble::run::<B::InnerBackend>(args, global, device),
             Command::Assets(args) => assets::run(args, global),
             Command::Prune(args) => prune::run::<B::InnerBackend, E>(args, global, &parts, device),

@@ -10,13 +10,14 @@ use dualspeed_model::import::pickle::PickleWeights;
 use dualspeed_model::import::safetensors::SafetensorsWeights;
 use dualspeed_model::import::source::WeightSource;
 use dualspeed_model::import::{AnyModel, Checkpoint, LoadOptions, read_efficientnet};
-use dualspeed_model::{ProjectorType, Tower, assemble};
+use dualspeed_model::{Parts, ProjectorType, Tower, assemble};
 use dualspeed_ops::Backend;
 
 use super::assets;
 use super::checkpoint_args::parse_name;
 use super::global_args::GlobalArgs;
 use crate::assets::{ASSETS, Asset, cache_dir};
+use crate::hub;
 use crate::output::say;
 use crate::pipeline::{GenerativeModel, Pipeline, PipelineOptions, dtype_to_read};
 use crate::whole_dir::WholeDir;
@@ -63,11 +64,12 @@ pub(crate) fn run<B: Backend>(
 ) -> anyhow::Result<()> {
     let out = WholeDir::begin(&args.out, args.overwrite)?;
     let dtype = parse_name("dtype", args.dtype.as_ref())?;
-    let load = LoadOptions { dtype: dtype_to_read(dtype), vision_tower: None };
+    let load = LoadOptions { dtype: dtype_to_read(dtype), ..LoadOptions::default() };
     let vision_path = path_or_asset(&args.vision, args, global)?;
     let language_path = path_or_asset(&args.language, args, global)?;
     let options = PipelineOptions { load: load.clone(), ..PipelineOptions::default() };
-    let (language, _) = Pipeline::<B>::from_checkpoint(&language_path, &options, device)?;
+    let parts = Parts::default();
+    let (language, _) = Pipeline::<B>::from_checkpoint(&language_path, &options, &parts, device)?;
     let GenerativeModel::Decoder(language_model) = language.model else {
         anyhow::bail!("{} sees already; --language takes a decoder alone", language_path.display())
     };
@@ -94,14 +96,15 @@ pub(crate) fn run<B: Backend>(
 
 /// The path `text` if it exists, else the file of the asset of that name.
 fn path_or_asset(text: &str, args: &AssembleArgs, global: &GlobalArgs) -> anyhow::Result<PathBuf> {
-    let path = PathBuf::from(text);
-    if path.exists() {
-        return Ok(path);
-    }
-    let asset = Asset::by_name(text).with_context(|| {
-        let names: Vec<_> = ASSETS.iter().map(|asset| asset.name).collect();
-        format!("{text} is neither a file nor an asset ({})", names.join(", "))
-    })?;
+    let asset = match Asset::by_name(text) {
+        Ok(asset) if !Path::new(text).exists() => asset,
+        _ => {
+            return hub::locate(Path::new(text), !global.quiet).with_context(|| {
+                let names: Vec<_> = ASSETS.iter().map(|asset| asset.name).collect();
+                format!("{text} is neither a path, nor an asset ({})", names.join(", "))
+            });
+        }
+    };
     let cache = args.cache.clone().map_or_else(cache_dir, Ok)?;
     assets::fetch(&asset, &cache, global)
 }

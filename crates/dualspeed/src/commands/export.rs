@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use dualspeed_model::Parts;
-use dualspeed_model::export::export_adapter;
 use dualspeed_model::export::names::Layout;
+use dualspeed_model::export::{TOWER, export_adapter};
 use dualspeed_ops::Backend;
 
 use super::checkpoint_args::CheckpointArgs;
+use super::global_args::GlobalArgs;
+use crate::checkpoint::OpenedCheckpoint;
 use crate::extensions::{Extensions, sources};
 use crate::output::say;
 use crate::pipeline::{GenerativeModel, Pipeline, dtype_to_read};
@@ -41,6 +43,10 @@ pub(crate) struct ExportArgs {
     /// With --format peft: the base model to name, instead of writing one.
     #[arg(long)]
     base: Option<String>,
+    /// With --format llava: what config.json calls the vision tower, a path or a name on the hub; by default the absolute path of its
+    /// directory in OUT, where the published code finds it until OUT is moved.
+    #[arg(long, value_name = "NAME")]
+    tower_name: Option<String>,
 }
 
 /// A format to export to.
@@ -56,17 +62,26 @@ enum ExportFormat {
 
 pub(crate) fn run<B: Backend, E: Extensions>(
     args: &ExportArgs,
+    global: &GlobalArgs,
     parts: &Parts,
     device: &B::Device,
 ) -> anyhow::Result<()> {
     // Before the model is read: a place that cannot be taken costs no time.
     let out = WholeDir::begin(&args.out, args.overwrite)?;
-    let mut options = args.checkpoint.options()?;
+    let mut options = args.checkpoint.options(global)?;
     let dtype = options.load.dtype;
     options.load.dtype = dtype_to_read(dtype);
+    if let (Some(base), Some(path)) = (&args.base, &args.model) {
+        let opened = OpenedCheckpoint::open(path, &options.load, !global.quiet)?;
+        anyhow::ensure!(
+            opened.checkpoint.adapter().is_none_or(|adapter| adapter.folded() == 0),
+            "{base} is no longer the base of this adapter: a part of it is folded into the base's weights; leave --base out, and \
+             the base is written too"
+        );
+    }
     let pipeline = match (&args.run, &args.model) {
         (Some(dir), _) => Pipeline::<B>::from_run(dir, parts, &sources::<E>(), device)?,
-        (None, Some(path)) => Pipeline::from_checkpoint(path, &options, device)?.0,
+        (None, Some(path)) => Pipeline::from_checkpoint(path, &options, parts, device)?.0,
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };
     let GenerativeModel::Llava(model) = &pipeline.model else {
@@ -77,7 +92,11 @@ pub(crate) fn run<B: Backend, E: Extensions>(
         args.format != ExportFormat::Peft || model.lora.is_some(),
         "the model has no adapters to export; use --format hf or llava, which write all of it"
     );
-    let options = pipeline.export_options(dtype, (args.shard_size * 1e9) as usize);
+    let mut options = pipeline.export_options(dtype, (args.shard_size * 1e9) as usize);
+    options.tower = match &args.tower_name {
+        Some(name) => Some(name.clone()),
+        None => Some(std::path::absolute(args.out.join(TOWER))?.display().to_string()),
+    };
     match args.format {
         ExportFormat::Hf => pipeline.save(model, out.path(), Layout::Transformers, &options)?,
         ExportFormat::Llava => pipeline.save(model, out.path(), Layout::Original, &options)?,

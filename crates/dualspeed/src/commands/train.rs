@@ -6,6 +6,8 @@ use anyhow::Context;
 use clap::Args;
 use dualspeed_data::check::CheckOptions;
 use dualspeed_data::{ExampleSource, OnError, SequenceLimits};
+use dualspeed_model::import::LoadOptions;
+use dualspeed_model::require_dtype;
 use dualspeed_ops::AutodiffBackend;
 use dualspeed_train::config::{SourceConfig, read_toml};
 use dualspeed_train::{
@@ -13,9 +15,11 @@ use dualspeed_train::{
     sequence_limits, train,
 };
 
+use super::checkpoint_args::PutArgs;
 use super::data::{check_source, report_text};
 use super::global_args::GlobalArgs;
 use crate::extensions::{Extensions, doors, parts, registry, sources};
+use crate::hub;
 use crate::interrupt::{Interrupted, Training, interrupt_flag};
 use crate::output::{note, say};
 use crate::run_dir;
@@ -38,9 +42,13 @@ pub(crate) struct TrainArgs {
     /// Continue the run in DIR at the step it stopped at.
     #[arg(long, value_name = "DIR")]
     resume: Option<PathBuf>,
-    /// Start from the model that another run ended with (stage 2 after stage 1), or from a published checkpoint.
-    #[arg(long, value_name = "DIR")]
+    /// Start from the model that another run ended with (stage 2 after stage 1), from a published checkpoint (a directory, a GGUF file,
+    /// a name on the hub), or from a language model with --vision-tower.
+    #[arg(long, value_name = "PATH")]
     init_from: Option<PathBuf>,
+    /// What is put on that checkpoint.
+    #[command(flatten)]
+    put: PutArgs,
     /// First check all data as `data check` does, images decoded, and name all that cannot be used.
     #[arg(long)]
     verify_data: bool,
@@ -64,13 +72,11 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         }
         (None, None) => anyhow::bail!("give --config FILE or --resume DIR"),
     };
-    if let Some(earlier) = &args.init_from {
-        // Absolute, so that the run can be resumed and loaded from anywhere.
-        let found = std::fs::canonicalize(earlier);
-        config.init_from =
-            Some(found.with_context(|| format!("cannot find the run {}", earlier.display()))?);
-    }
-    for line in run_dir::adopt_base_checkpoint(&mut config)? {
+    // Before anything is read that may be large, or downloaded.
+    require_dtype::<B>(config.model.dtype, device)?;
+    init_from(&mut config, args, !global.quiet)?;
+    let notes = run_dir::adopt_base_checkpoint(&mut config)?;
+    for line in notes.iter().filter(|_| !global.quiet) {
         note(format_args!("{line}"));
     }
     let (model, origins) =
@@ -112,6 +118,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         origins,
         progress: progress(args, global),
         interrupt,
+        begun: training.begun.clone(),
         doors: doors::<B, E>(device),
         ..TrainJob::new(config, model, source, dir)
     });
@@ -132,6 +139,37 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         outcome.train_seconds,
         dir.display()
     ));
+    Ok(())
+}
+
+/// Puts `--init-from` and what is put on it into the configuration: absolute, so that the run can be resumed and loaded from anywhere,
+/// and a name on the hub as the files that were found under it.
+fn init_from(config: &mut TrainConfig, args: &TrainArgs, progress: bool) -> anyhow::Result<()> {
+    let find = |path: &Path| {
+        let found = hub::locate(path, progress)?;
+        std::fs::canonicalize(&found).with_context(|| format!("cannot find {}", found.display()))
+    };
+    if let Some(earlier) = &args.init_from {
+        config.init_from = Some(find(earlier)?);
+    }
+    let LoadOptions { vision_tower, adapter, parts, .. } = args.put.load_options();
+    let init = &mut config.init;
+    init.vision_tower = vision_tower.or(init.vision_tower.take());
+    init.adapter = adapter.or(init.adapter.take());
+    init.parts.extend(parts);
+    if !args.put.is_empty() {
+        let run = |dir: &PathBuf| dir.join("config.toml").is_file();
+        anyhow::ensure!(
+            config.init_from.as_ref().is_some_and(|dir| !run(dir)),
+            "--vision-tower, --adapter and --part are put on a checkpoint; give it with --init-from (a run brings its own)"
+        );
+    }
+    for path in [&mut init.vision_tower, &mut init.adapter].into_iter().flatten() {
+        *path = find(path)?;
+    }
+    for path in &mut init.parts {
+        *path = find(path)?;
+    }
     Ok(())
 }
 

@@ -44,15 +44,16 @@ impl<B: AutodiffBackend> ExperimentData<B> {
             )?,
             false => self.train.source(),
         };
+        let training = Training::begin();
         let job = TrainJob {
             features: (!text_only).then(|| Arc::new(self.train.clone())),
             overwrite,
             progress: if self.progress { Progress::Bar } else { Progress::Silent },
             interrupt: self.interrupt.clone(),
+            begun: training.begun.clone(),
             doors: doors::<B, E>(&self.device),
             ..TrainJob::new(config.clone(), model, source, dir)
         };
-        let training = Training::begin();
         let outcome = train(job);
         drop(training);
         let outcome = outcome?;

@@ -3,23 +3,22 @@
 use std::path::Path;
 
 use anyhow::Context;
-use dualspeed_data::picture::ProcessorFile;
 use dualspeed_data::{
-    FitMode, ImageProcessor, SourceRegistry, TextTokenizer, read_processor, read_tokenizer,
-    scene_tokenizer,
+    FitMode, ImageProcessor, SourceRegistry, TextTokenizer, read_tokenizer, scene_tokenizer,
 };
-use dualspeed_model::import::{Adapter, AnyModel, LoadReport, load_extra};
-use dualspeed_model::{Compat, Parts};
+use dualspeed_model::import::{AnyModel, LoadReport};
+use dualspeed_model::{Compat, Parts, require_dtype};
 use dualspeed_ops::Backend;
 
 use super::Pipeline;
-use super::checkpoint::OpenedCheckpoint;
 use super::gguf_tokenizer::gguf_tokenizer;
 use super::model::GenerativeModel;
 use super::options::PipelineOptions;
 use super::text_files::eos_token_ids;
+use crate::checkpoint::OpenedCheckpoint;
 use crate::checkpoint_text::{CheckpointTemplate, checkpoint_template};
 use crate::clip::with_visual_projection;
+use crate::output::note;
 use crate::run_dir;
 
 impl<B: Backend> Pipeline<B> {
@@ -70,21 +69,42 @@ impl<B: Backend> Pipeline<B> {
         };
         let eos_token_ids = vec![tokenizer.eos_id()];
         let image_token_id = tokenizer.image_id();
-        Ok(Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id })
+        let text_files = match (&data.llava_json, &data.tokenizer) {
+            (Some(json), _) => json.tokenizer.as_ref(),
+            (None, path) => path.as_ref(),
+        };
+        let text_files = text_files.and_then(|path| path.parent()).map(Path::to_owned);
+        Ok(Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id,
+            text_files,
+        })
     }
 
-    /// The pipeline of a checkpoint directory, an adapter directory, or a GGUF file, and how the loading went.
+    /// The pipeline of a checkpoint, whatever [`OpenedCheckpoint::open`] opens, and how the loading went. `parts` are vision towers
+    /// that its configuration may name.
     ///
     /// # Errors
-    /// What is missing or damaged, by file and key.
+    /// What is missing or damaged, by file and key; before anything is read, if the backend has no numbers of the type asked for.
     pub fn from_checkpoint(
         path: &Path,
         options: &PipelineOptions,
+        parts: &Parts,
         device: &B::Device,
     ) -> anyhow::Result<(Self, LoadReport)> {
-        let opened = OpenedCheckpoint::open(path, options)?;
-        let OpenedCheckpoint { checkpoint, base, adapter, vocabulary } = opened;
-        let (model, report) = checkpoint.load::<B>(&options.load, device)?;
+        if let Some(dtype) = options.load.dtype {
+            require_dtype::<B>(dtype.into(), device)?;
+        }
+        let opened = OpenedCheckpoint::open(path, &options.load, options.progress)?;
+        for line in opened.notes() {
+            note(format_args!("{line}"));
+        }
+        let (model, report) = opened.checkpoint.load_with::<B>(parts, &opened.load, device)?;
         let model = match model {
             AnyModel::Llava(model) => GenerativeModel::Llava(model),
             AnyModel::Decoder(model) => GenerativeModel::Decoder(model),
@@ -92,31 +112,37 @@ impl<B: Backend> Pipeline<B> {
                 anyhow::bail!("{} is a vision tower; it has nothing to say", path.display())
             }
         };
-        let adapter = adapter.as_deref().or(options.adapter.as_deref());
-        let model = with_parts(model, path, adapter, options, device)?;
-        let tokenizer = match &vocabulary {
-            Some(vocabulary) => gguf_tokenizer(vocabulary)?,
-            None => TextTokenizer::from_dir(&base)?,
-        };
+        let model = with_projection(model, path, options.clip.as_deref(), device)?;
+        let processor = image_processor_of(&opened, options.fit, &model)?;
         let template = match &options.template {
             Some(template) => template.clone(),
             None => {
-                let embedded = vocabulary.as_ref().and_then(|own| own.chat_template.as_deref());
-                let CheckpointTemplate { template, origin, known } =
-                    checkpoint_template(&base, embedded)?;
+                let CheckpointTemplate { template, origin, known } = checkpoint_template(&opened)?;
                 if !known {
-                    tracing::warn!("{}: {origin}; {template} is used (--template)", base.display());
+                    tracing::warn!("{}: {origin}; {template} is used (--template)", path.display());
                 }
                 template
             }
         };
-        let processor = image_processor_of(&base, options.fit, &model)?;
+        let OpenedCheckpoint { checkpoint, base, vocabulary, .. } = opened;
+        let tokenizer = match &vocabulary {
+            Some(vocabulary) => gguf_tokenizer(vocabulary)?,
+            None => TextTokenizer::from_dir(&base)?,
+        };
         let mut eos_token_ids = eos_token_ids(&base)?;
         eos_token_ids.push(tokenizer.eos_id());
         let system = options.system.clone();
         let image_token_id = checkpoint.config.image_token_id.or(tokenizer.image_id());
-        let pipeline =
-            Self { model, tokenizer, template, system, processor, eos_token_ids, image_token_id };
+        let pipeline = Self {
+            model,
+            tokenizer,
+            template,
+            system,
+            processor,
+            eos_token_ids,
+            image_token_id,
+            text_files: vocabulary.is_none().then_some(base),
+        };
         pipeline.check_vocabulary()?;
         Ok((pipeline, report))
     }
@@ -134,42 +160,28 @@ impl<B: Backend> Pipeline<B> {
     }
 }
 
-/// Puts the adapter, single parts and CLIP's projection on the model of `path`.
-fn with_parts<B: Backend>(
+/// Puts the projection into CLIP's shared space on the model of `path`.
+fn with_projection<B: Backend>(
     model: GenerativeModel<B>,
     path: &Path,
-    adapter: Option<&Path>,
-    options: &PipelineOptions,
+    clip: Option<&Path>,
     device: &B::Device,
 ) -> anyhow::Result<GenerativeModel<B>> {
-    let mut model = model;
-    if let Some(dir) = adapter {
-        let GenerativeModel::Llava(llava) = model else {
-            anyhow::bail!(
-                "adapters are put on models with vision here; {} has none",
-                path.display()
-            )
-        };
-        model = GenerativeModel::Llava(Box::new(Adapter::open(dir)?.apply(*llava, device)?));
-    }
-    for file in &options.parts {
-        let GenerativeModel::Llava(llava) = model else {
-            anyhow::bail!("{} has no parts like {}", path.display(), file.display())
-        };
-        model = GenerativeModel::Llava(Box::new(load_extra(*llava, file, device)?));
-    }
-    if let Some(dir) = &options.clip {
-        let GenerativeModel::Llava(llava) = model else {
+    match (clip, model) {
+        (None, model) => Ok(model),
+        (Some(dir), GenerativeModel::Llava(llava)) => {
+            Ok(GenerativeModel::Llava(Box::new(with_visual_projection(*llava, dir, device)?)))
+        }
+        (Some(_), GenerativeModel::Decoder(_)) => {
             anyhow::bail!("--clip is for models with vision; {} has none", path.display())
-        };
-        model = GenerativeModel::Llava(Box::new(with_visual_projection(*llava, dir, device)?));
+        }
     }
-    Ok(model)
 }
 
-/// The image processor of a directory, or LLaVA 1.5's for the tower's size.
+/// The image processor of a checkpoint: sizes and normalisation of its files, else of its vision tower; how rectangles become squares as
+/// the caller says, else as its files do.
 fn image_processor_of<B: Backend>(
-    dir: &Path,
+    opened: &OpenedCheckpoint,
     fit: Option<FitMode>,
     model: &GenerativeModel<B>,
 ) -> anyhow::Result<ImageProcessor> {
@@ -178,20 +190,19 @@ fn image_processor_of<B: Backend>(
         GenerativeModel::Decoder(_) => return Ok(ImageProcessor::default()),
     };
     let side = vision.image_size;
-    let found = match read_processor(dir) {
-        Ok(found) => found.map(|ProcessorFile { processor, .. }| processor),
-        // With --fit, whatever the file says is overridden.
-        Err(error) if fit.is_none() => return Err(error.into()),
-        Err(_) => None,
+    let plain = |fit| ImageProcessor::new(side, fit, vision.normalisation);
+    let (found, fit) = match fit {
+        // Whatever the file says is overridden, even where it cannot be read.
+        Some(fit) => (opened.image_processor().ok().flatten(), fit),
+        None => (opened.image_processor()?, opened.image_fit()?.0),
     };
-    let mut processor =
-        found.unwrap_or_else(|| ImageProcessor::new(side, FitMode::Pad, vision.normalisation));
-    processor.fit = fit.unwrap_or(processor.fit);
+    let place = found.as_ref().map_or(&*opened.base, |(_, dir)| *dir).to_owned();
+    let processor = found.map_or_else(|| plain(fit), |(processor, _)| processor);
     anyhow::ensure!(
         processor.size == side,
         "{}: images are made {} pixels a side, the vision tower takes {side}; the files do not belong together",
-        dir.display(),
+        place.display(),
         processor.size
     );
-    Ok(processor)
+    Ok(ImageProcessor { fit, ..processor })
 }

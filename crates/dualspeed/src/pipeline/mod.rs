@@ -1,9 +1,9 @@
 //! A model with tokenizer, template, image processor and end tokens: from a run directory, a checkpoint in one of the
 //! published formats, or a GGUF file, to text generated from a prompt and images.
 
-mod checkpoint;
 mod generate;
 mod gguf_tokenizer;
+mod llava_text;
 mod load;
 mod model;
 mod options;
@@ -11,10 +11,11 @@ mod save;
 mod streamer;
 mod text_files;
 
+use std::path::PathBuf;
+
 use dualspeed_data::{ImageProcessor, Template, TextTokenizer};
 use dualspeed_ops::Backend;
 
-pub use checkpoint::OpenedCheckpoint;
 pub use generate::{GenerationOutput, GenerationRequest, GenerationSettings};
 pub use gguf_tokenizer::gguf_tokenizer;
 pub use model::GenerativeModel;
@@ -38,4 +39,6 @@ pub struct Pipeline<B: Backend> {
     pub eos_token_ids: Vec<i64>,
     /// The id that stands for visual tokens in transformers' prompts.
     pub image_token_id: Option<i64>,
+    /// The directory that the tokenizer's files are from, if it is one.
+    pub text_files: Option<PathBuf>,
 }

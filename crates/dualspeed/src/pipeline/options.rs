@@ -8,12 +8,8 @@ use dualspeed_model::import::LoadOptions;
 /// How a checkpoint becomes a pipeline; `None` leaves a choice to the checkpoint's files.
 #[derive(Clone, Debug, Default)]
 pub struct PipelineOptions {
-    /// Precision of the weights, and the vision tower's own checkpoint.
+    /// Precision of the weights, and what is put on the checkpoint: vision tower, adapter, parts. Each may be a name on the hub.
     pub load: LoadOptions,
-    /// The directory of a PEFT adapter to put on the model.
-    pub adapter: Option<PathBuf>,
-    /// Files of single parts to put on the model: `mm_projector.bin`, `mode_isolator.bin`.
-    pub parts: Vec<PathBuf>,
     /// The CLIP checkpoint that the vision tower is from: its projection of images, for text-guided pruners.
     pub clip: Option<PathBuf>,
     /// How conversations are written out.
@@ -22,4 +18,6 @@ pub struct PipelineOptions {
     pub system: Option<String>,
     /// How rectangles become squares.
     pub fit: Option<FitMode>,
+    /// Whether downloads show a progress bar.
+    pub progress: bool,
 }

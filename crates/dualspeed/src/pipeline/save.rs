@@ -6,13 +6,14 @@ use anyhow::Context;
 use dualspeed_data::ImageToken;
 use dualspeed_data::picture::ProcessorFile;
 use dualspeed_model::export::names::Layout;
-use dualspeed_model::export::{ExportOptions, Tokens, export_merged};
+use dualspeed_model::export::{ExportOptions, TOWER, Tokens, export_merged};
 use dualspeed_model::import::FloatType;
 use dualspeed_model::{Llava, SelectFeature};
 use dualspeed_ops::Backend;
 use serde_json::json;
 
 use super::Pipeline;
+use super::llava_text::{image_aspect_ratio, tower_processor, write_tokenizer};
 use crate::files::{write_atomic, write_json};
 
 /// The precision to read weights in that are to be written as `dtype`: rounding to 16 bits comes last, and needs no backend
@@ -22,12 +23,19 @@ pub fn dtype_to_read(dtype: Option<FloatType>) -> Option<FloatType> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// Options of an export with this pipeline's special tokens, in precision `dtype` and files of `shard` bytes at most.
+    /// Options of an export with this pipeline's special tokens and fit of pictures, in precision `dtype` and files of `shard` bytes at
+    /// most.
     pub fn export_options(&self, dtype: Option<FloatType>, shard: usize) -> ExportOptions {
         let tokenizer = &self.tokenizer;
         let ImageToken { id: image, pad, .. } = self.image_token();
         let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_id());
-        ExportOptions { dtype, shard, tokens: Tokens { image, bos, eos, pad } }
+        let aspect = image_aspect_ratio(self.processor.fit);
+        ExportOptions {
+            dtype,
+            shard,
+            image_aspect_ratio: Some(aspect.to_owned()),
+            ..ExportOptions::new(Tokens { image, bos, eos, pad })
+        }
     }
 
     /// What stands for an image in transformers' prompts.
@@ -47,7 +55,21 @@ impl<B: Backend> Pipeline<B> {
         options: &ExportOptions,
     ) -> anyhow::Result<()> {
         export_merged(model, dir, layout, options)?;
-        self.save_processors(dir)
+        match layout {
+            Layout::Transformers => self.save_processors(dir),
+            Layout::Original => self.save_llava_processors(dir),
+        }
+    }
+
+    /// Writes the tokenizer's files, and the image processor's beside the vision tower.
+    fn save_llava_processors(&self, dir: &Path) -> anyhow::Result<()> {
+        write_tokenizer(dir, &self.tokenizer, self.text_files.as_deref())?;
+        // The published code has templates by name and does not read it.
+        let image = self.image_token().text;
+        let jinja = self.template.to_jinja(self.system.as_deref(), &self.tokenizer, &image)?;
+        write_atomic(&dir.join("chat_template.jinja"), jinja.as_bytes())?;
+        let path = dir.join(TOWER).join("preprocessor_config.json");
+        write_json(&path, &tower_processor(&self.processor))
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `preprocessor_config.json` and

@@ -82,8 +82,10 @@ multiversion! {
     }
 }
 
-fn interleave(r: &[u8], g: &[u8], b: &[u8], out: &mut [u8]) {
-    for ((out, r), (g, b)) in out.as_chunks_mut::<3>().0.iter_mut().zip(r).zip(g.iter().zip(b)) {
-        *out = [*r, *g, *b];
+multiversion! {
+    fn interleave(r: &[u8], g: &[u8], b: &[u8], out: &mut [u8]) {
+        for ((out, r), (g, b)) in out.as_chunks_mut::<3>().0.iter_mut().zip(r).zip(g.iter().zip(b)) {
+            *out = [*r, *g, *b];
+        }
     }
 }

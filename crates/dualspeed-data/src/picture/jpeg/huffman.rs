@@ -76,7 +76,7 @@ impl HuffmanTable {
     }
 
     /// The next symbol.
-    #[inline]
+    #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> Result<u8, JpegError> {
         bits.fill();
         let (symbol, length) = self.short[bits.peek(FAST) as usize];
@@ -98,7 +98,7 @@ impl HuffmanTable {
     }
 
     /// The next coefficient, if it is a short one: value and zeros before it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn short_coefficient(&self, bits: &mut Bits<'_>) -> Option<(i16, u8)> {
         bits.fill();
         let (value, zeros, length) = self.whole[bits.peek(FAST) as usize];

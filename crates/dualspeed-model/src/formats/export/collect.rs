@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor};
@@ -12,10 +13,11 @@ use crate::formats::import::tensor::{FloatType, HostTensor, Values};
 use crate::nn::params::ParamPath;
 
 /// A tensor that is fetched when it is written.
+#[derive(Clone)]
 pub(super) struct Pending<'a> {
     shape: Vec<usize>,
     dtype: FloatType,
-    fetch: Box<dyn Fn() -> HostTensor + 'a>,
+    fetch: Rc<dyn Fn() -> HostTensor + 'a>,
 }
 
 impl Pending<'_> {
@@ -29,9 +31,9 @@ impl Pending<'_> {
         self.dtype
     }
 
-    /// The shape, in PyTorch's layout.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
+    /// Fetches it.
+    pub fn read(&self) -> HostTensor {
+        (self.fetch)().cast(self.dtype)
     }
 }
 
@@ -49,8 +51,7 @@ impl View for &Pending<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = (self.fetch)().cast(self.dtype);
-        Cow::Owned(match tensor.values {
+        Cow::Owned(match self.read().values {
             Values::F32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             Values::F16(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
             Values::Bf16(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
@@ -106,7 +107,7 @@ impl<B: Backend> ModuleVisitor<B> for Collector {
             if turned { host.transposed() } else { host }
         };
         let dtype = self.dtype.unwrap_or(own);
-        self.found.insert(path, Pending { shape, dtype, fetch: Box::new(fetch) });
+        self.found.insert(path, Pending { shape, dtype, fetch: Rc::new(fetch) });
     }
 }
 

@@ -2,24 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::options::{ExportOptions, TOWER, Tokens};
 use crate::config::{
     DecoderConfig, HiddenAct, LlavaConfig, LoraConfig, ProjectorType, RopeScaling, SelectFeature,
     VisionConfig, VitConfig, VitFamily,
 };
 use crate::formats::import::tensor::FloatType;
-
-/// What a configuration file says beyond the architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tokens {
-    /// Stands for visual tokens in transformers' prompts; no text may contain it.
-    pub image: i64,
-    /// Begins a sequence.
-    pub bos: Option<i64>,
-    /// Ends an answer.
-    pub eos: i64,
-    /// Fills rows.
-    pub pad: i64,
-}
 
 /// PyTorch's name of an element type.
 fn torch(dtype: FloatType) -> &'static str {
@@ -61,15 +49,14 @@ pub(super) fn transformers(config: &LlavaConfig, tokens: &Tokens, dtype: FloatTy
     json
 }
 
-/// `config.json` of LLaVA's own code; `tower` is the directory of the vision tower.
+/// `config.json` of LLaVA's own code.
 pub(super) fn original(
     config: &LlavaConfig,
     vit: &VitConfig,
-    tokens: &Tokens,
+    options: &ExportOptions,
     dtype: FloatType,
-    tower: &str,
 ) -> Value {
-    let mut json = decoder(&config.text, tokens);
+    let mut json = decoder(&config.text, &options.tokens);
     let projector = match &config.mm_projector_type {
         ProjectorType::Mlp2xGelu => "mlp2x_gelu",
         ProjectorType::Linear => "linear",
@@ -88,16 +75,20 @@ pub(super) fn original(
         "architectures": [class],
         "model_type": model_type,
         "torch_dtype": torch(dtype),
-        "mm_vision_tower": tower,
+        "mm_vision_tower": options.tower.as_deref().unwrap_or(TOWER),
         "mm_hidden_size": config.vision.geometry().hidden_size,
         "mm_vision_select_layer": vit.mm_vision_select_layer,
         "mm_vision_select_feature": feature,
         "mm_projector_type": projector,
+        "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": false,
         "mm_use_im_patch_token": false,
         "use_mm_proj": true,
     });
     merge(&mut json, own);
+    if let Some(aspect) = &options.image_aspect_ratio {
+        json["image_aspect_ratio"] = json!(aspect);
+    }
     if let Some(anyres) = &config.anyres {
         // Pairs of width and height there.
         let pinpoints: Vec<_> =
@@ -159,7 +150,7 @@ fn decoder(config: &DecoderConfig, tokens: &Tokens) -> Value {
         "rope_scaling": scaling,
         "rope_parameters": parameters,
         "hidden_act": "silu",
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": config.max_position_embeddings.unwrap_or(4096),
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": tokens.bos,
         "eos_token_id": tokens.eos,
@@ -266,7 +257,7 @@ pub(super) fn peft(config: &LoraConfig, base: &str) -> Value {
         "fan_in_fan_out": false,
         "inference_mode": true,
         "init_lora_weights": true,
-        "use_rslora": false,
+        "use_rslora": config.use_rslora,
         "use_dora": false,
         "rank_pattern": {},
         "alpha_pattern": {},

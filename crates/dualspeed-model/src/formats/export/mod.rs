@@ -1,14 +1,19 @@
 //! Our models in other people's formats: a PEFT adapter, transformers' LLaVA, LLaVA's own layout.
 //!
 //! Importing what was exported gives identical logits; `transformers` and `peft` load it too (`scripts/fixtures/
-//! check_export.py`). What they have no place for goes into files of its own beside the rest, which importing reads back:
-//! the mode isolator into `mode_isolator.safetensors`, the tower's projection into the space shared with text into
-//! `visual_projection.safetensors`. A vision tower that transformers' LLaVA does not know is written in its layout all the
-//! same; then only this reads it back.
+//! check_export.py`), and LLaVA's layout the published code (`scripts/check_published.py`). What transformers has no place for goes
+//! into files of its own beside the rest, which importing reads back: the mode isolator into `mode_isolator.safetensors`, the tower's
+//! projection into the space shared with text into `visual_projection.safetensors`. A vision tower that transformers' LLaVA does not
+//! know is written in its layout all the same; then only this reads it back.
+//!
+//! LLaVA's layout is a full directory of the published trainer's, `mode_isolator.weight` among its keys, with the two files that
+//! its stage 2 starts from beside it: `mm_projector.bin` and `mode_isolator.bin`.
 
 mod collect;
 mod config;
 pub mod names;
+mod options;
+mod pickle;
 mod write;
 
 use std::collections::BTreeMap;
@@ -18,29 +23,16 @@ use dualspeed_ops::Backend;
 use serde_json::json;
 
 use self::collect::{Pending, collect};
-use self::names::{Layout, key_of, peft_key, tower_key};
+use self::names::{Layout, key_of, peft_key, stage1_key, tower_key};
+use self::pickle::write_pickle;
 use self::write::{make_dir, write_file, write_json, write_shards};
 use crate::config::ProjectorType;
 use crate::error::ModelError;
 use crate::formats::import::tensor::FloatType;
-use crate::formats::{ISOLATOR, PROJECTION};
+use crate::formats::{ISOLATOR, ISOLATOR_BIN, PROJECTION, PROJECTOR_BIN};
 use crate::vlm::Llava;
 
-pub use self::config::Tokens;
-
-/// The vision tower's directory in LLaVA's own layout.
-const TOWER: &str = "vision_tower";
-
-/// How a model is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExportOptions {
-    /// What weights become; their own type by default.
-    pub dtype: Option<FloatType>,
-    /// Bytes of a shard, about.
-    pub shard: usize,
-    /// Ids that the configuration names.
-    pub tokens: Tokens,
-}
+pub use self::options::{ExportOptions, TOWER, Tokens};
 
 /// Writes a whole model, adapters folded in: weights, index, `config.json`, `generation_config.json`.
 ///
@@ -93,6 +85,16 @@ pub fn export_merged<B: Backend>(
             projection.insert(key.to_owned(), tensor);
         }
     }
+    let isolator = isolator(model);
+    if layout == Layout::Original {
+        let named = |(path, tensor): (&String, &Pending<'static>)| {
+            (format!("{path}.weight"), tensor.clone())
+        };
+        weights.extend(isolator.iter().map(named));
+        write_stage1(model, &isolator, dir)?;
+    } else if !isolator.is_empty() {
+        write_file(&dir.join(ISOLATOR), &isolator)?;
+    }
     write_shards(dir, &weights, options.shard)?;
     if !projection.is_empty() {
         write_file(&dir.join(PROJECTION), &projection)?;
@@ -103,15 +105,14 @@ pub fn export_merged<B: Backend>(
             make_dir(&tower_dir)?;
             write_shards(&tower_dir, &tower, options.shard)?;
             write_json(&tower_dir.join("config.json"), &config::vit(vit))?;
-            config::original(&model.config, vit, &options.tokens, dtype, TOWER)
+            config::original(&model.config, vit, options, dtype)
         }
         _ => config::transformers(&model.config, &options.tokens, dtype),
     };
     write_json(&dir.join("config.json"), &json)?;
     let Tokens { bos, eos, pad, .. } = options.tokens;
     let generation = json!({ "bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad });
-    write_json(&dir.join("generation_config.json"), &generation)?;
-    write_isolator(model, dir)
+    write_json(&dir.join("generation_config.json"), &generation)
 }
 
 /// Writes adapters and projector as a PEFT adapter over the base model `base` (a directory or a name), and the isolator
@@ -137,7 +138,11 @@ pub fn export_adapter<B: Backend>(
         .collect();
     write_file(&dir.join("adapter_model.safetensors"), &weights)?;
     write_json(&dir.join("adapter_config.json"), &config::peft(&lora.config, base))?;
-    write_isolator(model, dir)
+    let isolator = isolator(model);
+    match isolator.is_empty() {
+        true => Ok(()),
+        false => write_file(&dir.join(ISOLATOR), &isolator),
+    }
 }
 
 /// What most of the weights are written as.
@@ -149,12 +154,29 @@ fn commonest<'a>(tensors: impl Iterator<Item = &'a Pending<'static>>) -> FloatTy
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(FloatType::F32, |(dtype, _)| dtype)
 }
 
-fn write_isolator<B: Backend>(model: &Llava<B>, dir: &Path) -> Result<(), ModelError> {
-    let isolator = collect::<B, _>(&model.mode_isolator, "mode_isolator", Some(FloatType::F32));
-    if isolator.values().all(|tensor| tensor.shape().is_empty()) {
-        return Ok(());
+/// The mode isolator in full precision, by path; nothing if there is none.
+fn isolator<B: Backend>(model: &Llava<B>) -> BTreeMap<String, Pending<'static>> {
+    collect::<B, _>(&model.mode_isolator, "mode_isolator", Some(FloatType::F32))
+}
+
+/// Writes the files that the published trainer's stage 2 takes, in full precision.
+fn write_stage1<B: Backend>(
+    model: &Llava<B>,
+    isolator: &BTreeMap<String, Pending<'static>>,
+    dir: &Path,
+) -> Result<(), ModelError> {
+    let full = Some(FloatType::F32);
+    let projector = collect::<B, _>(&model.mm_projector, "mm_projector", full);
+    let named = |tensors: &BTreeMap<String, Pending<'static>>| {
+        let named =
+            tensors.iter().filter_map(|(path, tensor)| Some((stage1_key(path)?, tensor.read())));
+        named.collect::<BTreeMap<_, _>>()
+    };
+    write_pickle(&dir.join(PROJECTOR_BIN), &named(&projector))?;
+    match isolator.is_empty() {
+        true => Ok(()),
+        false => write_pickle(&dir.join(ISOLATOR_BIN), &named(isolator)),
     }
-    write_file(&dir.join(ISOLATOR), &isolator)
 }
 
 fn everything<B: Backend>(

@@ -47,6 +47,15 @@ pub fn tower_key(path: &str) -> Option<String> {
     (!rest.starts_with("visual_projection")).then(|| format!("vision_model.{rest}"))
 }
 
+/// The key of a parameter in the files of LLaVA's stage 1; `None` for what they have not.
+pub fn stage1_key(path: &str) -> Option<String> {
+    match path {
+        "mode_isolator" => Some("weight".to_owned()),
+        _ if path.starts_with("mm_projector.") => key_of(path, Layout::Original),
+        _ => None,
+    }
+}
+
 /// PEFT's key of a part of an adapter, over transformers' module names.
 pub fn peft_key(path: &str) -> Option<String> {
     const MODEL: &str = "base_model.model.model";

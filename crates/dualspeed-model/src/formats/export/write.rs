@@ -11,7 +11,7 @@ use super::collect::Pending;
 use crate::error::ModelError;
 use crate::formats::import::safetensors::{INDEX, SINGLE};
 
-fn failed(path: &Path, error: impl ToString) -> ModelError {
+pub(super) fn failed(path: &Path, error: impl ToString) -> ModelError {
     ModelError::Weights { what: path.display().to_string(), message: error.to_string() }
 }
 

@@ -1,48 +1,69 @@
 //! A checkpoint directory: configuration, weights, and the models they make.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::module::Module;
 use burn::tensor::DType;
 use dualspeed_ops::Backend;
 
+use super::adapter::Adapter;
 use super::config::{Architecture, HfConfig, read_config};
 use super::error::ImportError;
 use super::fill::{KeyLedger, Loaded, fill};
 use super::names::Canonical;
-use super::pickle::PickleWeights;
-use super::safetensors::{INDEX, SINGLE, SafetensorsWeights};
-use super::source::{Layered, WeightSource};
+use super::parts::open_parts;
+use super::recognise::refuse_quantised;
+use super::safetensors::SafetensorsWeights;
+use super::source::{Layered, MemoryWeights, WeightSource};
 use super::tensor::FloatType;
-use crate::config::{DecoderConfig, LlavaConfig, VisionConfig, VitConfig};
+use super::tower::Find;
+use super::weights::open_weights;
+use crate::config::{DecoderConfig, LlavaConfig, ProjectorType, VisionConfig};
 use crate::error::ModelError;
-use crate::formats::{ISOLATOR, PROJECTION};
+use crate::formats::{ISOLATOR, ISOLATOR_BIN, PROJECTION};
 use crate::language::Decoder;
 use crate::nn::Init;
 use crate::vision::ClipVit;
-use crate::vlm::Llava;
+use crate::vlm::{Llava, Parts, require_dtype};
 
-/// PyTorch's name of the single pickle.
-const PICKLE: &str = "pytorch_model.bin";
-/// PyTorch's name of the list of pickles.
-const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
-
-/// How a checkpoint is loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How a checkpoint is loaded, and what is put on it.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
     /// What the weights become; `None` keeps the precision of the file where the backend has it, else 32-bit floats.
     pub dtype: Option<FloatType>,
-    /// Directory of the vision tower's own checkpoint, for LLaVA's own layout, which may leave it out.
+    /// Directory of the vision tower's own checkpoint: LLaVA's own layout may leave it out, a language model has none.
     pub vision_tower: Option<PathBuf>,
+    /// Directory of a PEFT adapter, as peft or LLaVA's trainer wrote it.
+    pub adapter: Option<PathBuf>,
+    /// Files of single parts, or directories of such files (LLaVA's stage 1): projector, mode isolator.
+    pub parts: Vec<PathBuf>,
+    /// The projector between a language model and a vision tower that have none yet: where stage 1 begins.
+    pub new_projector: Option<NewProjector>,
+}
+
+/// A projector that is not trained yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewProjector {
+    /// Its kind.
+    pub kind: ProjectorType,
+    /// The seed of its weights.
+    pub seed: u64,
 }
 
 /// A checkpoint whose headers have been read.
 pub struct Checkpoint {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// What `config.json` says, corrected by what the weights show.
     pub config: HfConfig,
-    weights: Box<dyn WeightSource>,
+    /// The directory that the vision tower's weights or sizes are from, if it is one of its own.
+    pub tower: Option<PathBuf>,
+    pub(super) weights: Box<dyn WeightSource>,
+    pub(super) adapter: Option<Adapter>,
+    /// Paths that parts and adapters brought.
+    pub(super) parts: BTreeSet<String>,
+    /// The seed of a projector that no file has.
+    pub(super) fresh_projector: Option<u64>,
 }
 
 /// A model of any kind.
@@ -73,31 +94,46 @@ impl LoadReport {
 }
 
 impl Checkpoint {
-    /// Reads the configuration and the headers of the weights in a directory of transformers' or LLaVA's own layout.
+    /// Reads the configuration and the headers of the weights in a directory of transformers' or LLaVA's own layout, and puts on it
+    /// what the options name.
     ///
     /// # Errors
     /// [`ImportError`] names the file, and the field or key.
     pub fn open(dir: &Path, options: &LoadOptions) -> Result<Self, ImportError> {
+        Self::open_with(dir, options, &|_| None)
+    }
+
+    /// [`Checkpoint::open`] where `find` looks for vision towers that are in no directory here.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(
+        dir: &Path,
+        options: &LoadOptions,
+        find: &Find<'_>,
+    ) -> Result<Self, ImportError> {
         let file = dir.join("config.json");
         if !file.is_file() {
             let problem = "this directory has no config.json, so it is no checkpoint";
             return Err(ImportError::malformed(dir, problem));
         }
         let config = read_config(&file)?;
-        let weights: Box<dyn WeightSource> = Box::new(Canonical::new(open_weights(dir)?)?);
-        let mut checkpoint = Self { path: dir.to_owned(), config, weights };
-        checkpoint.add_vision_tower(options)?;
+        let weights = open_weights(dir)?;
+        refuse_quantised(dir, config.quantised.as_deref(), &*weights)?;
+        let mut layers: Vec<Box<dyn WeightSource>> = vec![Box::new(Canonical::new(weights)?)];
         // What the layouts have no place for is in files of its own.
-        for name in [ISOLATOR, PROJECTION] {
+        for name in [ISOLATOR_BIN, ISOLATOR] {
             let path = dir.join(name);
             if path.is_file() {
-                let own = Canonical::new(Box::new(SafetensorsWeights::open(&path)?))?;
-                checkpoint.weights =
-                    Box::new(Layered::new(dir, vec![checkpoint.weights, Box::new(own)]));
+                layers.extend(open_parts(&path)?);
             }
         }
-        checkpoint.settle()?;
-        Ok(checkpoint)
+        let projection = dir.join(PROJECTION);
+        if projection.is_file() {
+            layers
+                .push(Box::new(Canonical::new(Box::new(SafetensorsWeights::open(&projection)?))?));
+        }
+        Self::unsettled(dir, config, Box::new(Layered::new(dir, layers))).compose(options, find)
     }
 
     /// A checkpoint of parts that are at hand: an archive of another format, a test.
@@ -109,9 +145,21 @@ impl Checkpoint {
         config: HfConfig,
         weights: Box<dyn WeightSource>,
     ) -> Result<Self, ImportError> {
-        let mut checkpoint = Self { path: path.to_owned(), config, weights };
+        let mut checkpoint = Self::unsettled(path, config, weights);
         checkpoint.settle()?;
         Ok(checkpoint)
+    }
+
+    fn unsettled(path: &Path, config: HfConfig, weights: Box<dyn WeightSource>) -> Self {
+        Self {
+            path: path.to_owned(),
+            config,
+            tower: None,
+            weights,
+            adapter: None,
+            parts: BTreeSet::new(),
+            fresh_projector: None,
+        }
     }
 
     /// Puts weights, named by path in our model, over those there are.
@@ -119,9 +167,14 @@ impl Checkpoint {
     /// # Errors
     /// If they change what the model is in a way it cannot be.
     pub fn overlay(mut self, weights: Box<dyn WeightSource>) -> Result<Self, ImportError> {
-        self.weights = Box::new(Layered::new(self.path.clone(), vec![self.weights, weights]));
+        self.add(weights);
         self.settle()?;
         Ok(self)
+    }
+
+    pub(super) fn add(&mut self, weights: Box<dyn WeightSource>) {
+        let own = std::mem::replace(&mut self.weights, Box::new(MemoryWeights::default()));
+        self.weights = Box::new(Layered::new(self.path.clone(), vec![own, weights]));
     }
 
     /// The directory or file.
@@ -129,47 +182,25 @@ impl Checkpoint {
         &self.path
     }
 
-    /// All tensors, by path in our model.
+    /// All tensors, by path in our model; adapters that stay adapters are not among them.
     pub fn weights(&self) -> &dyn WeightSource {
         &*self.weights
     }
 
-    /// LLaVA's own layout may name the vision tower only.
-    fn add_vision_tower(&mut self, options: &LoadOptions) -> Result<(), ImportError> {
-        let Architecture::Llava(config) = &mut self.config.architecture else { return Ok(()) };
-        if self.weights.tensors().keys().any(|path| path.starts_with("vision_tower.")) {
-            // With its weights here, its sizes are those of the weights; config.json has none in this layout.
-            if self.config.mm_vision_tower.is_some()
-                && let Some(dir) = &options.vision_tower
-            {
-                config.vision = tower_config(dir, &config.vision)?;
-            }
-            return Ok(());
-        }
-        let beside = self.config.mm_vision_tower.as_ref().map(|name| self.path.join(name));
-        let beside = beside.filter(|dir| dir.join("config.json").is_file());
-        let Some(dir) = options.vision_tower.clone().or(beside) else {
-            let name = self.config.mm_vision_tower.as_deref().unwrap_or("a CLIP checkpoint");
-            let problem = format!(
-                "the vision tower's weights are not in it; pass the directory of {name} (--vision-tower DIR)"
-            );
-            return Err(ImportError::malformed(&self.path, problem));
-        };
-        config.vision = tower_config(&dir, &config.vision)?;
-        let tower = Canonical::new(open_weights(&dir)?)?;
-        let own = std::mem::replace(&mut self.weights, Box::new(Layered::new("", Vec::new())));
-        self.weights = Box::new(Layered::new(self.path.clone(), vec![Box::new(tower), own]));
-        Ok(())
+    /// The adapter that was put on it.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     /// What only the weights tell: whether the head is tied, whether there is a projection into CLIP's shared space, how
     /// long the isolator is.
-    fn settle(&mut self) -> Result<(), ImportError> {
+    pub(super) fn settle(&mut self) -> Result<(), ImportError> {
         let tensors = self.weights.tensors();
         let shape = |path: &str| tensors.get(path).map(|info| info.shape.clone());
         let projection = shape("vision_tower.visual_projection.weight");
         let projection = projection.and_then(|shape| shape.first().copied());
         let head = tensors.contains_key("language_model.lm_head.weight");
+        let lora = self.adapter.as_ref().and_then(|adapter| adapter.config.clone());
         let tied = !head && self.config.tied == Some(true);
         match &mut self.config.architecture {
             Architecture::Llava(config) => {
@@ -181,6 +212,7 @@ impl Checkpoint {
                     Some([length, _]) => *length,
                     _ => 0,
                 };
+                config.lora = lora;
                 let valid = config.validate();
                 valid.map_err(|source| ImportError::Invalid { path: self.path.clone(), source })
             }
@@ -207,9 +239,20 @@ impl Checkpoint {
     }
 
     /// The element type weights get on this backend.
-    fn dtype<B: Backend>(&self, device: &B::Device, options: &LoadOptions) -> Option<FloatType> {
+    ///
+    /// # Errors
+    /// [`ModelError::Dtype`] if one is asked for that the backend has not.
+    fn dtype<B: Backend>(
+        &self,
+        device: &B::Device,
+        options: &LoadOptions,
+    ) -> Result<Option<FloatType>, ImportError> {
+        if let Some(dtype) = options.dtype {
+            require_dtype::<B>(dtype.into(), device).map_err(Box::new)?;
+            return Ok(Some(dtype));
+        }
         let half = [DType::BF16, DType::F16].iter().all(|dtype| B::supports_dtype(device, *dtype));
-        options.dtype.or((!half).then_some(FloatType::F32))
+        Ok((!half).then_some(FloatType::F32))
     }
 
     /// Builds the model and fills every parameter.
@@ -222,8 +265,25 @@ impl Checkpoint {
         options: &LoadOptions,
         device: &B::Device,
     ) -> Result<(AnyModel<B>, LoadReport), ImportError> {
+        self.load_with(&Parts::default(), options, device)
+    }
+
+    /// [`Checkpoint::load`] with vision towers of other crates.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_with<B: Backend>(
+        &self,
+        parts: &Parts,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<(AnyModel<B>, LoadReport), ImportError> {
         let begin = Instant::now();
-        let dtype = self.dtype::<B>(device, options);
+        let mut dtype = self.dtype::<B>(device, options)?;
+        if self.adapter.as_ref().is_some_and(|adapter| adapter.folded() > 0) {
+            // What is folded is in 32 bits; it becomes what the rest is.
+            dtype = Some(dtype.unwrap_or_else(|| self.commonest_type()));
+        }
         let source = &*self.weights;
         let mut ledger = KeyLedger::new(source);
         let model = match &self.config.architecture {
@@ -231,8 +291,14 @@ impl Checkpoint {
                 let own = || self.commonest_type();
                 let config =
                     LlavaConfig { dtype: dtype.unwrap_or_else(own).into(), ..(**config).clone() };
-                let model = build::<B>(&config, device)?;
-                AnyModel::Llava(Box::new(fill_llava(model, source, &mut ledger, dtype)?))
+                let seed = self.fresh_projector;
+                let model = config.init_with::<B>(parts, device, seed.unwrap_or(0));
+                let model = model.map_err(|error| ImportError::Model(Box::new(error)))?;
+                let mut model = self.fill_llava(model, &mut ledger, dtype)?;
+                if let Some(adapter) = &self.adapter {
+                    model.lora = adapter.fill_lora::<B, _>(model.lora, &model.config.text)?;
+                }
+                AnyModel::Llava(Box::new(model))
             }
             Architecture::Decoder(config) => {
                 let model = config.init::<B>(&Init::new(0, device).at("language_model"));
@@ -271,6 +337,32 @@ impl Checkpoint {
         }
     }
 
+    fn fill_llava<B: Backend>(
+        &self,
+        model: Llava<B>,
+        ledger: &mut KeyLedger,
+        dtype: Option<FloatType>,
+    ) -> Result<Llava<B>, ImportError> {
+        let source = &*self.weights;
+        // Trained from the start, and small: in full precision whatever the rest is.
+        let full = Some(FloatType::F32);
+        let projector = self.parts.iter().any(|path| path.starts_with("mm_projector"));
+        let projector = if projector { full } else { dtype };
+        let mm_projector = match self.fresh_projector {
+            Some(_) => model.mm_projector,
+            None => fill(model.mm_projector, "mm_projector", source, ledger, projector)?,
+        };
+        Ok(Llava {
+            vision_tower: fill(model.vision_tower, "vision_tower", source, ledger, dtype)?,
+            mm_projector,
+            image_newline: fill(model.image_newline, "image_newline", source, ledger, projector)?,
+            mode_isolator: fill(model.mode_isolator, "mode_isolator", source, ledger, full)?,
+            language_model: fill(model.language_model, "language_model", source, ledger, dtype)?,
+            lora: model.lora,
+            config: model.config,
+        })
+    }
+
     /// The decoder's configuration, if there is a decoder.
     pub fn text_config(&self) -> Option<&DecoderConfig> {
         match &self.config.architecture {
@@ -279,92 +371,6 @@ impl Checkpoint {
             Architecture::Clip(_) => None,
         }
     }
-}
-
-fn build<B: Backend>(config: &LlavaConfig, device: &B::Device) -> Result<Llava<B>, ImportError> {
-    config.init::<B>(device, 0).map_err(|error| ImportError::Model(Box::new(error)))
-}
-
-fn fill_llava<B: Backend>(
-    model: Llava<B>,
-    source: &dyn WeightSource,
-    ledger: &mut KeyLedger,
-    dtype: Option<FloatType>,
-) -> Result<Llava<B>, ImportError> {
-    Ok(Llava {
-        vision_tower: fill(model.vision_tower, "vision_tower", source, ledger, dtype)?,
-        mm_projector: fill(model.mm_projector, "mm_projector", source, ledger, dtype)?,
-        image_newline: fill(model.image_newline, "image_newline", source, ledger, dtype)?,
-        // Trained from the start, and small: in full precision whatever the rest is.
-        mode_isolator: fill(
-            model.mode_isolator,
-            "mode_isolator",
-            source,
-            ledger,
-            Some(FloatType::F32),
-        )?,
-        language_model: fill(model.language_model, "language_model", source, ledger, dtype)?,
-        lora: model.lora,
-        config: model.config,
-    })
-}
-
-/// Fills one part of a model from tensors named by path, all of which must be of that part.
-///
-/// # Errors
-/// As [`Checkpoint::load`].
-pub fn fill_part<B: Backend, M: Module<B>>(
-    module: M,
-    root: &str,
-    source: &dyn WeightSource,
-    dtype: Option<FloatType>,
-) -> Result<M, ImportError> {
-    let mut ledger = KeyLedger::new(source);
-    let module = fill(module, root, source, &mut ledger, dtype)?;
-    ledger.close(source)?;
-    Ok(module)
-}
-
-/// Sizes of a vision tower's own checkpoint, with what LLaVA selects of it.
-fn tower_config(dir: &Path, selected: &VisionConfig) -> Result<VisionConfig, ImportError> {
-    let file = dir.join("config.json");
-    match read_config(&file)?.architecture {
-        Architecture::Clip(tower) => Ok(VisionConfig::Vit(match selected {
-            VisionConfig::Vit(selected) => VitConfig {
-                mm_vision_select_layer: selected.mm_vision_select_layer,
-                mm_vision_select_feature: selected.mm_vision_select_feature,
-                ..tower
-            },
-            _ => tower,
-        })),
-        _ => Err(ImportError::malformed(
-            &file,
-            "this is no vision tower; it must be a CLIP checkpoint",
-        )),
-    }
-}
-
-/// Opens the weights of a directory, whichever way they are kept.
-///
-/// # Errors
-/// [`ImportError`] if there are none or a header is damaged.
-pub fn open_weights(dir: &Path) -> Result<Box<dyn WeightSource>, ImportError> {
-    let file = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
-    if let Some(path) = file(INDEX) {
-        return Ok(Box::new(SafetensorsWeights::open_index(&path)?));
-    }
-    if let Some(path) = file(SINGLE) {
-        return Ok(Box::new(SafetensorsWeights::open(&path)?));
-    }
-    if let Some(path) = file(PICKLE_INDEX) {
-        return Ok(Box::new(PickleWeights::open_index(&path)?));
-    }
-    if let Some(path) = file(PICKLE) {
-        return Ok(Box::new(PickleWeights::open(&path)?));
-    }
-    let problem =
-        format!("there are no weights: none of {INDEX}, {SINGLE}, {PICKLE_INDEX}, {PICKLE}");
-    Err(ImportError::malformed(dir, problem))
 }
 
 impl From<ImportError> for ModelError {

@@ -2,8 +2,8 @@
 
 use dualspeed_ops::Backend;
 
-use super::checkpoint::fill_part;
 use super::error::ImportError;
+use super::fill::fill_part;
 use super::names::Canonical;
 use super::source::WeightSource;
 use super::tensor::FloatType;

@@ -10,9 +10,10 @@ use serde_json::Value;
 use super::decoder::{Family, decoder};
 use super::error::ImportError;
 use super::json::Json;
+use super::recognise::quantised;
 use crate::config::{
-    AnyresConfig, DecoderConfig, EFFICIENTNET_LITE0, EfficientNetConfig, HiddenAct, LlavaConfig,
-    ProjectorType, SelectFeature, VisionConfig, VitConfig, VitFamily,
+    AnyresConfig, CustomVisionConfig, DecoderConfig, EFFICIENTNET_LITE0, EfficientNetConfig,
+    HiddenAct, LlavaConfig, ProjectorType, SelectFeature, VisionConfig, VitConfig, VitFamily,
 };
 use crate::vision::clip_text::ClipTextConfig;
 
@@ -34,8 +35,17 @@ pub struct HfConfig {
     pub architecture: Architecture,
     /// The id that stands for visual tokens in transformers' prompts.
     pub image_token_id: Option<i64>,
+    /// Whether it is of LLaVA's own code, whose file has no sizes of the vision tower: [`VisionConfig`] is then a placeholder until
+    /// the tower's own file is read.
+    pub original: bool,
     /// LLaVA's own code names the vision tower's checkpoint here and may keep its weights elsewhere.
     pub mm_vision_tower: Option<String>,
+    /// How LLaVA's own code makes rectangles into squares: `pad`, `square` or `anyres`.
+    pub image_aspect_ratio: Option<String>,
+    /// The model that this one was made from, as transformers notes it: a directory or a name on the hub.
+    pub name_or_path: Option<String>,
+    /// How the weights are quantised, if the file says that they are.
+    pub quantised: Option<String>,
     /// The type weights are said to be saved in.
     pub dtype: Option<String>,
     /// Whether the file says that the head is the embedding table; the keys in the checkpoint decide.
@@ -85,6 +95,10 @@ pub fn parse_config(path: &Path, text: &[u8]) -> Result<HfConfig, ImportError> {
         }
     };
     Ok(HfConfig {
+        original: matches!(architecture, Architecture::Llava(_)) && !json.has("text_config"),
+        image_aspect_ratio: json.str("image_aspect_ratio")?.map(str::to_owned),
+        name_or_path: json.str("_name_or_path")?.map(str::to_owned),
+        quantised: quantised(&json)?,
         architecture,
         image_token_id: json.int("image_token_id")?.or(json.int("image_token_index")?),
         mm_vision_tower: json.str("mm_vision_tower")?.map(str::to_owned),
@@ -176,6 +190,16 @@ fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
         config.validate().map_err(|source| own.invalid(source))?;
         return Ok(config.into());
     }
+    if let Some(kind) = own.str("model_type")?
+        && own.str("kind")? == Some(kind)
+    {
+        // A tower of another crate, as this crate exports it.
+        let fields = own.fields().clone().into_iter().filter(|(name, _)| name != "model_type");
+        let read = serde_json::from_value::<CustomVisionConfig>(Value::Object(fields.collect()));
+        let config = read.map_err(|error| own.refuse("kind", kind, &error.to_string()))?;
+        config.validate().map_err(|source| own.invalid(source))?;
+        return Ok(config.into());
+    }
     let mut vision = vit(&own)?;
     vision.mm_vision_select_layer = select_layer(json, "vision_feature_layer")?;
     vision.mm_vision_select_feature = match json.str("vision_feature_select_strategy")? {
@@ -196,7 +220,7 @@ fn vision(json: &Json<'_>) -> Result<VisionConfig, ImportError> {
 }
 
 /// `config.json` of LLaVA's own code: a decoder's configuration with `mm_*` fields beside it. The vision tower's sizes are
-/// not in it; those of CLIP ViT-L/14-336 are assumed until its own `config.json` is read.
+/// not in it: what is returned holds the place of those of its own `config.json`.
 fn original(json: &Json<'_>, family: &Family) -> Result<LlavaConfig, ImportError> {
     let mut vision = VitConfig { projection_dim: None, ..VitConfig::clip_vit_l_14_336() };
     vision.mm_vision_select_layer = select_layer(json, "mm_vision_select_layer")?;
@@ -263,7 +287,8 @@ fn vit(json: &Json<'_>) -> Result<VitConfig, ImportError> {
         None | Some("clip_vision_model") => clip(json),
         Some("siglip_vision_model") => siglip(json),
         Some(kind) => {
-            let problem = "vision towers are clip_vision_model and siglip_vision_model";
+            let problem =
+                "vision towers are clip_vision_model, siglip_vision_model and efficientnet_lite0";
             Err(json.refuse("model_type", kind, problem))
         }
     }

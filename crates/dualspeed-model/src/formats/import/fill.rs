@@ -77,6 +77,43 @@ pub(crate) fn fill<B: Backend, M: Module<B>>(
     }
 }
 
+/// Fills one part of a model from tensors named by path, all of which must be of that part.
+///
+/// # Errors
+/// [`ImportError`] if a parameter has no tensor or a tensor no parameter, or one has another shape or cannot be read.
+pub fn fill_part<B: Backend, M: Module<B>>(
+    module: M,
+    root: &str,
+    source: &dyn WeightSource,
+    dtype: Option<FloatType>,
+) -> Result<M, ImportError> {
+    let mut ledger = KeyLedger::new(source);
+    let module = fill(module, root, source, &mut ledger, dtype)?;
+    ledger.close(source)?;
+    Ok(module)
+}
+
+/// Fills those parameters of a part of a model that there are tensors for, and leaves the others alone.
+///
+/// # Errors
+/// As [`fill_part`], but for parameters without a tensor.
+pub(super) fn fill_present<B: Backend, M: Module<B>>(
+    module: M,
+    root: &str,
+    source: &dyn WeightSource,
+    dtype: Option<FloatType>,
+) -> Result<M, ImportError> {
+    let mut ledger = KeyLedger::new(source);
+    ledger.unused.retain(|path| path.split('.').next() == Some(root));
+    if ledger.unused.is_empty() {
+        return Ok(module);
+    }
+    let module = fill(module, root, source, &mut ledger, dtype)?;
+    ledger.missing.clear();
+    ledger.close(source)?;
+    Ok(module)
+}
+
 struct Filler<'a> {
     source: &'a dyn WeightSource,
     ledger: &'a mut KeyLedger,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use dualspeed_core::git_lfs;
 use serde_json::{Map, Value};
 
 use super::error::ImportError;
@@ -17,6 +18,9 @@ pub(crate) struct Json<'a> {
 impl<'a> Json<'a> {
     /// Parses a file whose top level is an object.
     pub fn parse(path: &'a Path, text: &[u8]) -> Result<Self, ImportError> {
+        if git_lfs::is_pointer(text) {
+            return Err(ImportError::malformed(path, git_lfs::ADVICE));
+        }
         match serde_json::from_slice(text) {
             Ok(Value::Object(fields)) => Ok(Self { path, prefix: String::new(), fields }),
             Ok(_) => Err(ImportError::malformed(path, "expected a JSON object")),
@@ -26,6 +30,14 @@ impl<'a> Json<'a> {
 
     pub fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field)
+    }
+
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.fields
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
     }
 
     pub fn has(&self, field: &str) -> bool {

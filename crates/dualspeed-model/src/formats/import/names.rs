@@ -28,8 +28,6 @@ const PREFIXES: &[(&str, &str)] = &[
     ("mm_projector.0.", "mm_projector.linear_1."),
     ("mm_projector.2.", "mm_projector.linear_2."),
     ("mm_projector.linear_", "mm_projector.linear_"),
-    ("model.mode_isolator.weight", "mode_isolator"),
-    ("model.mode_isolator", "mode_isolator"),
     ("mode_isolator.weight", "mode_isolator"),
     // transformers
     ("model.vision_tower.vision_model.", "vision_tower."),

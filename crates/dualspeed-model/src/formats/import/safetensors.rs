@@ -15,6 +15,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use super::error::ImportError;
+use super::recognise::refuse_pointer;
 use super::source::{TensorInfo, WeightSource};
 use super::tensor::{FloatType, HostTensor};
 
@@ -97,6 +98,7 @@ impl SafetensorsWeights {
 
     /// Reads a file's header; returns the names of its tensors.
     fn add(&mut self, path: &Path) -> Result<Vec<String>, ImportError> {
+        refuse_pointer(path)?;
         let malformed = |problem: String| ImportError::malformed(path, problem);
         let mut file = File::open(path).map_err(ImportError::read(path))?;
         let size = file.metadata().map_err(ImportError::read(path))?.len();

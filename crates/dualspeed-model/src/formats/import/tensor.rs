@@ -40,6 +40,16 @@ impl FloatType {
     }
 }
 
+impl From<Dtype> for FloatType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self::F32,
+            Dtype::Float16 => Self::F16,
+            Dtype::BFloat16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<FloatType> for Dtype {
     fn from(dtype: FloatType) -> Self {
         match dtype {

@@ -9,12 +9,15 @@ use clap::Args;
 use dualspeed_data::{ExampleSource, MemorySource};
 use dualspeed_model::{Llava, View};
 use dualspeed_ops::AutodiffBackend;
-use dualspeed_train::{EvalOptions, EvalReport, EvalView, evaluate};
+use dualspeed_train::config::InitConfig;
+use dualspeed_train::{EvalOptions, EvalReport, EvalView, TrainConfig, evaluate};
 
+use super::checkpoint_args::PutArgs;
 use super::global_args::GlobalArgs;
 use crate::experiment::{self, evaluation_views};
 use crate::extensions::{Extensions, parts, registry, sources};
-use crate::output::print_line;
+use crate::hub;
+use crate::output::{note, print_line};
 use crate::quickstart::TEST_SCENES;
 use crate::report::table::plain_table;
 use crate::run_dir;
@@ -22,9 +25,21 @@ use crate::run_dir;
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub(crate) struct EvalArgs {
-    /// The run directory, or one checkpoint in it.
-    #[arg(long)]
-    run: PathBuf,
+    /// The run directory.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    run: Option<PathBuf>,
+    /// A published checkpoint instead: a directory, a GGUF file, a name on the hub; on the held-out data of --config.
+    #[arg(long, value_name = "PATH", requires = "config")]
+    model: Option<PathBuf>,
+    /// What is put on that checkpoint.
+    #[command(flatten)]
+    put: PutArgs,
+    /// With --model: a configuration with [data.valid], and with the pruning to evaluate.
+    #[arg(long, value_name = "FILE", requires = "model")]
+    config: Option<PathBuf>,
+    /// With --config: override a key (repeatable).
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
     /// Number of test examples (all by default).
     #[arg(long)]
     limit: Option<usize>,
@@ -52,21 +67,26 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     device: &B::Device,
 ) -> anyhow::Result<()> {
     anyhow::ensure!(args.limit != Some(0), "--limit 0 leaves nothing to evaluate; give at least 1");
-    let config = run_dir::read_config(&args.run)?;
+    let config = read_config(args, !global.quiet)?;
     let source: Arc<dyn ExampleSource> =
         match (&config.data.valid, config.data.train.scene_config()) {
             (Some(valid), _) => {
                 let source =
                     valid.open(&config.model, config.seed, config.compat, &sources::<E>())?;
-                run_dir::warn_of_other_data(&args.run, &*source)?;
+                if let Some(run) = &args.run {
+                    run_dir::warn_of_other_data(run, &*source)?;
+                }
                 source
             }
             (None, Some(_)) => {
                 Arc::new(experiment::test_source(&config, args.limit.unwrap_or(TEST_SCENES))?)
             }
             (None, None) => anyhow::bail!(
-                "{} names no held-out data; add a [data.valid] section to its config.toml",
-                args.run.display()
+                "{} names no held-out data; add a [data.valid] section to it",
+                match (&args.run, &args.config) {
+                    (Some(run), _) => run.join("config.toml").display().to_string(),
+                    (None, config) => config.clone().unwrap_or_default().display().to_string(),
+                }
             ),
         };
     let source: Arc<dyn ExampleSource> = match args.limit {
@@ -78,7 +98,10 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
         }
         _ => source,
     };
-    let model: Llava<B::InnerBackend> = run_dir::load_model(&args.run, &parts::<B, E>(), device)?;
+    let model: Llava<B::InnerBackend> = match &args.run {
+        Some(run) => run_dir::load_model(run, &parts::<B, E>(), device)?,
+        None => run_dir::initial_model(&config, &parts::<B, E>(), device)?,
+    };
     let registry = registry::<B::InnerBackend, E>(device);
     if !args.pruner.is_empty() {
         pruners::run(args, global, &config, &model, source, &registry, device)?;
@@ -97,6 +120,35 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     } else {
         print_line(table(&report))
     }
+}
+
+/// The configuration of the run, or the one given with the checkpoint's architecture in it.
+fn read_config(args: &EvalArgs, progress: bool) -> anyhow::Result<TrainConfig> {
+    let (config, model) = match (&args.run, &args.config, &args.model) {
+        (Some(run), ..) => {
+            anyhow::ensure!(
+                args.put.is_empty(),
+                "a run brings its own tower, adapters and parts; leave those arguments out"
+            );
+            return run_dir::read_config(run);
+        }
+        (None, Some(config), Some(model)) => (config, hub::locate(model, progress)?),
+        _ => anyhow::bail!("give --run DIR, or --model PATH with --config FILE"),
+    };
+    anyhow::ensure!(
+        run_dir::is_checkpoint(&model),
+        "{} is no checkpoint; a run is evaluated with --run",
+        model.display()
+    );
+    let mut config = TrainConfig::load(config, &args.overrides)?;
+    let load = args.put.load_options();
+    config.init_from = Some(model);
+    config.init =
+        InitConfig { vision_tower: load.vision_tower, adapter: load.adapter, parts: load.parts };
+    for line in run_dir::adopt_whole_checkpoint(&mut config)? {
+        note(format_args!("{line}"));
+    }
+    Ok(config)
 }
 
 /// The views of a report as a table, a row each.

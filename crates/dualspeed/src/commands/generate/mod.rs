@@ -29,7 +29,7 @@ pub(crate) struct GenerateArgs {
     /// The run directory, or one checkpoint in it.
     #[arg(long, required_unless_present = "model", conflicts_with = "model")]
     run: Option<PathBuf>,
-    /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, or a GGUF file.
+    /// A checkpoint: a directory in transformers', LLaVA's or peft's layout, a GGUF file, or a name on the hub.
     #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// How the checkpoint is read.
@@ -97,7 +97,7 @@ pub(crate) fn run<B: Backend, E: Extensions>(
     };
     let mut registry = registry::<B, E>(device);
     if let Some(dir) = &args.checkpoint.clip {
-        let options = args.checkpoint.options()?.load;
+        let options = args.checkpoint.options(global)?.load;
         let tower: Arc<dyn TextTower<B>> = Arc::new(ClipTextTower::open(dir, &options, device)?);
         registry = registry.with_text_tower(move || Ok(tower.clone()));
     }
@@ -137,8 +137,8 @@ fn load<B: Backend, E: Extensions>(
         (None, Some(path)) => path,
         (None, None) => anyhow::bail!("give --run DIR or --model PATH"),
     };
-    let options = args.checkpoint.options()?;
-    let (pipeline, report) = Pipeline::from_checkpoint(path, &options, device)?;
+    let options = args.checkpoint.options(global)?;
+    let (pipeline, report) = Pipeline::from_checkpoint(path, &options, parts, device)?;
     if !global.quiet {
         note(format_args!(
             "read {} tensors, {:.2} GB in {:.1} s ({:.2} GB/s)",

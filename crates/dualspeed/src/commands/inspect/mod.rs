@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::checkpoint_args::CheckpointArgs;
+use super::global_args::GlobalArgs;
 use crate::output::{self, print_line};
 
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A checkpoint directory, an adapter directory, a GGUF file, or a run directory.
+    /// A checkpoint directory, an adapter directory, a GGUF file, a name on the hub, or a run directory.
     path: PathBuf,
     /// How the checkpoint is read.
     #[command(flatten)]
@@ -33,10 +34,10 @@ pub(crate) struct InspectArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &InspectArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let report = match args.path.join("config.toml").is_file() {
         true => report::of_run(args)?,
-        false => report::of_checkpoint(args)?,
+        false => report::of_checkpoint(args, global)?,
     };
     if args.json {
         print_line(serde_json::to_string_pretty(&report)?)

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use dualspeed_model::import::{Adapter, Architecture};
+use dualspeed_model::import::Architecture;
 use dualspeed_model::memory::{self, MemoryEstimate, Workload};
 use dualspeed_model::{DecoderConfig, LlavaConfig, Trainable};
 use serde::Serialize;
 
 use super::InspectArgs;
 use super::describe::{describe_llama, describe_llava, describe_vit};
-use crate::pipeline::OpenedCheckpoint;
+use crate::checkpoint::OpenedCheckpoint;
+use crate::commands::global_args::GlobalArgs;
+use crate::output::note;
 use crate::run_dir;
 
 /// A checkpoint's architecture, its numbers of parameters by part and by element type, and its memory.
@@ -52,10 +54,16 @@ pub(super) fn of_run(args: &InspectArgs) -> anyhow::Result<InspectReport> {
 ///
 /// # Errors
 /// What is missing or damaged, by file.
-pub(super) fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<InspectReport> {
-    let options = args.checkpoint.options()?;
-    let OpenedCheckpoint { checkpoint, adapter, .. } =
-        OpenedCheckpoint::open(&args.path, &options)?;
+pub(super) fn of_checkpoint(
+    args: &InspectArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<InspectReport> {
+    let load = args.checkpoint.options(global)?.load;
+    let opened = OpenedCheckpoint::open(&args.path, &load, !global.quiet)?;
+    for line in opened.notes() {
+        note(format_args!("{line}"));
+    }
+    let checkpoint = &opened.checkpoint;
     let (mut parameters, mut dtypes) = (BTreeMap::new(), BTreeMap::new());
     for (path, info) in checkpoint.weights().tensors() {
         let count = info.shape.iter().map(|side| *side as u64).product::<u64>();
@@ -63,15 +71,9 @@ pub(super) fn of_checkpoint(args: &InspectArgs) -> anyhow::Result<InspectReport>
         *parameters.entry(part).or_default() += count;
         *dtypes.entry(info.dtype.clone()).or_default() += count;
     }
-    let lora = match adapter.as_deref().or(args.checkpoint.adapter.as_deref()) {
-        Some(dir) => Some(Adapter::open(dir)?.config),
-        None => None,
-    };
     let (architecture, text, llava) = match &checkpoint.config.architecture {
         Architecture::Llava(config) => {
-            let mut config = (**config).clone();
-            config.lora = lora;
-            (describe_llava(&config), config.text.clone(), Some(config))
+            (describe_llava(config), config.text.clone(), Some((**config).clone()))
         }
         Architecture::Decoder(config) => (describe_llama(config), config.clone(), None),
         Architecture::Clip(config) => (

@@ -24,6 +24,7 @@ use self::quants::GgmlType;
 use super::checkpoint::Checkpoint;
 use super::config::{Architecture, HfConfig};
 use super::error::ImportError;
+use super::recognise::refuse_pointer;
 use super::source::{TensorInfo, WeightSource};
 use super::tensor::{HostTensor, Values};
 use crate::config::DecoderConfig;
@@ -79,6 +80,7 @@ impl Gguf {
     /// # Errors
     /// [`ImportError`] if it cannot be read or is damaged.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
+        refuse_pointer(path)?;
         let file = File::open(path).map_err(ImportError::read(path))?;
         let size = file.metadata().map_err(ImportError::read(path))?.len();
         let header = read_header(BufReader::new(file), size);
@@ -152,6 +154,12 @@ impl Gguf {
     /// [`ImportError::Config`] if the architecture is not one of Llama, Qwen2 and Qwen3, or a size is missing.
     pub fn config(&self) -> Result<DecoderConfig, ImportError> {
         let architecture = self.architecture();
+        if architecture == "clip" {
+            let problem = "this is an mmproj file, llama.cpp's vision tower and projector, which is not read; take the model as \
+                           transformers or LLaVA publish it, or put the language model's file behind a CLIP directory with \
+                           `assemble`";
+            return Err(self.refuse("general.architecture", architecture, problem));
+        }
         if !matches!(architecture, "llama" | QWEN2 | QWEN3) {
             let problem = "only files of the architectures llama, qwen2 and qwen3 are read";
             return Err(self.refuse("general.architecture", architecture, problem));
@@ -171,6 +179,7 @@ impl Gguf {
             head_dim: self.size(&self.key("attention.key_length"))?,
             intermediate_size: self.required(&self.key("feed_forward_length"))?,
             vocab_size,
+            max_position_embeddings: self.size(&self.key("context_length"))?,
             qkv_bias: architecture == QWEN2,
             qk_norm: architecture == QWEN3,
             mrope_section: None,
@@ -263,7 +272,11 @@ impl Gguf {
             tied: Some(decoder.tie_word_embeddings),
             architecture: Architecture::Decoder(decoder.clone()),
             image_token_id: None,
+            original: false,
             mm_vision_tower: None,
+            image_aspect_ratio: None,
+            name_or_path: None,
+            quantised: None,
             dtype: None,
         };
         let path = self.path.clone();

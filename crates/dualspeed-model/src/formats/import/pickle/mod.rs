@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use self::machine::{Id, Input, Machine, Value};
 use super::error::ImportError;
+use super::recognise::refuse_pointer;
 use super::safetensors::parse_index;
 use super::source::{Layered, TensorInfo, WeightSource};
 use super::tensor::{FloatType, HostTensor};
@@ -55,6 +56,7 @@ impl PickleWeights {
     /// # Errors
     /// [`ImportError`] if it is damaged, of no known format, or would call a function.
     pub fn open(path: &Path) -> Result<Self, ImportError> {
+        refuse_pointer(path)?;
         let mut file = File::open(path).map_err(ImportError::read(path))?;
         let mut head = Vec::new();
         let taken = file.by_ref().take(LEGACY_MAGIC.len() as u64).read_to_end(&mut head);
