@@ -97,11 +97,11 @@ fn every_form_of_a_record_gives_the_same_example() {
     let source = open_records(folder.path(), &forms);
     let first = source.get(0).unwrap();
     assert_eq!(first.input_ids.iter().filter(|id| **id == IMAGE_TOKEN_INDEX).count(), 1);
-    for index in 1..forms.len() {
+    for (index, form) in forms.iter().enumerate().skip(1) {
         let example = source.get(index).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(example.input_ids, first.input_ids, "{}", forms[index]);
+        assert_eq!(example.input_ids, first.input_ids, "{form}");
         assert_eq!(example.labels, first.labels);
-        assert_eq!(example.images[0].key, first.images[0].key, "{}", forms[index]);
+        assert_eq!(example.images[0].key, first.images[0].key, "{form}");
         assert_eq!(example.id, index.to_string(), "a record without an id has its number");
         let outline = source.outline(index).unwrap();
         assert_eq!((outline.input_ids, outline.images.len()), (first.input_ids.clone(), 1));
