@@ -238,7 +238,7 @@ fn stage_one_starts_from_a_language_model_and_a_tower() {
     let text = std::fs::read_to_string(bench.path("run.toml")).unwrap();
     std::fs::write(bench.path("run.toml"), text + "[model.lora]\nr = 2\nalpha = 4.0\n").unwrap();
     bench.run(&["train", "--config", "run.toml", "--init-from", "one", "--out", "two"]).ok();
-    bench.run(&["train", "--resume", "two", "--set", "steps=2"]).refused(&["steps"]);
+    bench.run(&["train", "--resume", "two", "--set", "seed=2"]).refused(&["seed"]);
     bench.run(&["generate", "--run", "two", "--image", "a.png", "--prompt", "What ?"]).ok();
     // A run brings its own parts, and another isolator is no silent change.
     bench

@@ -94,7 +94,10 @@ fn what_is_wrong_is_said() {
     let batch = dir.path().join("b.jsonl");
     std::fs::write(&batch, "{\"prompt\": \"what\"}\n{\"promt\": 1}\n").unwrap();
     let batch = batch.display().to_string();
-    refused(&["generate", "--model", &model, "--batch", &batch], &["b.jsonl:2", "promt"]);
+    refused(
+        &["generate", "--model", &model, "--batch", &batch],
+        &["b.jsonl:2", "missing field `prompt`"],
+    );
     refused(&["inspect", &dir.path().display().to_string()], &["config.json"]);
 }
 

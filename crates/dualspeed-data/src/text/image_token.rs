@@ -20,8 +20,8 @@ pub struct ImageToken {
 
 impl ImageToken {
     /// Finds one for a model of `rows` embeddings: the tokenizer's own; else the one of id `known`; else a new one, where the embeddings have a row to
-    /// spare; else the unknown token, where text is spelled in bytes and never needs it; else the special token of the highest id that neither begins,
-    /// ends nor fills a row, as vocabularies have their reserved ones at the end; else the one that fills rows.
+    /// spare; else the unknown token, where text is spelled in bytes and never needs it; else the last special token behind those that begin, end and
+    /// fill rows, as vocabularies have their reserved ones at the end; else the one that fills rows.
     pub fn find(tokenizer: &TextTokenizer, known: Option<i64>, rows: usize) -> Self {
         let mut inner = tokenizer.inner().clone();
         let text = tokenizer.image_token().to_owned();
@@ -54,12 +54,12 @@ impl ImageToken {
     }
 }
 
-/// The special token of the highest id that has no other use.
+/// The last special token behind those that begin, end and fill rows.
 fn spare_token(tokenizer: &TextTokenizer) -> Option<(i64, String)> {
-    let used = [tokenizer.bos_id(), Some(tokenizer.eos_id()), Some(tokenizer.pad_id())];
+    let used = [tokenizer.bos_id().unwrap_or(0), tokenizer.eos_id(), tokenizer.pad_id()];
     let special = tokenizer.inner().get_added_tokens_decoder();
     let spare = special.into_iter().map(|(id, token)| (i64::from(id), token));
-    let spare = spare.filter(|(id, token)| token.special && !used.contains(&Some(*id)));
+    let spare = spare.filter(|(id, token)| token.special && used.iter().all(|used| used < id));
     spare.max_by_key(|(id, _)| *id).map(|(id, token)| (id, token.content))
 }
 
