@@ -28,7 +28,8 @@ fn config(overrides: &[&str]) -> TrainConfig {
 fn run(config: TrainConfig, dir: &Path, resume: bool) -> anyhow::Result<TrainOutcome<Train>> {
     let device = Default::default();
     let model = run_dir::initial_model::<Train>(&config, &parts::<Train, Outside>(), &device)?;
-    let source = config.data.train.open(&config.model, config.seed, config.compat, &sources::<Outside>())?;
+    let source =
+        config.data.train.open(&config.model, config.seed, config.compat, &sources::<Outside>())?;
     let doors = doors::<Train, Outside>(&device);
     Ok(train(TrainJob { doors, resume, ..TrainJob::new(config, model, source, dir) })?)
 }
