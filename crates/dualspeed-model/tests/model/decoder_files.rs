@@ -124,6 +124,7 @@ fn what_a_file_leaves_out_is_the_class_default() {
         num_key_value_heads: Some(32),
         intermediate_size: 22_016,
         vocab_size: 151_936,
+        max_position_embeddings: Some(32_768),
         qkv_bias: true,
         rope_theta: 10_000.0,
         rms_norm_eps: 1e-6,
