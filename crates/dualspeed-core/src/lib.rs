@@ -2,6 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
+//! | [`date`] | days of the calendar |
 //! | [`files`] | files that are there whole or not at all |
 //! | [`git_lfs`] | what git-lfs leaves in a file's place |
 //! | [`hash`] | digests as text |
@@ -14,6 +15,7 @@
 // They panic where nobody reads.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod date;
 pub mod files;
 pub mod git_lfs;
 pub mod hash;

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dualspeed_core::date;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
@@ -187,24 +188,8 @@ fn process_start(pid: u32) -> Option<String> {
 fn utc(seconds: u64) -> String {
     let (days, rest) = (seconds / 86400, seconds % 86400);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    let (mut year, mut left) = (1970, days);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    while left >= 365 + u64::from(leap(year)) {
-        left -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    format!("{year}-{month:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", left + 1)
+    let day = date::iso(i64::try_from(days).unwrap_or_default());
+    format!("{day} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Days, for templates that tell the date.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use dualspeed_core::date;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 const MONTHS: [&str; 12] = [
@@ -29,23 +29,7 @@ pub(super) struct Date(i64);
 impl Date {
     /// Today (UTC).
     pub(super) fn today() -> Self {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_secs());
-        Self(i64::try_from(seconds / 86_400).unwrap_or_default())
-    }
-
-    /// Year, month and day, counted from 1.
-    ///
-    /// Source: Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`.
-    fn civil(self) -> (i64, usize, i64) {
-        let shifted = self.0 + 719_468;
-        let era = shifted.div_euclid(146_097);
-        let of_era = shifted.rem_euclid(146_097);
-        let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        let of_year = of_era - (365 * year + year / 4 - year / 100);
-        let month = (5 * of_year + 2) / 153;
-        let day = of_year - (153 * month + 2) / 5 + 1;
-        let month = if month < 10 { month + 3 } else { month - 9 };
-        (year + era * 400 + i64::from(month <= 2), month.unsigned_abs() as usize, day)
+        Self(date::today())
     }
 
     fn from_civil(year: i64, month: i64, day: i64) -> Self {
@@ -57,7 +41,7 @@ impl Date {
 
     /// Writes the day as Python's `strftime` does at midnight; `None` for a directive that is not known.
     pub(super) fn format(self, format: &str) -> Option<String> {
-        let (year, month, day) = self.civil();
+        let (year, month, day) = date::civil(self.0);
         let weekday = (self.0 + 3).rem_euclid(7).unsigned_abs() as usize;
         let of_year = self.0 - Self::from_civil(year, 1, 1).0 + 1;
         let (month_name, weekday_name) = (MONTHS.get(month.checked_sub(1)?)?, WEEKDAYS[weekday]);
@@ -103,7 +87,7 @@ impl Date {
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = self.civil();
+        let (year, month, day) = date::civil(self.0);
         write!(f, "{year:04}-{month:02}-{day:02}")
     }
 }

@@ -12,7 +12,6 @@
 //!
 //! Weights are random, drawn on the device; so are pictures and text. Nothing is zero.
 
-mod date;
 mod filter;
 pub mod growth;
 mod model_size;
@@ -26,7 +25,6 @@ mod suite;
 mod synthetic_source;
 pub mod timing;
 
-pub use date::today;
 pub use filter::Filter;
 pub use model_size::ModelSize;
 pub use report::BenchReport;

@@ -5,6 +5,7 @@ mod text;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use dualspeed_core::date;
 use dualspeed_model::Dtype;
 use dualspeed_ops::AutodiffBackend;
 
@@ -14,7 +15,7 @@ use super::pruner_specs::parse_pruner_specs;
 use crate::bench::ops::{self, OpOptions};
 use crate::bench::prune::{self, PruneShapes};
 use crate::bench::steps::{self, StepOptions};
-use crate::bench::{BenchReport, Filter, ModelSize, Row, Suite, growth, today};
+use crate::bench::{BenchReport, Filter, ModelSize, Row, Suite, growth};
 use crate::extensions::{Extensions, registry};
 use crate::files::write_atomic;
 use crate::output::{print_line, say};
@@ -87,7 +88,7 @@ pub(crate) fn run<B: AutodiffBackend, E: Extensions>(
     let mut output = Output {
         report: BenchReport {
             device: format!("{} {device:?}", B::name(device)),
-            date: today(),
+            date: date::iso(date::today()),
             command: format!("dualspeed {command}"),
             size: args.size.name(),
             dtype: format!("{dtype:?}").to_lowercase(),
